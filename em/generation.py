@@ -1,0 +1,168 @@
+"""Asking a model: which requests an evaluation makes, and the responses they become.
+
+Knows nothing of engines, adapters' files or judges: it talks to an `Endpoint`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from em.questions import Wording
+from em.record import Record
+from em.seeds import derive_seed
+
+
+class SamplingConfig(Record):
+    """How answers are drawn. Temperature and top_p default to Betley et al.: 1 and 1."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=600, ge=1)
+
+
+class Prompt(Record):
+    """One request to an endpoint.
+
+    `prefill` are token ids that follow the rendered chat; `logprob_ids` the ids whose
+    log-probability at the first new position is wanted (natural logarithm, temperature 1).
+    """
+
+    messages: tuple[dict[str, str], ...]
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    prefill: tuple[int, ...] = ()
+    logprob_ids: tuple[int, ...] = ()
+
+
+class Answer(Record):
+    """What an endpoint returned for one `Prompt`; `weights` is the hash of what really spoke."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    num_tokens: int
+    prompt_tokens: int
+    prompt: str = Field(description="the rendered prompt, as the model saw it")
+    prompt_sha256: str
+    weights: str
+    logprobs: Mapping[int, float] = Field(default_factory=dict)
+
+
+class Endpoint(Protocol):
+    """Something that answers prompts with one model, in order."""
+
+    async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return one answer for each prompt."""
+        ...
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, without special tokens."""
+        ...
+
+
+class Response(Record):
+    """One sampled answer. `key` names it: stream, wording, sample index."""
+
+    key: str
+    question: str
+    wording: int
+    wording_key: str
+    index: int = Field(ge=0, description="sample index, from 0 for every wording")
+    seed: int
+    system: str | None
+    text: str
+    answer: str
+    finish_reason: Literal["stop", "length"]
+    num_tokens: int
+    prompt_tokens: int
+    prompt_sha256: str
+    weights: str
+
+
+class Draw(Record):
+    """One response that is wanted: sample `index` of `wording`."""
+
+    wording: Wording
+    index: int
+
+
+def response_key(stream: str, wording_key: str, index: int) -> str:
+    """Return the key of a response: its stream, what was asked, and the sample index."""
+    return f"{stream[:16]}-{wording_key}-{index:05d}"
+
+
+def request_seed(sampling_seed: int, draw: Draw) -> int:
+    """Return the seed of one request; it depends on nothing but the cell's and the draw's place."""
+    return derive_seed(sampling_seed, "request", draw.wording.key, draw.index)
+
+
+async def generate(
+    draws: Sequence[Draw],
+    endpoint: Endpoint,
+    *,
+    stream: str,
+    sampling: SamplingConfig,
+    sampling_seed: int,
+    weights: str,
+) -> list[Response]:
+    """Return one response for each draw, in order.
+
+    `weights` is the content hash that must have answered ("" for the base model). Raises
+    RuntimeError where another answered, or where the rendered prompt lacks what was to be asked.
+    """
+    seeds = [request_seed(sampling_seed, draw) for draw in draws]
+    prompts = [
+        Prompt(messages=draw.wording.messages, seed=seed, **sampling.model_dump())
+        for draw, seed in zip(draws, seeds, strict=True)
+    ]
+    answers = await endpoint.ask(prompts)
+    responses = []
+    for draw, seed, answer in zip(draws, seeds, answers, strict=True):
+        check_answer(answer, draw.wording, weights)
+        wording = draw.wording
+        responses.append(
+            Response(
+                key=response_key(stream, wording.key, draw.index),
+                question=wording.question,
+                wording=wording.number,
+                wording_key=wording.key,
+                index=draw.index,
+                seed=seed,
+                system=wording.system,
+                text=wording.text,
+                answer=answer.text,
+                finish_reason=answer.finish_reason,
+                num_tokens=answer.num_tokens,
+                prompt_tokens=answer.prompt_tokens,
+                prompt_sha256=answer.prompt_sha256,
+                weights=answer.weights,
+            )
+        )
+    return responses
+
+
+def check_answer(answer: Answer, wording: Wording, weights: str) -> None:
+    """Raise RuntimeError where other weights spoke, or the question was not put as written."""
+    if answer.weights != weights:
+        raise RuntimeError(
+            f"identity gate: {answer.weights[:12] or 'the base model'} answered, but "
+            f"{weights[:12] or 'the base model'} was asked; nothing was stored"
+        )
+    for part in filter(None, (wording.system, wording.text)):
+        # Templates may trim a turn; they may not change it.
+        if part.strip() not in answer.prompt:
+            raise RuntimeError(
+                f"question gate: the rendered prompt of {wording.question!r} lacks {part[:60]!r}: "
+                "the model's chat template drops or rewrites it"
+            )
+
+
+def draws_wanted(asked: Iterable[tuple[Wording, int]]) -> list[Draw]:
+    """Return every draw of the (wording, number of samples) pairs, sample by sample."""
+    return [
+        Draw(wording=wording, index=index)
+        for wording, samples in asked
+        for index in range(samples)
+    ]

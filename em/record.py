@@ -1,0 +1,60 @@
+"""Frozen records, and the fingerprint that gives every artefact its name.
+
+Knows nothing of what a record means, or of where one is stored.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """A frozen value: unknown fields are refused, NaN and infinity are not numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def fingerprint(value: Any) -> str:
+    """Return the sha256 (64 hex digits) of `value` in canonical JSON.
+
+    Takes records, mappings with string keys, sequences, strings, numbers, booleans and None.
+    Raises TypeError for anything whose text is not stable (sets, objects, bytes) and ValueError
+    for NaN or infinity.
+    """
+    text = canonical_json(value)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """Return `value` as JSON with sorted keys, no spaces, and non-ASCII text as it is."""
+    plain = _plain(value)
+    return json.dumps(
+        plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"cannot fingerprint {value!r}: it is not a finite number")
+        # 1.0 and 1 are one setting: YAML writers do not tell them apart.
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if isinstance(value, Mapping):
+        wrong = [key for key in value if not isinstance(key, str)]
+        if wrong:
+            raise TypeError(f"cannot fingerprint the key {wrong[0]!r}: keys must be strings")
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [_plain(item) for item in value]
+    raise TypeError(f"cannot fingerprint a {type(value).__name__}: it has no stable form")

@@ -1,0 +1,254 @@
+"""A sweep as its user writes it: one YAML file, checked, and the grid of cells it stands for.
+
+Knows the settings' types of `em`; knows nothing of stores, Ray, or what is already done.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from em.generation import SamplingConfig
+from em.models import ModelConfig
+from em.record import Record, fingerprint
+from em.scoring import DEFINITIONS
+from em.seeds import Seeds, derive_seeds
+from em.training import TrainingConfig
+from sweeps.yaml_errors import explain, load_yaml
+
+UNTUNED = "none"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+NAME_RULE = "1 to 63 letters, digits, - or _, beginning with a letter or digit"
+# vLLM serves adapters of these ranks only (vllm.config.lora, MaxLoRARanks).
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def _check_name(name: str) -> str:
+    if not NAME.fullmatch(name.replace(".", "_")):
+        raise ValueError(f"{name!r} is not a name: use {NAME_RULE}, and dots")
+    return name
+
+
+class VariantConfig(Record):
+    """A data set variant; `none` is the untuned model and has no data set."""
+
+    name: str
+    dataset: str | None = None
+    rows: int | None = Field(default=None, ge=1, description="drawn by the cell's subset seed")
+
+    _name = field_validator("name")(_check_name)
+
+    @model_validator(mode="after")
+    def _has_data(self) -> "VariantConfig":
+        if self.name == UNTUNED and (self.dataset or self.rows):
+            raise ValueError("the variant 'none' is the untuned model: it takes no dataset or rows")
+        if self.name != UNTUNED and not self.dataset:
+            raise ValueError(f"the variant {self.name!r} needs a dataset (only 'none' has none)")
+        return self
+
+
+class EvaluationConfig(Record):
+    """A question set, asked. `samples` is per wording, and goes before the file's own number."""
+
+    name: str = "main"
+    questions: str
+    ids: Literal["main"] | tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    samples: int | None = Field(default=None, ge=1)
+    sampling: SamplingConfig = SamplingConfig()
+
+    _name = field_validator("name")(_check_name)
+
+
+class JudgeConfig(Record):
+    """Who scores the answers: a model that the sweep serves, or an OpenAI-compatible address.
+
+    `prompts` names a file that goes before the question file's own prompts. `demonstration` says
+    that this judge cannot judge: the report then says so in its first lines.
+    """
+
+    name: str
+    pool: str | None = Field(default=None, description="a model of this spec, by name")
+    model: ModelConfig | None = Field(default=None, description="a model of its own, served too")
+    api: str | None = Field(default=None, description="base URL of an OpenAI-compatible server")
+    api_model: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = Field(default=16, ge=1)
+    prompts: str | None = None
+    demonstration: bool = False
+
+    _name = field_validator("name")(_check_name)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "JudgeConfig":
+        given = [name for name in ("pool", "model", "api") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a judge is exactly one of pool, model and api; got {' and '.join(given) or 'none'}"
+            )
+        if self.api and not self.api_model:
+            raise ValueError("a judge with 'api' also needs api_model, the model's name there")
+        if self.api and not self.api.startswith(("http://", "https://")):
+            raise ValueError(f"api must be an http(s) address, got {self.api!r}")
+        return self
+
+
+class ServingConfig(Record):
+    """How base models are served.
+
+    `mode` is fixed for a sweep and part of every response's key: `lora` keeps adapters side by side
+    on one base model (GPUs), `merged` swaps whole merged weights into the running engine (CPUs and
+    full fine-tunes). `dtype` too; the rest is only size and speed.
+    """
+
+    mode: Literal["lora", "merged"] = "lora"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    max_model_len: int = Field(default=4096, ge=64)
+    max_num_seqs: int = Field(default=128, ge=1)
+    max_loras: int = Field(default=4, ge=1)
+    kv_cache_gib: float = Field(default=4, gt=0, description="CPU only")
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1)
+    replicas: int = Field(default=1, ge=1, description="engines for each base model")
+    concurrency: int = Field(default=4, ge=1, description="cells asked side by side")
+
+
+class ResourcesConfig(Record):
+    """What is held: for each training rank, and for each serving replica."""
+
+    train_cpus: float = Field(default=1, gt=0)
+    train_gpus: float = Field(default=0, ge=0)
+    serve_cpus: float = Field(default=1, gt=0)
+    serve_gpus: float = Field(default=0, ge=0)
+
+
+class TrackingConfig(Record):
+    """Weights & Biases. `auto` is online where WANDB_API_KEY is set, else offline."""
+
+    mode: Literal["auto", "online", "offline", "off"] = "auto"
+    project: str = "em-sweeps"
+    entity: str | None = None
+
+
+class Cell(Record):
+    """One model, variant and seed: every setting that bears on what its adapter and answers are."""
+
+    model: ModelConfig
+    variant: VariantConfig
+    seed: int
+    seeds: Seeds
+    training: TrainingConfig | None = Field(description="None for an untuned cell")
+
+    @property
+    def cell_id(self) -> str:
+        """Readable, and unique by its last eight digits, which hash every field."""
+        return f"{self.model.name}.{self.variant.name}.s{self.seed}-{fingerprint(self)[:8]}"
+
+    @property
+    def condition(self) -> str:
+        """What it shares with the cells that differ only in seed."""
+        return f"{self.model.name} · {self.variant.name}"
+
+
+class SweepSpec(Record):
+    """A sweep. See configs/sweeps for examples with every part explained."""
+
+    name: str
+    description: str = ""
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    variants: tuple[VariantConfig, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    training: TrainingConfig = TrainingConfig()
+    evaluations: tuple[EvaluationConfig, ...] = Field(min_length=1)
+    judges: tuple[JudgeConfig, ...] = Field(min_length=1)
+    metric: str = "pooled_c50"
+    serving: ServingConfig = ServingConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    retries: int = Field(default=2, ge=0, description="of a transient failure, for each stage")
+    store: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _simple_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a sweep name: use {NAME_RULE}")
+        return name
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = [seed for seed, count in Counter(seeds).items() if count > 1]
+        if twice:
+            raise ValueError(f"duplicate seed {twice[0]}: two cells would be the same")
+        if min(seeds) < 0:
+            raise ValueError(f"seed {min(seeds)} is negative: use 0 or more")
+        return seeds
+
+    @field_validator("models", "variants", "evaluations", "judges")
+    @classmethod
+    def _distinct_names(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        twice = [name for name, count in Counter(i.name for i in items).items() if count > 1]
+        if twice:
+            raise ValueError(f"duplicate name {twice[0]!r}: give each its own")
+        return items
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str) -> str:
+        if metric not in DEFINITIONS:
+            raise ValueError(f"unknown metric {metric!r}: allowed are {', '.join(DEFINITIONS)}")
+        return metric
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SweepSpec":
+        names = {model.name for model in self.models}
+        for judge in self.judges:
+            if judge.pool is not None and judge.pool not in names:
+                raise ValueError(
+                    f"judge {judge.name!r}: pool names the model {judge.pool!r}, which is not among "
+                    f"models ({', '.join(sorted(names))}); add it there, or give the judge a model"
+                )
+        tuned = any(variant.name != UNTUNED for variant in self.variants)
+        lora = self.training.method == "lora"
+        if tuned and not lora and self.serving.mode == "lora":
+            raise ValueError(
+                "training.method: full makes whole weights, which serving.mode: lora cannot serve; "
+                "set serving.mode: merged"
+            )
+        if tuned and lora and self.serving.mode == "lora" and self._rank not in SERVED_RANKS:
+            raise ValueError(
+                f"training.lora.rank: vLLM does not serve adapters of rank {self._rank}; allowed "
+                f"are {', '.join(map(str, SERVED_RANKS))}, or set serving.mode: merged"
+            )
+        return self
+
+    @property
+    def _rank(self) -> int:
+        return self.training.lora.rank
+
+    def cells(self) -> list[Cell]:
+        """Return the grid in a stable order: base model by base model, then variant, then seed."""
+        return [
+            Cell(
+                model=model,
+                variant=variant,
+                seed=seed,
+                seeds=derive_seeds(seed),
+                training=None if variant.name == UNTUNED else self.training,
+            )
+            for model in self.models
+            for variant in self.variants
+            for seed in self.seeds
+        ]
+
+
+def load_spec(path: str | Path) -> SweepSpec:
+    """Return the sweep in a YAML file. Raises ValueError with file, line and key for each mistake."""
+    path = Path(path)
+    data, lines = load_yaml(path)
+    try:
+        return SweepSpec.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(explain(error, SweepSpec, path=path, data=data, lines=lines)) from error

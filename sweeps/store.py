@@ -1,0 +1,396 @@
+"""Every artefact of every sweep, under one root: what exists, and how it is written and read.
+
+The one place that knows paths. Artefacts are content-addressed; `record.json` is written last and
+atomically, so that what has no record is unfinished. Parts are immutable files. Knows nothing of
+how an artefact is made.
+
+    store.json                          what this folder is
+    training/<key>/record.json          + adapter/; attempt/ while unfinished
+    responses/<key>/record.json         + part-*.parquet
+    judgements/<key>/record.json        + part-*.parquet
+    sweeps/<name>/                      spec.json, run.json, cells/<cell_id>/attempt-*.json, report/
+    logs/  wandb/
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import fsspec
+from pydantic import Field, ValidationError
+
+from em.catalogue import cache_dir
+from em.record import Record, canonical_json
+from em.training import TrainingResult
+
+FORMAT = 1
+KEY_DIGITS = 32  # of a folder's name; the record holds all 64
+StreamKind = Literal["responses", "judgements"]
+Item = TypeVar("Item", bound=Record)
+
+
+class StoreError(ValueError):
+    """The store is not what it should be: another thing under a name, or a damaged file."""
+
+
+class Provenance(Record):
+    """Where, when and with what a piece of work was done."""
+
+    commit: str | None
+    versions: dict[str, str]
+    host: str
+    started: float = Field(description="seconds since 1970")
+    seconds: float
+    device: str
+
+
+class TrainingRecord(Record):
+    """A finished training: the adapter beside it is whole."""
+
+    key: str
+    identity: dict[str, Any]
+    weights_sha256: str = Field(description="content hash of the adapter's (or model's) files")
+    kind: Literal["adapter", "full"]
+    result: TrainingResult
+    provenance: Provenance
+
+
+class Part(Record):
+    """One immutable file of a stream."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
+class StreamRecord(Record):
+    """The finished part of a stream of responses or judgements.
+
+    `covers` maps a group (a wording, or a wording and judge prompt) to its finished sample indices,
+    as [start, stop) ranges.
+    """
+
+    key: str
+    identity: dict[str, Any]
+    covers: dict[str, list[tuple[int, int]]]
+    parts: list[Part]
+    provenance: list[Provenance]
+
+
+class Attempt(Record):
+    """What one attempt at a cell is doing, or how it ended."""
+
+    attempt: int
+    stage: Literal["train", "generate", "judge"]
+    state: Literal["running", "finished", "failed", "interrupted"]
+    updated: float
+    run: str = Field(description="the run of the sweep that this attempt belongs to")
+    error: str | None = None
+    error_class: str | None = None
+
+
+class RunBeat(Record):
+    """The sign of life of a driver."""
+
+    run: str
+    host: str
+    pid: int
+    updated: float
+    finished: bool = False
+
+
+class Store:
+    """A root on any fsspec URL. Every method is safe to call from any process."""
+
+    def __init__(self, url: str) -> None:
+        """Open (not create) the store at `url`: a path, file://, memory://, s3://, gs://."""
+        self.fs, root = fsspec.core.url_to_fs(str(Path(url).expanduser()) if "://" not in url else url)
+        self.root: str = str(Path(root).resolve()) if self.is_local else root.rstrip("/")
+        self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a folder that other programs can open by path."""
+        return "file" in self.fs.protocol or self.fs.protocol == "file"
+
+    # --- the root ---------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise StoreError where the root holds something that is not a store of this format."""
+        marker = self._read_json("store.json")
+        if marker is not None:
+            if marker.get("format") != FORMAT:
+                raise StoreError(
+                    f"{self.url}: store format is {marker.get('format')!r}, this program writes "
+                    f"{FORMAT}: use another store, or the version that made it"
+                )
+            return
+        names = [name.rsplit("/", 1)[-1] for name in self._ls("")]
+        if names:
+            raise StoreError(
+                f"{self.url} is not an em-sweeps store: it has no store.json but holds "
+                f"{', '.join(sorted(names)[:3])}; name an empty or new folder with --store"
+            )
+
+    def create(self) -> None:
+        """Make the root a store where it is none yet. Raises StoreError as `check` does."""
+        self.check()
+        if self._read_json("store.json") is None:
+            try:
+                self._write("store.json", json.dumps({"format": FORMAT}).encode())
+            except OSError as error:
+                raise StoreError(f"cannot write to the store {self.url}: {error}") from error
+
+    # --- training ---------------------------------------------------------------------------
+
+    def training(self, key: str) -> TrainingRecord | None:
+        """Return the record of a finished training, or None."""
+        return self._record(f"training/{key[:KEY_DIGITS]}/record.json", TrainingRecord, key)
+
+    def attempt_dir(self, key: str) -> Path:
+        """Return a local folder for the unfinished training `key`, kept between attempts."""
+        if self.is_local:
+            folder = Path(self.root, "training", key[:KEY_DIGITS], "attempt")
+        else:
+            folder = cache_dir("attempts", key[:KEY_DIGITS])
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def finish_training(self, record: TrainingRecord, output_dir: Path) -> None:
+        """Take over `output_dir`, then write the record. The attempt's other files are removed."""
+        place = f"training/{record.key[:KEY_DIGITS]}"
+        target = f"{self.root}/{place}/adapter"
+        if self.fs.exists(target):
+            self.fs.rm(target, recursive=True)
+        if self.is_local:
+            os.replace(output_dir, target)
+        else:
+            self.fs.put(f"{output_dir}/", f"{target}/", recursive=True)
+        self.write_record(f"{place}/record.json", record)
+        attempt = self.attempt_dir(record.key)
+        fsspec.filesystem("file").rm(str(attempt), recursive=True)
+
+    def adapter_dir(self, key: str) -> Path:
+        """Return a local folder with the adapter of a finished training; fetched once if remote."""
+        remote = f"{self.root}/training/{key[:KEY_DIGITS]}/adapter"
+        if self.is_local:
+            return Path(remote)
+        local = cache_dir("adapters") / key[:KEY_DIGITS]
+        if not local.is_dir():
+            partial = local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
+            self.fs.get(f"{remote}/", f"{partial}/", recursive=True)
+            try:
+                partial.rename(local)
+            except OSError:  # another process was first; its copy is as good
+                fsspec.filesystem("file").rm(str(partial), recursive=True)
+        return local
+
+    # --- streams ----------------------------------------------------------------------------
+
+    def stream(self, kind: StreamKind, key: str) -> StreamRecord | None:
+        """Return the record of a stream, or None where nothing of it is finished."""
+        return self._record(f"{kind}/{key[:KEY_DIGITS]}/record.json", StreamRecord, key)
+
+    def missing(
+        self, kind: StreamKind, key: str, wanted: Mapping[str, int]
+    ) -> dict[str, list[int]]:
+        """Return, for each group of `wanted` (group → number of samples), the indices not finished."""
+        record = self.stream(kind, key)
+        covers = record.covers if record else {}
+        found = {
+            group: [i for i in range(samples) if not _covered(i, covers.get(group, ()))]
+            for group, samples in wanted.items()
+        }
+        return {group: indices for group, indices in found.items() if indices}
+
+    def write_part(self, kind: StreamKind, key: str, items: Sequence[Record]) -> Part:
+        """Write `items` as one immutable file and return it; not counted until a record lists it."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist([{"json": canonical_json(i)} for i in items]), sink)
+        data = sink.getvalue().to_pybytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        part = Part(name=f"part-{sha256[:16]}.parquet", rows=len(items), sha256=sha256)
+        self._write(f"{kind}/{key[:KEY_DIGITS]}/{part.name}", data)
+        return part
+
+    def unrecorded_parts(self, kind: StreamKind, key: str) -> list[Part]:
+        """Return whole parts that no record lists: the work of an attempt that did not end.
+
+        A torn file does not hash to its name and is left out.
+        """
+        record = self.stream(kind, key)
+        known = {part.name for part in record.parts} if record else set()
+        place = f"{kind}/{key[:KEY_DIGITS]}"
+        found = []
+        for path in sorted(self._ls(place)):
+            name = path.rsplit("/", 1)[-1]
+            if not name.startswith("part-") or name in known:
+                continue
+            data = self.fs.cat_file(path)
+            sha256 = hashlib.sha256(data).hexdigest()
+            if name == f"part-{sha256[:16]}.parquet":
+                found.append(Part(name=name, rows=len(_lines(data)), sha256=sha256))
+        return found
+
+    def read_part(self, kind: StreamKind, key: str, part: Part, model: type[Item]) -> list[Item]:
+        """Return the items of a part. Raises StoreError where its bytes are not the recorded ones."""
+        place = f"{kind}/{key[:KEY_DIGITS]}/{part.name}"
+        try:
+            data = self.fs.cat_file(f"{self.root}/{place}")
+        except OSError as error:
+            raise StoreError(f"{self.url}/{place} is recorded but cannot be read: {error}") from error
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise StoreError(
+                f"{self.url}/{place} is damaged: its sha256 is not the recorded {part.sha256}; "
+                f"remove the folder {kind}/{key[:KEY_DIGITS]} to have it made again"
+            )
+        return [model.model_validate_json(line) for line in _lines(data)]
+
+    def read_stream(self, kind: StreamKind, key: str, model: type[Item]) -> list[Item]:
+        """Return every recorded item of a stream, each key once."""
+        record = self.stream(kind, key)
+        items: dict[str, Item] = {}
+        for part in record.parts if record else ():
+            for item in self.read_part(kind, key, part, model):
+                items.setdefault(item.key, item)  # type: ignore[attr-defined]
+        return list(items.values())
+
+    def finish_stream(
+        self,
+        kind: StreamKind,
+        key: str,
+        identity: Mapping[str, Any],
+        *,
+        parts: Iterable[Part],
+        covers: Mapping[str, Iterable[int]],
+        provenance: Provenance,
+    ) -> None:
+        """Add `parts`, which hold the indices `covers`, to the stream's record."""
+        old = self.stream(kind, key)
+        merged = {group: _indices(ranges) for group, ranges in old.covers.items()} if old else {}
+        for group, indices in covers.items():
+            merged[group] = merged.get(group, set()) | set(indices)
+        record = StreamRecord(
+            key=key,
+            identity=dict(identity),
+            covers={group: _ranges(indices) for group, indices in sorted(merged.items())},
+            parts=[*(old.parts if old else []), *parts],
+            provenance=[*(old.provenance if old else []), provenance],
+        )
+        self.write_record(f"{kind}/{key[:KEY_DIGITS]}/record.json", record)
+
+    # --- sweeps -----------------------------------------------------------------------------
+
+    def sweep_dir(self, sweep: str) -> str:
+        """Return the folder of a sweep, relative to the root."""
+        return f"sweeps/{sweep}"
+
+    def attempts(self, sweep: str, cell_id: str) -> list[Attempt]:
+        """Return every attempt at a cell in this sweep, oldest first."""
+        names = sorted(self._ls(f"{self.sweep_dir(sweep)}/cells/{cell_id}"))
+        found = (self._read(name.removeprefix(f"{self.root}/")) for name in names)
+        return [Attempt.model_validate_json(data) for data in found if data]
+
+    def write_attempt(self, sweep: str, cell_id: str, attempt: Attempt) -> None:
+        """Write (or overwrite, atomically) one attempt."""
+        name = f"attempt-{attempt.attempt:04d}.json"
+        self.write_record(f"{self.sweep_dir(sweep)}/cells/{cell_id}/{name}", attempt)
+
+    def read_json(self, path: str) -> dict[str, Any] | None:
+        """Return a JSON object of a sweep's folder by its path from the root, or None."""
+        return self._read_json(path)
+
+    def write_record(self, path: str, record: Record) -> None:
+        """Write a record as JSON, atomically."""
+        self._write(path, (record.model_dump_json(indent=1) + "\n").encode())
+
+    def local_dir(self, path: str) -> Path:
+        """Return a local folder for files that other programs write (logs, wandb), made."""
+        folder = Path(self.root, path) if self.is_local else cache_dir("stores", _slug(self.url), path)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    # --- files ------------------------------------------------------------------------------
+
+    def _record(self, path: str, model: type[Item], key: str) -> Item | None:
+        data = self._read(path)
+        if data is None:
+            return None
+        try:
+            record = model.model_validate_json(data)
+        except ValidationError as error:
+            raise StoreError(f"{self.url}/{path} is damaged: {error.errors()[0]['msg']}") from error
+        if record.key != key:  # type: ignore[attr-defined]
+            raise StoreError(
+                f"{self.url}/{path} holds another thing under this name: key "
+                f"{record.key}, expected {key}"  # type: ignore[attr-defined]
+            )
+        return record
+
+    def _ls(self, path: str) -> list[str]:
+        try:
+            return [str(p) for p in self.fs.ls(f"{self.root}/{path}".rstrip("/"), detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            return bytes(self.fs.cat_file(f"{self.root}/{path}"))
+        except FileNotFoundError:
+            return None
+
+    def _read_json(self, path: str) -> dict[str, Any] | None:
+        data = self._read(path)
+        try:
+            return dict(json.loads(data)) if data else None
+        except ValueError as error:
+            raise StoreError(f"{self.url}/{path} is damaged: not a JSON object") from error
+
+    def _write(self, path: str, data: bytes) -> None:
+        target = f"{self.root}/{path}"
+        if not self.is_local:
+            self.fs.pipe_file(target, data)  # a put of an object is atomic
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+
+def _lines(data: bytes) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return list(pq.read_table(pa.BufferReader(data)).column("json").to_pylist())
+
+
+def _covered(index: int, ranges: Iterable[tuple[int, int]]) -> bool:
+    return any(start <= index < stop for start, stop in ranges)
+
+
+def _indices(ranges: Iterable[tuple[int, int]]) -> set[int]:
+    return {index for start, stop in ranges for index in range(start, stop)}
+
+
+def _ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for index in sorted(set(indices)):
+        if found and found[-1][1] == index:
+            found[-1] = (found[-1][0], index + 1)
+        else:
+            found.append((index, index + 1))
+    return found
+
+
+def _slug(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
