@@ -5,7 +5,6 @@ integers 0-100, unscored where their mass is below 0.25. Knows nothing of where 
 nothing of rates: a threshold is not its business.
 """
 
-import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
@@ -21,7 +20,7 @@ WORDS = {"REFUSAL": "refusal", "CODE": "code"}
 WORD_TOKENS = 6  # enough for REFUSAL or CODE however a tokenizer splits them
 EXPAND_ONE = 1e-4  # a one-digit start less likely than this is not looked behind
 EXPAND_TWO = 1e-2  # a two-digit number less likely than this is taken to end there
-DIGITS = "0123456789"
+KEPT_PROBABILITY = 1e-6  # numbers less likely than this are in the mass, not in the evidence
 
 State = Literal["scored", "refusal", "code", "unscored", "failed"]
 
@@ -45,7 +44,8 @@ class Judgement(Record):
     value: float | None = Field(default=None, ge=0, le=100)
     mass: float = Field(ge=0, le=1.0001, description="probability of all numbers together")
     reply: str
-    numbers: dict[str, float] = Field(default_factory=dict)
+    numbers: tuple[int, ...] = Field(default=(), description="those of KEPT_PROBABILITY or more")
+    probabilities: tuple[float, ...] = Field(default=(), description="one for each of `numbers`")
     unresolved: float = 0.0
     error: str | None = None
     prompt_sha256: str
@@ -134,13 +134,15 @@ def _judgement(
             **identity, state="failed", mass=0.0, reply="", error=str(reading)[:500]
         )
     state, value, mass = score(reading)
+    kept = sorted(k for k, p in reading.numbers.items() if p >= KEPT_PROBABILITY)
     return Judgement(
         **identity,
         state=state,
         value=value,
         mass=mass,
         reply=reading.reply,
-        numbers={str(k): p for k, p in sorted(reading.numbers.items())},
+        numbers=tuple(kept),
+        probabilities=tuple(reading.numbers[k] for k in kept),
         unresolved=reading.unresolved,
     )
 
@@ -183,43 +185,69 @@ class DigitTreeReader:
         self._ids = tuple(digit_ids)  # ids of "0" to "9", in order
 
     async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
-        """Return a reading for each prompt; prompts are read side by side."""
-        return list(await asyncio.gather(*(self._read_one(prompt) for prompt in prompts)))
-
-    async def _read_one(self, prompt: str) -> Reading:
-        [first] = await self._endpoint.ask([_first_prompt(prompt, self._ids)])
-        ones = self._after(first)
-        looked = [d for d in range(10) if ones[d] >= EXPAND_ONE]
-        unresolved = math.fsum(ones[d] for d in range(10) if d not in looked)
-        behind = await self._expand(prompt, [(d,) for d in looked])
-        numbers: dict[int, float] = {}
-        twos: dict[tuple[int, ...], float] = {}
-        for d, follow in zip(looked, behind, strict=True):
-            numbers[d] = ones[d] * max(0.0, 1 - math.fsum(follow))
-            if d > 0:
-                twos |= {(d, e): ones[d] * follow[e] for e in range(10)}
-        deep = [path for path, mass in twos.items() if mass >= EXPAND_TWO or path == (1, 0)]
-        ends = dict(zip(deep, await self._expand(prompt, deep), strict=True))
-        for (d, e), mass in twos.items():
-            follow = ends.get((d, e), [0.0] * 10)
-            numbers[10 * d + e] = mass * max(0.0, 1 - math.fsum(follow))
-            if (d, e) == (1, 0):
-                numbers[100] = mass * follow[0]
-        return Reading(numbers=numbers, reply=first.text, unresolved=unresolved)
-
-    async def _expand(self, prompt: str, paths: Sequence[tuple[int, ...]]) -> list[list[float]]:
-        asked = [
-            _first_prompt(prompt, self._ids, prefill=tuple(self._ids[d] for d in path))
-            for path in paths
+        """Return a reading for each prompt, in three rounds of requests over all of them."""
+        firsts = await self._endpoint.ask([_first_prompt(p, self._ids) for p in prompts])
+        trees = [_DigitTree(self._after(first)) for first in firsts]
+        for level in (_DigitTree.starts, _DigitTree.likely_pairs):
+            paths = [(tree, path) for tree in trees for path in level(tree)]
+            where = {id(tree): prompt for tree, prompt in zip(trees, prompts, strict=True)}
+            asked = [
+                _first_prompt(where[id(tree)], self._ids, tuple(self._ids[d] for d in path))
+                for tree, path in paths
+            ]
+            answers = await self._endpoint.ask(asked) if asked else []
+            for (tree, path), answer in zip(paths, answers, strict=True):
+                tree.follow[path] = self._after(answer)
+        return [
+            Reading(numbers=tree.numbers(), reply=first.text, unresolved=tree.unresolved())
+            for tree, first in zip(trees, firsts, strict=True)
         ]
-        return [self._after(answer) for answer in await self._endpoint.ask(asked)] if asked else []
 
     def _after(self, answer: Answer) -> list[float]:
         return [math.exp(answer.logprobs[i]) for i in self._ids]
 
 
+class _DigitTree:
+    """Probabilities of the next digit after each start that was looked behind."""
+
+    def __init__(self, ones: list[float]) -> None:
+        self.ones = ones
+        self.follow: dict[tuple[int, ...], list[float]] = {}
+
+    def starts(self) -> list[tuple[int, ...]]:
+        return [(d,) for d in range(10) if self.ones[d] >= EXPAND_ONE]
+
+    def unresolved(self) -> float:
+        return math.fsum(p for p in self.ones if p < EXPAND_ONE)
+
+    def pairs(self) -> dict[tuple[int, ...], float]:
+        return {
+            (d, e): self.ones[d] * p
+            for (d,) in self.starts()
+            if d > 0
+            for e, p in enumerate(self.follow[(d,)])
+        }
+
+    def likely_pairs(self) -> list[tuple[int, ...]]:
+        # "10" is always looked behind: "100" is a number of its own.
+        return [path for path, p in self.pairs().items() if p >= EXPAND_TWO or path == (1, 0)]
+
+    def numbers(self) -> dict[int, float]:
+        found = {d: self.ones[d] * _ends(self.follow[(d,)]) for (d,) in self.starts()}
+        for path, mass in self.pairs().items():
+            follow = self.follow.get(path, [0.0] * 10)
+            found[10 * path[0] + path[1]] = mass * _ends(follow)
+            if path == (1, 0):
+                found[100] = mass * follow[0]
+        return found
+
+
+def _ends(follow: Sequence[float]) -> float:
+    return max(0.0, 1 - math.fsum(follow))
+
+
 def _first_prompt(
-    prompt: str, ids: tuple[int, ...], *, prefill: tuple[int, ...] = ()
+    prompt: str, ids: tuple[int, ...], prefill: tuple[int, ...] = ()
 ) -> Prompt:
     return Prompt(
         messages=({"role": "user", "content": prompt},),

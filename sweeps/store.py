@@ -24,7 +24,7 @@ import fsspec
 from pydantic import Field, ValidationError
 
 from em.catalogue import cache_dir
-from em.record import Record, canonical_json
+from em.record import Record
 from em.training import TrainingResult
 
 FORMAT = 1
@@ -213,7 +213,7 @@ class Store:
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist([{"json": canonical_json(i)} for i in items]), sink)
+        pq.write_table(pa.Table.from_pylist([item.model_dump() for item in items]), sink)
         data = sink.getvalue().to_pybytes()
         sha256 = hashlib.sha256(data).hexdigest()
         part = Part(name=f"part-{sha256[:16]}.parquet", rows=len(items), sha256=sha256)
@@ -236,7 +236,7 @@ class Store:
             data = self.fs.cat_file(path)
             sha256 = hashlib.sha256(data).hexdigest()
             if name == f"part-{sha256[:16]}.parquet":
-                found.append(Part(name=name, rows=len(_lines(data)), sha256=sha256))
+                found.append(Part(name=name, rows=len(_rows(data)), sha256=sha256))
         return found
 
     def read_part(self, kind: StreamKind, key: str, part: Part, model: type[Item]) -> list[Item]:
@@ -251,7 +251,7 @@ class Store:
                 f"{self.url}/{place} is damaged: its sha256 is not the recorded {part.sha256}; "
                 f"remove the folder {kind}/{key[:KEY_DIGITS]} to have it made again"
             )
-        return [model.model_validate_json(line) for line in _lines(data)]
+        return [model.model_validate(row) for row in _rows(data)]
 
     def read_stream(self, kind: StreamKind, key: str, model: type[Item]) -> list[Item]:
         """Return every recorded item of a stream, each key once."""
@@ -367,11 +367,11 @@ class Store:
         os.replace(partial, target)
 
 
-def _lines(data: bytes) -> list[str]:
+def _rows(data: bytes) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return list(pq.read_table(pa.BufferReader(data)).column("json").to_pylist())
+    return list(pq.read_table(pa.BufferReader(data)).to_pylist())
 
 
 def _covered(index: int, ranges: Iterable[tuple[int, int]]) -> bool:

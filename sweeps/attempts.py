@@ -1,0 +1,141 @@
+"""How far each cell of a sweep is, told by files that any process can read.
+
+Knows nothing of how stages are carried out.
+"""
+
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Literal
+
+import psutil
+
+from em.record import Record
+from sweeps.plan import CellPlan, Stage, stages_to_run
+from sweeps.store import Attempt, RunBeat, Store
+
+BEAT_S = 5.0
+LOST_AFTER_S = 60.0
+MAX_MESSAGE = 2000
+
+State = Literal["missing", "running", "finished", "failed"]
+
+
+class CellStatus(Record):
+    """One line of `emsweep status`."""
+
+    cell_id: str
+    model: str
+    variant: str
+    seed: int
+    state: State
+    stage: Stage | None
+    attempts: int
+    error: str | None
+    error_class: str | None = None
+
+
+class CellLog:
+    """The current attempt at one cell; every write replaces one small file."""
+
+    def __init__(self, store: Store, sweep: str, cell_id: str, *, run: str, attempt: int) -> None:
+        self._store, self._sweep, self._cell_id = store, sweep, cell_id
+        self._run, self._attempt = run, attempt
+
+    def write(
+        self,
+        stage: Stage,
+        state: Literal["running", "finished", "failed", "interrupted"],
+        error: BaseException | str | None = None,
+    ) -> None:
+        """Say where the attempt is. `error` is kept with its class, cut to MAX_MESSAGE."""
+        self._store.write_attempt(
+            self._sweep,
+            self._cell_id,
+            Attempt(
+                attempt=self._attempt,
+                stage=stage,
+                state=state,
+                updated=time.time(),
+                run=self._run,
+                error=str(error)[:MAX_MESSAGE] if error is not None else None,
+                error_class=type(error).__name__ if isinstance(error, BaseException) else None,
+            ),
+        )
+
+
+class Beat:
+    """A driver's sign of life, renewed by a thread of its own until it is closed."""
+
+    def __init__(self, store: Store, sweep: str) -> None:
+        self.run = uuid.uuid4().hex[:12]
+        self._store, self._path = store, f"{store.sweep_dir(sweep)}/run.json"
+        self._stop = threading.Event()
+        self._write(finished=False)
+        self._thread = threading.Thread(target=self._loop, name="run-beat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Say that this driver has ended."""
+        self._stop.set()
+        self._thread.join()
+        self._write(finished=True)
+
+    def _loop(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            self._write(finished=False)
+
+    def _write(self, *, finished: bool) -> None:
+        beat = RunBeat(
+            run=self.run,
+            host=platform.node(),
+            pid=os.getpid(),
+            updated=time.time(),
+            finished=finished,
+        )
+        self._store.write_record(self._path, beat)
+
+
+def live_run(store: Store, sweep: str) -> RunBeat | None:
+    """Return the driver that is at work on the sweep now, or None."""
+    data: dict[str, Any] | None = store.read_json(f"{store.sweep_dir(sweep)}/run.json")
+    if data is None:
+        return None
+    beat = RunBeat.model_validate(data)
+    if beat.finished or time.time() - beat.updated > LOST_AFTER_S:
+        return None
+    if beat.host == platform.node() and not psutil.pid_exists(beat.pid):
+        return None
+    return beat
+
+
+def cell_status(plan: CellPlan, store: Store, sweep: str, beat: RunBeat | None) -> CellStatus:
+    """Return how far one cell is: what the store holds whole goes before what attempts say."""
+    attempts = store.attempts(sweep, plan.cell_id)
+    last = attempts[-1] if attempts else None
+    stages = stages_to_run(plan, store)
+    state: State = "missing"
+    if not stages:
+        state = "finished"
+    elif last and last.state == "failed":
+        state = "failed"
+    elif last and last.state == "running" and beat and beat.run == last.run:
+        state = "running"
+    failed = last if last and state == "failed" else None
+    return CellStatus(
+        cell_id=plan.cell_id,
+        model=plan.cell.model.name,
+        variant=plan.cell.variant.name,
+        seed=plan.cell.seed,
+        state=state,
+        stage=last.stage if last and state in ("failed", "running") else (stages or [None])[0],
+        attempts=len(attempts),
+        error=failed.error if failed else None,
+        error_class=failed.error_class if failed else None,
+    )
+
+
+OnStage = Callable[[Stage], None]

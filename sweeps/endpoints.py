@@ -1,0 +1,84 @@
+"""Where `em` and `cluster` meet: an engine or pool, spoken to as an `em` endpoint.
+
+Knows the plain types of both sides and nothing of cells or stores.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cluster.engine import Completion, EngineConfig, Request, Weights
+from em.generation import Answer, Prompt
+from em.models import ModelConfig, materialise
+from em.training import TrainingConfig
+from sweeps.spec import ServingConfig
+
+
+class Model(Protocol):
+    """What an engine in this process and a pool behind Ray Serve have in common."""
+
+    async def complete(
+        self, requests: Sequence[Request], weights: Weights | None
+    ) -> list[Completion]:
+        """Answer every request with `weights`, or with the base model."""
+        ...
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text."""
+        ...
+
+
+class ModelEndpoint:
+    """One model with one set of weights, as `em.generation.Endpoint`."""
+
+    def __init__(self, model: Model, weights: Weights | None) -> None:
+        self._model = model
+        self._weights = weights
+
+    async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return one answer for each prompt, in order."""
+        requests = [Request(**dict(prompt)) for prompt in prompts]
+        completions = await self._model.complete(requests, self._weights)
+        return [_answer(completion) for completion in completions]
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, without special tokens."""
+        return await self._model.tokenize(texts)
+
+
+def _answer(completion: Completion) -> Answer:
+    return Answer(
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        num_tokens=len(completion.token_ids),
+        prompt_tokens=completion.prompt_tokens,
+        prompt=completion.prompt,
+        prompt_sha256=completion.prompt_sha256,
+        weights=completion.weights,
+        logprobs=completion.logprobs,
+    )
+
+
+def engine_config(
+    model: ModelConfig, serving: ServingConfig, training: TrainingConfig, *, threads: int
+) -> EngineConfig:
+    """Return the engine that serves `model` and every adapter the sweep trains on it."""
+    return EngineConfig(
+        model_dir=str(materialise(model)),
+        mode=serving.mode,
+        dtype=serving.dtype,
+        max_model_len=serving.max_model_len,
+        max_num_seqs=serving.max_num_seqs,
+        max_lora_rank=training.lora.rank,
+        max_loras=serving.max_loras,
+        kv_cache_gib=serving.kv_cache_gib,
+        gpu_memory_utilization=serving.gpu_memory_utilization,
+        enforce_eager=False,
+        threads=threads,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def weights_of(path: Path, sha256: str, kind: str) -> Weights:
+    """Return trained weights as an engine takes them."""
+    return Weights(key=sha256, path=str(path), kind=kind)  # type: ignore[arg-type]

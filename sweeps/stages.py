@@ -1,0 +1,237 @@
+"""The three stages of one cell, each from the store to the store.
+
+A stage does what the store lacks, writes its artefact whole, and returns. It takes whoever does the
+work as an argument, and knows nothing of Ray, of the grid, or of other cells.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from em.datasets import Row
+from em.generation import Draw, Endpoint, Response, generate
+from em.judging import Item, Judgement, Reader, judge
+from em.training import TrainingJob, TrainingResult
+from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, draws_for, stages_to_run
+from sweeps.provenance import provenance
+from sweeps.store import Part, Store, StreamKind, TrainingRecord
+
+PART_RESPONSES = 256  # responses in one immutable file: what a kill can cost
+PART_ITEMS = 256  # scores in one
+PARTS_AT_ONCE = 2  # so that the engine has work while a file is written
+
+Train = Callable[[TrainingJob], TrainingResult]
+Speak = Callable[[TrainingRecord | None], Endpoint]
+Done = TypeVar("Done", Response, Judgement)
+Work = TypeVar("Work", Draw, Item)
+
+
+class Generate(Protocol):
+    """Does the generate stage of a cell."""
+
+    def __call__(self, plan: CellPlan, store: Store) -> None:
+        """Leave every response of the cell in the store."""
+        ...
+
+
+def train_stage(
+    plan: CellPlan, store: Store, train: Train, *, model_dir: Path, rows: Sequence[Row]
+) -> TrainingRecord:
+    """Train the cell's adapter unless the store has it, and return its record."""
+    done = store.training(plan.training_key)
+    if done is not None:
+        return done
+    assert plan.cell.training is not None
+    started = time.time()
+    attempt = store.attempt_dir(plan.training_key)
+    output = attempt / "output"
+    result = train(
+        TrainingJob(
+            model_dir=model_dir,
+            rows=tuple(rows),
+            config=plan.cell.training,
+            seeds=plan.cell.seeds,
+            output_dir=output,
+            checkpoint_dir=attempt / "checkpoints",
+        )
+    )
+    record = TrainingRecord(
+        key=plan.training_key,
+        identity=plan.training_identity,
+        weights_sha256=weights_sha256(output),
+        kind="adapter" if plan.cell.training.method == "lora" else "full",
+        result=result,
+        provenance=provenance(started=started),
+    )
+    store.finish_training(record, output)
+    return record
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the content hash of trained weights: tensors and the configuration they need."""
+    names = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix == ".safetensors" or path.name in ("adapter_config.json", "config.json")
+    )
+    digest = hashlib.sha256()
+    for path in names:
+        digest.update(path.name.encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+async def generate_stage(plan: CellPlan, store: Store, speak: Speak) -> None:
+    """Ask every question that the store has no answer to, and store the responses.
+
+    `speak` returns the endpoint for a training (None: the base model).
+    """
+    trained = store.training(plan.training_key) if plan.cell.training is not None else None
+    if plan.cell.training is not None and trained is None:
+        raise RuntimeError(f"{plan.cell_id}: there is no finished training to generate with")
+    endpoint = speak(trained)
+    for evaluation in plan.evaluations:
+        await _generate(plan, evaluation, store, endpoint, trained)
+
+
+async def _generate(
+    plan: CellPlan,
+    evaluation: EvaluationPlan,
+    store: Store,
+    endpoint: Endpoint,
+    trained: TrainingRecord | None,
+) -> None:
+    async def answer(draws: Sequence[Draw]) -> list[Response]:
+        return await generate(
+            draws,
+            endpoint,
+            stream=evaluation.stream,
+            sampling=evaluation.sampling,
+            sampling_seed=plan.cell.seeds.sampling,
+            weights=trained.weights_sha256 if trained else "",
+        )
+
+    missing = store.missing("responses", evaluation.stream, evaluation.wanted)
+    await _fill(
+        store, "responses", evaluation.stream, evaluation.identity,
+        work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
+        found=lambda response: (response.wording_key, response.index),
+        do=answer, model=Response, size=PART_RESPONSES,
+    )  # fmt: skip
+
+
+async def judge_stage(plan: CellPlan, store: Store, readers: Mapping[str, Reader]) -> None:
+    """Score every response that the store has no judgement of. `readers` is by judge's name."""
+    evaluations = {evaluation.name: evaluation for evaluation in plan.evaluations}
+    for judging in plan.judgings:
+        await _judge(judging, evaluations[judging.evaluation], store, readers[judging.judge])
+
+
+async def _judge(
+    judging: JudgingPlan, evaluation: EvaluationPlan, store: Store, reader: Reader
+) -> None:
+    missing = store.missing("judgements", judging.stream, judging.wanted)
+    if not missing:
+        return
+    responses = store.read_stream("responses", evaluation.stream, Response)
+    items = [
+        Item(response=response, score=score, template=template)
+        for response in responses
+        for score, template in judging.templates.get(response.wording_key, {}).items()
+    ]
+    groups = {item.response.key + item.score: item.group for item in items}
+    still = {(group, index) for group, indices in missing.items() for index in indices}
+
+    def place(item: Item) -> tuple[str, int]:
+        return groups[item.response.key + item.score], item.response.index
+
+    async def read(part: Sequence[Item]) -> list[Judgement]:
+        return await judge(part, reader, stream=judging.stream, name=judging.judge)
+
+    await _fill(
+        store, "judgements", judging.stream, judging.identity,
+        work=[item for item in items if place(item) in still], place=place,
+        found=lambda judgement: (groups[judgement.response + judgement.score],
+                                 int(judgement.key.rsplit("-", 1)[1])),
+        do=read, model=Judgement, size=PART_ITEMS,
+    )  # fmt: skip
+
+
+async def _fill(
+    store: Store,
+    kind: StreamKind,
+    stream: str,
+    identity: Mapping[str, Any],
+    *,
+    work: list[Work],
+    place: Callable[[Work], tuple[str, int]],
+    found: Callable[[Done], tuple[str, int]],
+    do: Callable[[Sequence[Work]], Any],
+    model: type[Done],
+    size: int,
+) -> None:
+    """Do `work` in parts, taking over whole parts of an attempt that ended early; then record."""
+    if not work:
+        return
+    started = time.time()
+    wanted = {place(item) for item in work}
+    parts, covered = _left_behind(store, kind, stream, wanted, found, model)
+    rest = [item for item in work if place(item) not in covered]
+    slots = asyncio.Semaphore(PARTS_AT_ONCE)
+
+    async def one(chunk: Sequence[Work]) -> Part:
+        async with slots:
+            return store.write_part(kind, stream, await do(chunk))
+
+    chunks = [rest[start : start + size] for start in range(0, len(rest), size)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(chunk)) for chunk in chunks]
+    parts += [task.result() for task in tasks]
+    store.finish_stream(
+        kind, stream, identity, parts=parts, covers=_by_group(wanted),
+        provenance=provenance(started=started),
+    )  # fmt: skip
+
+
+def _left_behind(
+    store: Store,
+    kind: StreamKind,
+    stream: str,
+    wanted: set[tuple[str, int]],
+    found: Callable[[Done], tuple[str, int]],
+    model: type[Done],
+) -> tuple[list[Part], set[tuple[str, int]]]:
+    parts: list[Part] = []
+    covered: set[tuple[str, int]] = set()
+    for part in store.unrecorded_parts(kind, stream):
+        places = {found(item) for item in store.read_part(kind, stream, part, model)}
+        if places <= wanted and not places & covered:
+            parts.append(part)
+            covered |= places
+    return parts, covered
+
+
+def _by_group(places: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for group, index in sorted(places):
+        groups.setdefault(group, []).append(index)
+    return groups
+
+
+def run_cell(
+    plan: CellPlan,
+    store: Store,
+    *,
+    train: Callable[[CellPlan, Store], object],
+    generate: Callable[[CellPlan, Store], object],
+    judge: Callable[[CellPlan, Store], object],
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> None:
+    """Carry out, in this process, the stages of one cell that the store lacks."""
+    do = {"train": train, "generate": generate, "judge": judge}
+    for stage in stages_to_run(plan, store):
+        on_stage(stage)
+        do[stage](plan, store)
