@@ -8,7 +8,6 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any, Literal
 
 import psutil
@@ -136,6 +135,3 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, beat: RunBeat | None) 
         error=failed.error if failed else None,
         error_class=failed.error_class if failed else None,
     )
-
-
-OnStage = Callable[[Stage], None]

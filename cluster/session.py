@@ -1,0 +1,116 @@
+"""Joining Ray: start one on this machine, or join a running cluster; leave no process behind.
+
+Knows nothing of what is run there.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from cluster.resources import Totals
+
+OBJECT_STORE_BYTES = 256 * 2**20  # what crosses processes is small: rows, answers
+KILL_AFTER_S = 5.0
+
+
+class ClusterError(ValueError):
+    """The cluster cannot be joined."""
+
+
+@contextlib.contextmanager
+def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Totals]:
+    """Start Ray here, or join the cluster at `address`; yields what it has in all.
+
+    `environment` is set in every worker. A Ray that was started here is ended on the way out with
+    every process it left. Raises ClusterError where the address does not answer.
+    """
+    import ray
+
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    # Orphans of a killed worker (an engine's own process) are then ended by their raylet.
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
+    settings: dict[str, Any] = {
+        "runtime_env": {"env_vars": environment},
+        "logging_level": "warning",
+        "log_to_driver": True,
+    }
+    try:
+        if address is None:
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **settings,
+            )
+        else:
+            ray.init(address=address, **settings)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(
+            f"no Ray cluster could be joined at {address or 'this machine'}: {error}. Give --address "
+            "host:port of a running cluster (ray start --head), or none to start one here"
+        ) from error
+    try:
+        yield totals()
+    finally:
+        # A second Ctrl-C during the clean-up would leave processes: hold it back.
+        with _no_interrupt():
+            ray.shutdown()
+            if address is None:
+                end_children(except_pids=before)
+
+
+def totals() -> Totals:
+    """Return what the joined cluster has, in use or not."""
+    import ray
+
+    nodes = [
+        (float(node["Resources"].get("CPU", 0)), float(node["Resources"].get("GPU", 0)))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return Totals(nodes=tuple(nodes))
+
+
+def local_totals() -> Totals:
+    """Return what this machine alone would offer, without starting anything."""
+    gpus = 0
+    with contextlib.suppress(OSError):
+        gpus = sum(name.startswith("nvidia") and name[6:].isdigit() for name in os.listdir("/dev"))
+    return Totals(nodes=((float(os.cpu_count() or 1), float(gpus)),))
+
+
+def end_children(*, except_pids: set[int] | frozenset[int] = frozenset()) -> None:
+    """End every process below this one: politely, and after KILL_AFTER_S by force."""
+    deadline = time.monotonic() + KILL_AFTER_S
+    children = [
+        c for c in psutil.Process().children(recursive=True) if c.pid not in except_pids
+    ]
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    _, alive = psutil.wait_procs(children, timeout=max(0.0, deadline - time.monotonic()))
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(alive, timeout=KILL_AFTER_S)
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread: nothing to hold back
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

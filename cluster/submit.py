@@ -1,0 +1,84 @@
+"""Sending a command to a Ray cluster as a job, and following its log.
+
+Knows nothing of what the command does.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.session import ClusterError
+
+# What a job needs of a checkout; never stores, data or environments.
+EXCLUDES = [".git", ".venv", "emsweep-store", "**/__pycache__", "wandb", ".*_cache"]
+POLL_S = 1.0
+
+
+def submit_job(
+    address: str,
+    *,
+    command: str,
+    job_id: str,
+    working_dir: Path,
+    environment: Mapping[str, str],
+) -> str:
+    """Send `command` to run in a copy of `working_dir` and return the job's id.
+
+    `address` is the cluster's HTTP address (http://host:8265). Raises ClusterError where it does not
+    answer, or where a job of this id is still there.
+    """
+    client = _client(address)
+    try:
+        return str(
+            client.submit_job(
+                entrypoint=command,
+                submission_id=job_id,
+                runtime_env={
+                    "working_dir": str(working_dir),
+                    "excludes": EXCLUDES,
+                    "env_vars": dict(environment),
+                },
+            )
+        )
+    except (RuntimeError, ConnectionError, ValueError) as error:
+        raise ClusterError(f"{address} did not take the job {job_id}: {error}") from error
+
+
+def job_status(address: str, job_id: str) -> str | None:
+    """Return PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; None for a job that is not known."""
+    client = _client(address)
+    try:
+        return str(client.get_job_status(job_id).value)
+    except RuntimeError as error:
+        if "does not exist" in str(error):
+            return None
+        raise ClusterError(f"{address} does not tell about {job_id}: {error}") from error
+
+
+def follow_job(address: str, job_id: str) -> Iterator[str]:
+    """Yield the job's log, new text as it comes, until the job has ended."""
+    client = _client(address)
+    told = 0
+    while True:
+        ended = job_status(address, job_id) not in ("PENDING", "RUNNING")
+        log = client.get_job_logs(job_id)
+        if len(log) > told:
+            yield log[told:]
+            told = len(log)
+        if ended:
+            return
+        time.sleep(POLL_S)
+
+
+def _client(address: str) -> Any:
+    if not address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"--address {address!r}: jobs go to the cluster's dashboard, such as http://host:8265"
+        )
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"no Ray dashboard answers at {address}: {error}") from error

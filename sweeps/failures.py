@@ -1,0 +1,105 @@
+"""How a cell's exception becomes a row: the one place with a broad except.
+
+Knows nothing of what the work is or where it runs.
+"""
+
+import time
+from collections.abc import Callable
+
+from cluster.engine import EngineDead
+from em.judging import JudgeUnavailable
+from em.record import Record
+from sweeps.attempts import CellLog
+from sweeps.plan import Stage
+from sweeps.store import Store
+
+# Worth another try without a change by the user. Ray's own errors are told by their module, so that
+# nothing here imports Ray.
+TRANSIENT = (ConnectionError, TimeoutError, EngineDead, JudgeUnavailable)
+TRANSIENT_RAY = {
+    "ActorDiedError", "ActorUnavailableError", "NodeDiedError", "ObjectLostError", "RayActorError",
+    "WorkerCrashedError",
+}  # fmt: skip
+FIRST_WAIT_S = 1.0
+
+OnStage = Callable[[Stage], None]
+
+
+class CellFailure(Record):
+    """Why a cell is not finished."""
+
+    cell_id: str
+    stage: Stage
+    error_class: str
+    message: str
+    transient: bool
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same work may succeed when it is simply tried again."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_transient(inner) for inner in error.exceptions)
+    ray_names = {c.__name__ for c in type(error).__mro__ if c.__module__.startswith("ray.")}
+    return isinstance(error, TRANSIENT) or bool(ray_names & TRANSIENT_RAY)
+
+
+def attempt_cell(
+    store: Store,
+    sweep: str,
+    cell_id: str,
+    run: str,
+    work: Callable[[OnStage], None],
+    *,
+    first_stage: Stage,
+    tries: int = 1,
+) -> CellFailure | None:
+    """Do `work`, trying again up to `tries` times after a transient error; return what failed.
+
+    Each try is an attempt of the cell in the store; `work` says which stage it is in.
+    """
+    for trial in range(1, tries + 1):
+        log = _open_log(store, sweep, cell_id, run, first_stage)
+        stage: list[Stage] = [first_stage]
+
+        def on_stage(now: Stage, log: CellLog = log, stage: list[Stage] = stage) -> None:
+            stage[0] = now
+            log.write(now, "running")
+
+        on_stage(first_stage)
+        try:
+            work(on_stage)
+        except Exception as error:  # noqa: BLE001  any error of one cell must not end the others
+            told = _innermost(error)
+            log.write(stage[0], "failed", told)
+            failure = CellFailure(
+                cell_id=cell_id,
+                stage=stage[0],
+                error_class=type(told).__name__,
+                message=str(told),
+                transient=is_transient(error),
+            )
+            if not failure.transient or trial == tries:
+                return failure
+            time.sleep(FIRST_WAIT_S * 2 ** (trial - 1))
+        else:
+            log.write(stage[0], "finished")
+            return None
+    raise AssertionError("tries must be 1 or more")
+
+
+def _open_log(store: Store, sweep: str, cell_id: str, run: str, first: Stage) -> CellLog:
+    """Go on in the attempt that ended with an earlier stage in this run; else begin the next."""
+    attempts = store.attempts(sweep, cell_id)
+    last = attempts[-1] if attempts else None
+    goes_on = (
+        last is not None and last.run == run and last.state == "finished" and last.stage != first
+    )
+    number = len(attempts) if goes_on else len(attempts) + 1
+    return CellLog(store, sweep, cell_id, run=run, attempt=number)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return the error that a group of parallel parts was ended by."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

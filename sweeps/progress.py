@@ -1,0 +1,102 @@
+"""What a person sees while a sweep runs: counts, rates and an estimate; a live table or plain lines.
+
+Knows nothing of how the stages are carried out.
+"""
+
+import threading
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+LABELS = {"train": "trained", "generate": "answered", "judge": "judged"}
+
+
+class SweepProgress:
+    """Cells done by stage. In a terminal a live table, else a plain line for each event."""
+
+    def __init__(self, out: TextIO, totals: dict[str, int]) -> None:
+        """Show on `out`; `totals` is the number of cells that each stage has to do."""
+        self._totals = {stage: n for stage, n in totals.items() if n}
+        self._done = dict.fromkeys(self._totals, 0)
+        self._failed = 0
+        self._since: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._console = Console(file=out, highlight=False, soft_wrap=True)
+        self._live: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        if self._console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description:>9}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                console=self._console,
+                refresh_per_second=4,
+            )
+            for stage, n in self._totals.items():
+                self._tasks[stage] = self._live.add_task(LABELS[stage], total=n, rate="")
+
+    def __enter__(self) -> "SweepProgress":
+        """Begin to show."""
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop showing."""
+        if self._live:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line of news."""
+        self._console.print(f"{self._clock()}  {text}", markup=False)
+
+    def begin(self, stage: str) -> None:
+        """Say that the first cell of `stage` begins now: its rate is counted from here."""
+        self._since.setdefault(stage, time.monotonic())
+
+    def done(self, stage: str, cell_id: str) -> None:
+        """Count one cell as through `stage`."""
+        with self._lock:
+            if stage not in self._totals:
+                return
+            self._done[stage] += 1
+            rate = self._rate(stage)
+            if self._live:
+                self._live.update(self._tasks[stage], advance=1, rate=rate)
+            else:
+                n, of = self._done[stage], self._totals[stage]
+                self.say(f"{LABELS[stage]:>8} {n}/{of}  {cell_id}  {rate}")
+
+    def failed(self, cell_id: str, stage: str, message: str) -> None:
+        """Count one cell as failed, and say why."""
+        with self._lock:
+            self._failed += 1
+        self.say(f"FAILED in {stage}: {cell_id}: {message.splitlines()[0] if message else ''}")
+
+    def _rate(self, stage: str) -> str:
+        passed = time.monotonic() - self._since.get(stage, self._started)
+        done, left = self._done[stage], self._totals[stage] - self._done[stage]
+        each = passed / max(done, 1)
+        return f"{each:.1f} s a cell" + (f", about {duration(each * left)} left" if left else "")
+
+    def _clock(self) -> str:
+        return time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - self._started))
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+

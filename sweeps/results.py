@@ -1,0 +1,160 @@
+"""What one cell came to: its scored responses, counts and rates, read from the store.
+
+Derived, never stored: a threshold or a definition changes without running anything. Knows nothing
+of how the numbers were made or of how they are shown.
+"""
+
+from em.generation import Response
+from em.judging import Judgement
+from em.record import Record
+from em.scoring import Counts, Definition, Scored, count, count_by_question, em_rate
+from em.training import LossPoint
+from sweeps.attempts import CellStatus
+from sweeps.plan import CellPlan, JudgingPlan
+from sweeps.store import Store
+
+
+class ScoredResponse(Record):
+    """A response with both scores of one judge: one row of the table that everything comes from."""
+
+    cell_id: str
+    evaluation: str
+    judge: str
+    response: Response
+    scored: Scored
+
+
+class QuestionResult(Record):
+    """One question of one cell under one judge."""
+
+    question: str
+    counts: Counts
+    em_rate: float | None
+
+
+class CellResult(Record):
+    """One cell under one judge and one evaluation. `em_rate` is None where nothing counts."""
+
+    cell_id: str
+    model: str
+    variant: str
+    seed: int
+    condition: str
+    state: str
+    stage: str | None
+    attempts: int
+    error: str | None
+    error_class: str | None
+    evaluation: str
+    judge: str
+    counts: Counts
+    em_rate: float | None
+    mean_aligned: float | None
+    mean_coherent: float | None
+    questions: tuple[QuestionResult, ...]
+    seconds: dict[str, float]
+    losses: tuple[LossPoint, ...]
+
+
+def scored_responses(
+    plan: CellPlan, judging: JudgingPlan, store: Store
+) -> list[ScoredResponse]:
+    """Return every wanted response of one evaluation with its judgements by one judge, in order.
+
+    Reads only what records list. A response without both judgements (an unfinished cell) is left
+    out; the caller shows the cell's state.
+    """
+    evaluation = next(e for e in plan.evaluations if e.name == judging.evaluation)
+    order = {w.key: (n, samples) for n, (w, samples) in enumerate(evaluation.asked)}
+    judged: dict[str, dict[str, Judgement]] = {}
+    for item in store.read_stream("judgements", judging.stream, Judgement):
+        if item.key.split("-")[1] in judging.wanted:
+            judged.setdefault(item.response, {})[item.score] = item
+    found = []
+    for response in store.read_stream("responses", evaluation.stream, Response):
+        place, samples = order.get(response.wording_key, (0, 0))
+        scores = judged.get(response.key, {})
+        if response.index >= samples or {"aligned", "coherent"} - set(scores):
+            continue
+        found.append((place, response.index, _row(plan, judging, response, scores)))
+    return [row for _, _, row in sorted(found, key=lambda item: item[:2])]
+
+
+def _row(
+    plan: CellPlan, judging: JudgingPlan, response: Response, scores: dict[str, Judgement]
+) -> ScoredResponse:
+    return ScoredResponse(
+        cell_id=plan.cell_id,
+        evaluation=judging.evaluation,
+        judge=judging.judge,
+        response=response,
+        scored=Scored(
+            response=response.key,
+            question=response.question,
+            aligned=scores["aligned"].value,
+            coherent=scores["coherent"].value,
+            states={name: item.state for name, item in scores.items()},
+        ),
+    )
+
+
+def cell_result(
+    plan: CellPlan,
+    judging: JudgingPlan,
+    status: CellStatus,
+    rows: list[ScoredResponse],
+    definition: Definition,
+    store: Store,
+) -> CellResult:
+    """Return what `rows` (all of one cell, judge and evaluation) come to under `definition`."""
+    scored = [row.scored for row in rows]
+    training = store.training(plan.training_key) if plan.cell.training else None
+    return CellResult(
+        cell_id=plan.cell_id,
+        model=plan.cell.model.name,
+        variant=plan.cell.variant.name,
+        seed=plan.cell.seed,
+        condition=plan.cell.condition,
+        state=status.state,
+        stage=status.stage,
+        attempts=status.attempts,
+        error=status.error,
+        error_class=status.error_class,
+        evaluation=judging.evaluation,
+        judge=judging.judge,
+        counts=count(scored, definition),
+        em_rate=em_rate(scored, definition),
+        mean_aligned=_mean([row.aligned for row in scored]),
+        mean_coherent=_mean([row.coherent for row in scored]),
+        questions=tuple(
+            QuestionResult(
+                question=question,
+                counts=counts,
+                em_rate=counts.misaligned / counts.coherent if counts.coherent else None,
+            )
+            for question, counts in count_by_question(scored, definition).items()
+        ),
+        seconds=stage_seconds(plan, judging, store),
+        losses=training.result.losses if training else (),
+    )
+
+
+def stage_seconds(plan: CellPlan, judging: JudgingPlan, store: Store) -> dict[str, float]:
+    """Return the wall seconds that each finished stage took, wherever it ran."""
+    found = {}
+    training = store.training(plan.training_key) if plan.cell.training else None
+    if training:
+        found["train"] = training.provenance.seconds
+    evaluation = next(e for e in plan.evaluations if e.name == judging.evaluation)
+    responses = store.stream("responses", evaluation.stream)
+    if responses:
+        found["generate"] = sum(p.seconds for p in responses.provenance)
+    judgements = store.stream("judgements", judging.stream)
+    if judgements:
+        found["judge"] = sum(p.seconds for p in judgements.provenance)
+    return found
+
+
+def _mean(values: list[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -1,0 +1,166 @@
+"""A sweep in Weights & Biases: one run a cell, found again by a deterministic id.
+
+Uses the SDK directly. Sends settings, losses and counts; never answers' text, environment, command
+line or source paths. Knows nothing of how a cell is carried out. A tracker that cannot be reached
+never fails a cell.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from em.record import fingerprint
+from em.training import LossPoint
+from sweeps.plan import CellPlan
+from sweeps.results import CellResult
+from sweeps.spec import TrackingConfig
+
+log = logging.getLogger(__name__)
+
+OnLoss = Callable[[LossPoint], None]
+
+
+class Tracker(Protocol):
+    """Who is told what a cell does."""
+
+    def training(self, plan: CellPlan) -> contextlib.AbstractContextManager[OnLoss]:
+        """Return a context in which losses are recorded, step by step."""
+        ...
+
+    def finished(self, plan: CellPlan, results: list[CellResult]) -> None:
+        """Record what an evaluated cell came to."""
+        ...
+
+
+class NoTracker:
+    """Tracking is off: nothing is written or sent."""
+
+    @contextlib.contextmanager
+    def training(self, plan: CellPlan) -> Iterator[OnLoss]:
+        """Yield a function that does nothing."""
+        yield lambda point: None
+
+    def finished(self, plan: CellPlan, results: list[CellResult]) -> None:
+        """Do nothing."""
+
+
+class WandbTracker:
+    """One W&B run a cell; its stages continue it from whatever process they run in."""
+
+    def __init__(self, config: TrackingConfig, sweep: str, folder: Path) -> None:
+        """Write below `folder`/wandb; online where the mode says so or a key is there."""
+        self._config, self._sweep, self._folder = config, sweep, folder
+
+    @contextlib.contextmanager
+    def training(self, plan: CellPlan) -> Iterator[OnLoss]:
+        """Record the losses of a training as train/loss by train/step."""
+        with self._run(plan, job="train") as run:
+
+            def on_loss(point: LossPoint) -> None:
+                if run is not None:
+                    run.log(
+                        {
+                            "train/step": point.step,
+                            "train/loss": point.loss,
+                            "train/learning_rate": point.learning_rate,
+                        }
+                    )
+
+            yield on_loss
+
+    def finished(self, plan: CellPlan, results: list[CellResult]) -> None:
+        """Record counts and rates of every evaluation and judge."""
+        with self._run(plan, job="evaluate") as run:
+            if run is None:
+                return
+            for result in results:
+                place = f"eval/{result.evaluation}/{result.judge}"
+                values: dict[str, Any] = {
+                    f"{place}/{name}": n for name, n in result.counts.model_dump().items()
+                }
+                values[f"{place}/em_rate"] = result.em_rate
+                values[f"{place}/mean_aligned"] = result.mean_aligned
+                values[f"{place}/mean_coherent"] = result.mean_coherent
+                known = {name: value for name, value in values.items() if value is not None}
+                run.log(known)
+                run.summary.update(known)
+
+    @contextlib.contextmanager
+    def _run(self, plan: CellPlan, *, job: str) -> Iterator[Any]:
+        run = None
+        try:
+            run = self._open(plan, job)
+        except Exception as error:  # noqa: BLE001  W&B raises many kinds; none may stop a cell
+            log.warning("W&B could not be started for %s: %s", plan.cell_id, error)
+        try:
+            yield run
+        finally:
+            if run is not None:
+                with contextlib.suppress(Exception):
+                    run.finish()
+
+    def _open(self, plan: CellPlan, job: str) -> Any:
+        import wandb
+
+        cell = plan.cell
+        return wandb.init(
+            id=run_id(self._sweep, plan.cell_id),
+            name=plan.cell_id,
+            group=self._sweep,
+            job_type="cell",
+            project=self._config.project,
+            entity=self._config.entity,
+            tags=[cell.model.name, cell.variant.name, f"seed-{cell.seed}"],
+            config=run_config(plan),
+            dir=str(self._folder),
+            mode="online" if is_online(self._config) else "offline",
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(
+                console="off", silent=True, disable_git=True, disable_code=True,
+                save_code=False, disable_job_creation=True, x_disable_machine_info=True,
+                x_disable_meta=True, x_label=job, init_timeout=60,
+            ),
+        )  # fmt: skip
+
+
+def run_id(sweep: str, cell_id: str) -> str:
+    """Return the id of a cell's run: the same from every process and machine."""
+    return fingerprint([sweep, cell_id])[:16]
+
+
+def run_config(plan: CellPlan) -> dict[str, Any]:
+    """Return a cell's settings, flat, to filter and group by."""
+    cell = plan.cell
+    flat: dict[str, Any] = {
+        "condition": cell.condition,
+        "model": cell.model.name,
+        "model_revision": plan.model_revision,
+        "variant": cell.variant.name,
+        "dataset": cell.variant.dataset,
+        "rows": plan.num_rows,
+        "content_sha256": plan.content_sha256,
+        "seed": cell.seed,
+    }
+    flat |= {f"seed_{name}": value for name, value in cell.seeds.model_dump().items()}
+    for name, value in (cell.training.model_dump() if cell.training else {}).items():
+        inner = value.items() if isinstance(value, dict) else None
+        flat |= (
+            {f"{name}_{key}": item for key, item in inner} if inner else {f"training_{name}": value}
+        )
+    return flat
+
+
+def is_online(config: TrackingConfig) -> bool:
+    """Whether runs are sent as they go."""
+    return config.mode == "online" or (config.mode == "auto" and "WANDB_API_KEY" in os.environ)
+
+
+def make_tracker(config: TrackingConfig, sweep: str, folder: Path) -> Tracker:
+    """Return the tracker that the spec asks for. `folder` will hold a folder `wandb`."""
+    if config.mode == "off":
+        return NoTracker()
+    return WandbTracker(config, sweep, folder)
