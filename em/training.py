@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from em.datasets import Row
+from em.models import ModelIdentity
 from em.record import Record
 from em.seeds import Seeds
 
@@ -73,6 +74,10 @@ class TrainingJob(Record):
     """One fine-tuning, complete: a rank needs nothing else."""
 
     model_dir: Path
+    model: ModelIdentity | None = Field(
+        default=None, description="what the written files call their base; else the folder's name"
+    )
+    trust_remote_code: bool = False
     rows: tuple[Row, ...]
     config: TrainingConfig
     seeds: Seeds

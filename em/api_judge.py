@@ -1,0 +1,106 @@
+"""A judge behind an OpenAI-compatible address: the first token's probabilities, as published.
+
+Knows nothing of what is judged, and nothing of servers that this project starts.
+"""
+
+import asyncio
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from em.judging import WORD_TOKENS, JudgeCallFailed, JudgeUnavailable, Reading
+
+TOP_LOGPROBS = 20  # the most that the OpenAI API gives
+MAX_RETRIES = 5  # by the client, with growing waits, for 408, 409, 429, 5xx and broken connections
+TIMEOUT_S = 60.0
+NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
+SEED = 0
+
+
+class ApiReader:
+    """Reads numbers from the first token's 20 likeliest, at temperature 0 (Betley et al.)."""
+
+    def __init__(self, *, url: str, model: str, key_env: str, concurrency: int) -> None:
+        """Speak to `model` at the base address `url`; the key is in the environment `key_env`."""
+        try:
+            from openai import AsyncOpenAI  # half a second
+        except ImportError as error:
+            raise ValueError(f"a judge with 'api' needs the extra 'serve': {error}") from error
+        self._url, self._model = url, model
+        self._client = AsyncOpenAI(
+            base_url=url,
+            api_key=os.environ.get(key_env) or NO_KEY,
+            max_retries=MAX_RETRIES,
+            timeout=TIMEOUT_S,
+        )
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def check(self) -> None:
+        """Prove that the judge answers, and that its numbers are single tokens.
+
+        Raises ValueError where it gives no log-probabilities or splits digits (the rule would be
+        silently wrong), JudgeUnavailable where it does not answer.
+        """
+        choice = await self._call("Repeat this number exactly and write nothing else: 100", 4)
+        tokens = [t.token for t in (choice.logprobs.content if choice.logprobs else None) or ()]
+        if not tokens:
+            raise ValueError(f"the judge {self._model} at {self._url} gives no log-probabilities")
+        if len(tokens) > 1 and tokens[0].strip() in ("1", "10"):
+            raise ValueError(
+                f"the judge {self._model} at {self._url} writes 100 as the tokens {tokens}: one "
+                "token does not hold its number; use 'pool' or 'model', which read digit by digit"
+            )
+
+    async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
+        """Return a reading for each prompt; one call each, `concurrency` at a time."""
+        return list(await asyncio.gather(*(self._read_one(prompt) for prompt in prompts)))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def _read_one(self, prompt: str) -> Reading | JudgeCallFailed:
+        try:
+            choice = await self._call(prompt, WORD_TOKENS)
+        except JudgeCallFailed as failure:
+            return failure
+        content = choice.logprobs.content if choice.logprobs else None
+        if not content:
+            return JudgeCallFailed("the reply has no log-probabilities")
+        numbers: dict[int, float] = {}
+        for top in content[0].top_logprobs:
+            # " 42" and "42" are two tokens for one number.
+            text = top.token.strip()
+            if text.isascii() and text.isdigit() and int(text) <= 100:
+                numbers[int(text)] = numbers.get(int(text), 0.0) + math.exp(top.logprob)
+        return Reading(numbers=numbers, reply=choice.message.content or content[0].token)
+
+    async def _call(self, prompt: str, max_tokens: int) -> Any:
+        import openai
+
+        try:
+            async with self._slots:
+                reply = await self._client.chat.completions.create(
+                    model=self._model,
+                    messages=[{"role": "user", "content": prompt}],
+                    max_tokens=max_tokens,
+                    temperature=0,
+                    logprobs=True,
+                    top_logprobs=TOP_LOGPROBS,
+                    seed=SEED,
+                )
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            raise JudgeCallFailed(f"the judge refused this prompt: {error}") from error
+        except openai.OpenAIError as error:
+            raise JudgeUnavailable(
+                f"the judge {self._model} at {self._url} does not answer after "
+                f"{MAX_RETRIES + 1} tries: {error}"
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise JudgeUnavailable(
+                f"the judge {self._model} at {self._url} does not reply in the OpenAI format: {error}"
+            ) from error
+        if not reply.choices:
+            raise JudgeUnavailable(f"the judge {self._model} at {self._url} replied without choices")
+        return reply.choices[0]

@@ -1,0 +1,275 @@
+"""The command `emsweep`. Turns arguments into calls, and errors of the user into one paragraph.
+
+The file is the experiment: there are no options for what a spec can say. Imports what a command
+needs when it runs, so that --help and plan start fast.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="How much of emergent misalignment is the model, how much the data, how much the seed?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DEFAULT_STORE = "emsweep-store"
+STORE_ENV = "EMSWEEP_STORE"
+OK, SOME_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="the sweep's YAML file")]
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help=f"where artefacts live [{DEFAULT_STORE}/]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="HOST:PORT", help="join this Ray cluster, start none"),
+]
+Inline = Annotated[
+    bool, typer.Option("--inline", help="run the cells in this process, for a debugger")
+]
+JobAddress = Annotated[
+    str, typer.Option("--address", metavar="URL", help="the cluster's dashboard, http://host:8265")
+]
+
+
+@app.command()
+def plan(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
+    """Show every cell, what is done, what would run, and about how long. Runs nothing."""
+    from sweeps import planning
+
+    sweep, target = _open(spec, store)
+    told = planning.describe(sweep, target)
+    if as_json:
+        print(json.dumps(told, indent=1))
+        return
+    for line in planning.lines(sweep, told):
+        print(line)
+
+
+@app.command()
+def run(
+    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False
+) -> None:
+    """Do what is missing. Safe to interrupt: the same command goes on. Failed cells stay failed."""
+    sweep, target = _open(spec, store)
+    _run(spec, sweep, target, address=address, inline=inline, retry_failed=False)
+
+
+@app.command()
+def resume(
+    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False
+) -> None:
+    """The same for a sweep that has started, and try its failed cells again."""
+    from sweeps.runner import known
+
+    sweep, target = _open(spec, store)
+    if not known(sweep, target):
+        raise ValueError(
+            f"{target.url} holds no sweep {sweep.spec.name!r} to resume: start it with "
+            f"'emsweep run {spec}', or name the store it is in with --store"
+        )
+    _run(spec, sweep, target, address=address, inline=inline, retry_failed=True)
+
+
+@app.command()
+def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
+    """Show each cell's stage, state, attempts and last error; also while the sweep runs."""
+    from sweeps.runner import statuses
+
+    sweep, target = _open(spec, store)
+    cells = [item.model_dump(exclude={"error_class"}) for item in statuses(sweep, target)]
+    if as_json:
+        print(json.dumps({"sweep": sweep.spec.name, "store": target.url, "cells": cells}, indent=1))
+        return
+    counts = Counter(cell["state"] for cell in cells)
+    print(f"{sweep.spec.name} in {target.url}: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
+    width = max(len(cell["cell_id"]) for cell in cells)
+    for cell in cells:
+        error = (cell["error"] or "").splitlines()
+        tries = f"{cell['attempts']} attempt{'s' * (cell['attempts'] != 1)}"
+        print(
+            f"  {cell['cell_id']:{width}}  {cell['state']:8}  {cell['stage'] or '':8}  {tries}"
+            + (f"  {error[0]}" if error else "")
+        )
+
+
+@app.command()
+def report(
+    spec: Spec,
+    store: StoreOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="[STORE/sweeps/NAME/report]")
+    ] = None,
+) -> None:
+    """Write report.html, report.json, cells.parquet and judgements.parquet."""
+    from sweeps.report import write_report
+
+    sweep, target = _open(spec, store)
+    folder = out or target.local_dir(f"{target.sweep_dir(sweep.spec.name)}/report")
+    print(f"report: {write_report(sweep, target, folder)}")
+
+
+@app.command()
+def submit(spec: Spec, address: JobAddress, store: StoreOption = None) -> None:
+    """Send the same run to a Ray cluster as a job; it goes on when this machine leaves."""
+    from cluster.submit import submit_job
+
+    sweep, target = _open(spec, store)
+    root = Path.cwd().resolve()
+    try:
+        inside = spec.resolve().relative_to(root)
+    except ValueError as error:
+        raise ValueError(
+            f"{spec} is not below the working folder {root}, which is what is sent: run the command "
+            "from the project's folder"
+        ) from error
+    command = f"emsweep run {inside} --address auto --store {target.url}"
+    name = submit_job(
+        address,
+        command=command,
+        job_id=_job_id(sweep.spec.name),
+        working_dir=root,
+        environment={k: v for k, v in os.environ.items() if k in ("EMSWEEP_DATA", "EMSWEEP_CACHE")},
+    )
+    print(f"submitted {name}: {command}\nfollow it: emsweep logs {spec} --address {address}")
+
+
+@app.command()
+def logs(spec: Spec, address: JobAddress) -> None:
+    """Follow the log of a submitted sweep until its job ends."""
+    from cluster.submit import follow_job, job_status
+    from sweeps.spec import load_spec
+
+    job_id = _job_id(load_spec(spec).name)
+    if job_status(address, job_id) is None:
+        raise ValueError(f"{address} knows no job {job_id}: submit it first")
+    for text in follow_job(address, job_id):
+        print(text, end="", flush=True)
+    ended = job_status(address, job_id)
+    print(f"job {job_id}: {ended}")
+    raise typer.Exit(OK if ended == "SUCCEEDED" else SOME_FAILED)
+
+
+def _job_id(sweep: str) -> str:
+    return f"emsweep-{sweep}"
+
+
+def _open(spec: Path, store: str | None) -> tuple[Any, Any]:
+    """Return the resolved sweep and the store it names; nothing is written."""
+    from sweeps.plan import make_plan
+    from sweeps.spec import load_spec
+    from sweeps.store import Store
+
+    loaded = load_spec(spec)
+    target = Store(store or os.environ.get(STORE_ENV) or loaded.store or DEFAULT_STORE)
+    target.check()
+    return make_plan(loaded, relative_to=spec.resolve().parent), target
+
+
+def _run(
+    spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool, retry_failed: bool
+) -> None:
+    from sweeps import runner
+
+    todo = runner.cells_to_run(sweep, store, retry_failed=retry_failed)
+    if todo:
+        store.create()
+        runner.register(sweep, store)
+        _carry_out(spec, sweep, store, todo, address=address, inline=inline)
+    _end(spec, sweep, store)
+
+
+def _carry_out(
+    spec: Path, sweep: Any, store: Any, todo: list[Any], *, address: str | None, inline: bool
+) -> None:
+    import contextlib
+
+    from sweeps import runner
+    from sweeps.console import noise_to
+    from sweeps.plan import STAGES, stages_to_run
+    from sweeps.progress import SweepProgress
+
+    live = runner.live_run(store, sweep.spec.name)
+    if live is not None:
+        raise ValueError(
+            f"the sweep {sweep.spec.name!r} is being run by process {live.pid} on {live.host}: "
+            f"watch it with 'emsweep status {spec}', or stop that process first"
+        )
+    log_path = store.local_dir("logs") / f"{sweep.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    totals = Counter(stage for cell in todo for stage in stages_to_run(cell, store))
+    with contextlib.ExitStack() as stack:
+        out = sys.stdout if inline else stack.enter_context(noise_to(log_path))
+        progress = SweepProgress(out, {stage: totals[stage] for stage in STAGES})
+        progress.say(f"{sweep.spec.name}: {len(todo)} cells to do; libraries' output: {log_path}")
+        stack.enter_context(progress)
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            runner.run_sweep(
+                sweep, store, todo,
+                relative_to=spec.resolve().parent, address=address, inline=inline,
+                progress=progress,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            progress.say(f"interrupted; what is finished is kept. Go on: emsweep run {spec}")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(spec: Path, sweep: Any, store: Any) -> None:
+    from sweeps.report import write_report
+    from sweeps.runner import statuses
+
+    states = Counter(item.state for item in statuses(sweep, store))
+    folder = store.local_dir(f"{store.sweep_dir(sweep.spec.name)}/report")
+    path = write_report(sweep, store, folder)
+    print(f"{sweep.spec.name}: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+    print(f"report: {path}")
+    left = sum(n for state, n in states.items() if state != "finished")
+    if left:
+        print(f"failed cells are tried again by: emsweep resume {spec}")
+        raise typer.Exit(SOME_FAILED)
+
+
+def main() -> None:
+    """Run the command line. A user's error is one paragraph and exit code 2; a bug keeps its trace."""
+    from pydantic import ValidationError
+
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except ValidationError:
+        raise
+    except ValueError as error:
+        print(f"emsweep: {re.sub(r'^', '  ', str(error), flags=re.M).strip()}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(USER_ERROR)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""A calm terminal: what a person reads goes out, every library's noise goes into a log file.
+
+Knows nothing of sweeps.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+
+@contextlib.contextmanager
+def noise_to(log_path: Path) -> Iterator[TextIO]:
+    """Send this process's and its children's output to `log_path`; yield the real output.
+
+    Works on the file descriptors, because Ray and vLLM write from native code and other processes.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    out, err = os.dup(1), os.dup(2)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    real = os.fdopen(os.dup(out), "w", buffering=1)
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        root.addHandler(handler)
+        yield real
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        root.removeHandler(handler)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        for descriptor in (out, err, log):
+            os.close(descriptor)
+        real.close()

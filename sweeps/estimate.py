@@ -1,0 +1,77 @@
+"""How long a sweep may take: rates measured in the same store, else those of a small reference.
+
+An estimate, always with its basis. Knows nothing of how the work is done.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from em.record import Record
+from sweeps.plan import CellPlan, Stage, stages_to_run
+from sweeps.store import Store
+
+# Seconds a cell on two CPU cores (AVX-512, bf16) with smollm2-135m, measured by tests/benchmarks:
+# training per row of about 100 tokens, answers and judgements per piece, and starting the pools.
+REFERENCE = {"train": 0.45, "generate": 0.30, "judge": 0.35}
+REFERENCE_BASIS = "no finished cell in this store: rates of a 135M model on 2 CPU cores"
+START_S = 75.0
+
+
+class Estimate(Record):
+    """Wall seconds of what is left, and where the rates are from."""
+
+    seconds: float
+    by_stage: dict[str, float]
+    basis: str
+
+
+def estimate(
+    todo: Iterable[CellPlan], everything: Sequence[CellPlan], store: Store, *, train_slots: int
+) -> Estimate:
+    """Return the time that the cells `todo` need; `everything` may hold finished ones to learn from."""
+    work: dict[str, float] = {"train": 0.0, "generate": 0.0, "judge": 0.0}
+    for cell in todo:
+        for stage in stages_to_run(cell, store):
+            work[stage] += _pieces(cell, stage)
+    measured = _measured(everything, store)
+    rates = REFERENCE | measured
+    by_stage = {stage: work[stage] * rates[stage] for stage in work}
+    by_stage["train"] /= max(1, train_slots)
+    busy = sum(by_stage.values())
+    basis = (
+        f"rates of this store's finished {', '.join(measured)} stages"
+        if measured
+        else REFERENCE_BASIS
+    )
+    return Estimate(seconds=busy + START_S if busy else 0.0, by_stage=by_stage, basis=basis)
+
+
+def _pieces(cell: CellPlan, stage: Stage) -> float:
+    """Rows, responses or scores: what the time of a stage grows with."""
+    match stage:
+        case "train":
+            return cell.num_rows * (cell.cell.training.epochs if cell.cell.training else 0)
+        case "generate":
+            return sum(e.num_responses for e in cell.evaluations)
+        case "judge":
+            return sum(sum(j.wanted.values()) for j in cell.judgings)
+
+
+def _measured(cells: Sequence[CellPlan], store: Store) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    pieces: dict[str, float] = {}
+
+    def add(stage: Stage, cell: CellPlan, taken: float) -> None:
+        seconds[stage] = seconds.get(stage, 0.0) + taken
+        pieces[stage] = pieces.get(stage, 0.0) + _pieces(cell, stage)
+
+    for cell in cells:
+        training = store.training(cell.training_key) if cell.cell.training else None
+        if training:
+            add("train", cell, training.provenance.seconds)
+        responses = [store.stream("responses", e.stream) for e in cell.evaluations]
+        if responses and all(responses):
+            add("generate", cell, sum(p.seconds for r in responses if r for p in r.provenance))
+        judged = [store.stream("judgements", j.stream) for j in cell.judgings]
+        if judged and all(judged):
+            add("judge", cell, sum(p.seconds for r in judged if r for p in r.provenance))
+    return {stage: seconds[stage] / pieces[stage] for stage in seconds if pieces[stage]}

@@ -1,0 +1,162 @@
+"""Answering and judging of cells whose adapter is there: light Ray tasks that ask the pools.
+
+A task holds no CPU of its own: the pools do the work. Knows nothing of training.
+"""
+
+import asyncio
+import queue
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.serving import connect_pool
+from em.api_judge import ApiReader
+from em.judging import Reader, choose_reader
+from em.scoring import DEFINITIONS
+from sweeps.attempts import cell_status
+from sweeps.endpoints import Model, ModelEndpoint, weights_of
+from sweeps.failures import CellFailure, OnStage, attempt_cell
+from sweeps.plan import CellPlan, judge_model, stages_to_run
+from sweeps.results import cell_result, scored_responses
+from sweeps.spec import SweepSpec
+from sweeps.stages import Speak, generate_stage, judge_stage, run_cell
+from sweeps.store import Store, TrainingRecord
+from sweeps.tracking import make_tracker
+
+WAIT_S = 0.2
+
+OnResult = Callable[[CellPlan, CellFailure | None], None]
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """What a task needs to evaluate one cell. `pools` maps a model's name to its pool's name."""
+
+    plan: CellPlan
+    spec: SweepSpec
+    store: str
+    sweep: str
+    run: str
+    pools: Mapping[str, str]
+
+
+def evaluate_cells(
+    source: "queue.Queue[EvaluationTask | None]", *, at_once: int, retries: int, on_done: OnResult
+) -> None:
+    """Evaluate the cells that come from `source` until it yields None; `at_once` side by side."""
+    import ray
+
+    remote = ray.remote(num_cpus=0, max_retries=retries)(_evaluate_remotely)
+    running: dict[Any, CellPlan] = {}
+    open_source = True
+    while open_source or running:
+        while open_source and len(running) < at_once:
+            try:
+                task = source.get(timeout=WAIT_S if not running else 0.01)
+            except queue.Empty:
+                break
+            if task is None:
+                open_source = False
+            else:
+                running[remote.remote(task)] = task.plan
+        if running:
+            done, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_S)
+            for reference in done:
+                on_done(running.pop(reference), ray.get(reference))
+
+
+def _evaluate_remotely(task: EvaluationTask) -> CellFailure | None:
+    """Evaluate one cell in a Ray task."""
+    pools = {name: connect_pool(pool) for name, pool in task.pools.items()}
+    with asyncio.Runner() as runner:
+        return evaluate_cell(task, pools, runner, tries=task.spec.retries + 1)
+
+
+def evaluate_cell(
+    task: EvaluationTask, models: Mapping[str, Model], runner: asyncio.Runner, *, tries: int
+) -> CellFailure | None:
+    """Answer and judge one cell with `models`, by name; return what failed."""
+    store = Store(task.store)
+    plan = task.plan
+
+    def speak(trained: TrainingRecord | None) -> ModelEndpoint:
+        weights = None
+        if trained is not None:
+            folder = store.adapter_dir(trained.key)
+            weights = weights_of(folder, trained.weights_sha256, trained.kind)
+        return ModelEndpoint(models[plan.cell.model.name], weights)
+
+    def work(on_stage: OnStage) -> None:
+        _answer_and_judge(plan, store, speak, task.spec, models, runner, on_stage)
+        _tell(task, store)
+
+    first = next((s for s in stages_to_run(plan, store) if s != "train"), "generate")
+    return attempt_cell(
+        store, task.sweep, plan.cell_id, task.run, work, first_stage=first, tries=tries
+    )
+
+
+def _answer_and_judge(
+    plan: CellPlan,
+    store: Store,
+    speak: Speak,
+    spec: SweepSpec,
+    models: Mapping[str, Model],
+    runner: asyncio.Runner,
+    on_stage: OnStage,
+) -> None:
+    async def judge_all() -> None:
+        async with open_readers(spec, models) as readers:
+            await judge_stage(plan, store, readers)
+
+    def no_training(plan: CellPlan, store: Store) -> None:
+        raise RuntimeError(f"{plan.cell_id}: there is no finished training to ask")
+
+    run_cell(
+        plan,
+        store,
+        train=no_training,
+        generate=lambda plan, store: runner.run(generate_stage(plan, store, speak)),
+        judge=lambda plan, store: runner.run(judge_all()),
+        on_stage=on_stage,
+    )
+
+
+class open_readers:  # noqa: N801  used as a function
+    """Every judge of the spec, by name, ready to read; closed on the way out."""
+
+    def __init__(self, spec: SweepSpec, models: Mapping[str, Model]) -> None:
+        self._spec, self._models = spec, models
+        self._open: list[ApiReader] = []
+
+    async def __aenter__(self) -> dict[str, Reader]:
+        readers: dict[str, Reader] = {}
+        for judge in self._spec.judges:
+            if judge.api is not None and judge.api_model is not None:
+                reader = ApiReader(
+                    url=judge.api, model=judge.api_model, key_env=judge.api_key_env,
+                    concurrency=judge.concurrency,
+                )  # fmt: skip
+                self._open.append(reader)
+                await reader.check()
+                readers[judge.name] = reader
+            else:
+                model = self._models[judge_model(self._spec, judge).name]
+                readers[judge.name] = await choose_reader(ModelEndpoint(model, None))
+        return readers
+
+    async def __aexit__(self, *error: object) -> None:
+        for reader in self._open:
+            await reader.close()
+
+
+def _tell(task: EvaluationTask, store: Store) -> None:
+    """Give the tracker what the cell came to."""
+    plan, definition = task.plan, DEFINITIONS[task.spec.metric]
+    status = cell_status(plan, store, task.sweep, None)
+    results = [
+        cell_result(plan, judging, status, scored_responses(plan, judging, store), definition, store)
+        for judging in plan.judgings
+    ]
+    tracker = make_tracker(task.spec.tracking, task.sweep, store.local_dir("."))
+    tracker.finished(plan, results)

@@ -1,0 +1,70 @@
+"""What `emsweep plan` says: every cell, what is done, what would run, what it holds, about how long.
+
+Knows nothing of how a sweep is run.
+"""
+
+from collections import Counter
+from typing import Any
+
+from cluster.resources import ClusterTooSmall
+from cluster.session import local_totals
+from sweeps.estimate import estimate
+from sweeps.plan import STAGES, SweepPlan, stages_to_run
+from sweeps.progress import duration
+from sweeps.runner import cells_to_run, demands, feasible, statuses
+from sweeps.store import Store
+
+
+def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
+    """Return the plan as plain values: `cells`, `estimate`, `holds`, `layout`."""
+    todo = cells_to_run(sweep, store, retry_failed=False)
+    to_run = {cell.cell_id: stages_to_run(cell, store) for cell in todo}
+    cells = [
+        status.model_dump(exclude={"error_class"})
+        | {"stages_to_run": to_run.get(status.cell_id, [])}
+        for status in statuses(sweep, store)
+    ]
+    totals = local_totals()
+    train, pools = demands(sweep.spec, todo, store)
+    slots = 1
+    try:
+        layout = feasible(sweep, todo, store, totals)
+        slots, fits = layout.train_slots, str(layout)
+    except ClusterTooSmall as short:
+        fits = f"not on this machine: {short}"
+    held = [str(demand) for demand in ([train] if train else []) + pools] if todo else []
+    return {
+        "sweep": sweep.spec.name,
+        "store": store.url,
+        "cells": cells,
+        "holds": held,
+        "layout": fits if todo else "nothing to run",
+        "estimate": estimate(todo, sweep.cells, store, train_slots=slots).model_dump(),
+    }
+
+
+def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
+    """Return the plan as lines for a person."""
+    spec = sweep.spec
+    cells = told["cells"]
+    work = Counter(stage for cell in cells for stage in cell["stages_to_run"])
+    done = sum(cell["state"] == "finished" for cell in cells)
+    width = max(len(cell["cell_id"]) for cell in cells)
+    said = [
+        f"{spec.name}: {len(cells)} cells = {len(spec.models)} models x {len(spec.variants)} "
+        f"variants x {len(spec.seeds)} seeds; {done} finished",
+        f"store: {told['store']}",
+        "",
+    ]
+    for cell in cells:
+        todo = " > ".join(cell["stages_to_run"])
+        note = todo or ("failed: emsweep resume" if cell["state"] == "failed" else "nothing to do")
+        said.append(f"  {cell['cell_id']:{width}}  {cell['state']:8}  {note}")
+    said += ["", "to do: " + (", ".join(f"{s} {work[s]} cells" for s in STAGES if work[s]) or "nothing")]
+    responses = sum(e.num_responses for e in sweep.cells[0].evaluations)
+    said.append(f"each cell: {responses} responses, 2 scores each by {len(spec.judges)} judge(s)")
+    said += [f"holds  {line}" for line in told["holds"]]
+    said.append(f"layout: {told['layout']}")
+    rough = told["estimate"]
+    said.append(f"time: about {duration(rough['seconds'])} ({rough['basis']})")
+    return said

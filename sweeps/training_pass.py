@@ -1,0 +1,169 @@
+"""The training of every cell that lacks it, as trials of Ray Tune: one trial a cell.
+
+A one-rank cell trains in the trial's own process, which is kept for the next cell with its base
+model warm; several ranks train through Ray Train inside the trial. Tune schedules and retries; the
+store remembers. Knows nothing of serving or judging.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from em.datasets import Row
+from em.record import fingerprint
+from em.training import LossPoint, TrainingJob, TrainingResult
+from sweeps.failures import CellFailure, attempt_cell
+from sweeps.plan import CellPlan
+from sweeps.spec import ResourcesConfig, TrackingConfig
+from sweeps.stages import train_stage
+from sweeps.store import Store
+from sweeps.tracking import make_tracker
+
+# A trial that only waits for its ranks must hold something, or Tune never starts it (0 raises).
+WAITING_CPUS = 0.01
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What a trial needs to train one cell."""
+
+    plan: CellPlan
+    store: str
+    sweep: str
+    run: str
+    tracking: TrackingConfig
+    resources: ResourcesConfig
+
+
+class TrialFailed(RuntimeError):
+    """A transient failure in a trial; Tune tries it again in a fresh process."""
+
+
+def train_cells(
+    tasks: Sequence[TrainTask],
+    rows: Mapping[str, Sequence[Row]],
+    *,
+    slots: int,
+    retries: int,
+    on_done: Callable[[str], None],
+) -> None:
+    """Train the cell of every task, `slots` at a time; `on_done` is told each cell's id.
+
+    `rows` are by content hash. Failures are in the store's attempts when this returns.
+    """
+    import ray
+    from ray import tune
+
+    class Told(tune.Callback):  # type: ignore[misc]
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            on_done(trial.config["cell"])
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            on_done(trial.config["cell"])
+
+    ranks = max(task.plan.cell.training.ranks for task in tasks if task.plan.cell.training)
+    kept = {key: ray.put(tuple(value)) for key, value in rows.items()}
+    by_cell = {task.plan.cell_id: ray.put(task) for task in tasks}
+    resources = tasks[0].resources
+    held = {"cpu": WAITING_CPUS} if ranks > 1 else {"cpu": resources.train_cpus}
+    if ranks == 1 and resources.train_gpus:
+        held["gpu"] = resources.train_gpus
+    with tempfile.TemporaryDirectory(prefix="emsweep-tune-") as folder:
+        tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(_trial, tasks=by_cell, rows=kept), held
+            ),
+            param_space={"cell": tune.grid_search(list(by_cell))},
+            tune_config=tune.TuneConfig(
+                reuse_actors=ranks == 1, max_concurrent_trials=max(1, slots)
+            ),
+            run_config=tune.RunConfig(
+                name=tasks[0].sweep,
+                storage_path=folder,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=retries),
+                callbacks=[Told()],
+            ),
+        ).fit()
+
+
+def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
+    """Train one cell in a Tune trial."""
+    import ray
+    from ray import tune
+
+    task: TrainTask = ray.get(tasks[config["cell"]])
+    failure = train_task(task, ray.get(rows[task.plan.content_sha256]))
+    if failure is not None and failure.transient:
+        raise TrialFailed(failure.message)
+    tune.report({"trained": failure is None})
+
+
+def train_task(task: TrainTask, rows: Sequence[Row]) -> CellFailure | None:
+    """Train one cell in this process, or on its ranks; return what failed."""
+    store = Store(task.store)
+    tracker = make_tracker(task.tracking, task.sweep, store.local_dir("."))
+
+    def work(on_stage: Any) -> None:
+        from em.models import materialise
+
+        with tracker.training(task.plan) as on_loss:
+            train_stage(
+                task.plan,
+                store,
+                lambda job: _train(job, task, on_loss),
+                model_dir=materialise(task.plan.cell.model),
+                rows=rows,
+            )
+
+    return attempt_cell(
+        store, task.sweep, task.plan.cell_id, task.run, work, first_stage="train"
+    )
+
+
+def _train(
+    job: TrainingJob, task: TrainTask, on_loss: Callable[[LossPoint], None]
+) -> TrainingResult:
+    if job.config.ranks == 1:
+        from em.finetune import finetune, warm_base
+
+        return finetune(job, base=warm_base(job), on_step=on_loss)
+    return _train_on_ranks(job, task, on_loss)
+
+
+def _train_on_ranks(
+    job: TrainingJob, task: TrainTask, on_loss: Callable[[LossPoint], None]
+) -> TrainingResult:
+    from cluster.workers import run_on_ranks
+
+    result_path = job.checkpoint_dir.parent / "result.json"
+    run_on_ranks(
+        _rank,
+        {"job": job.model_dump_json(), "result": str(result_path)},
+        ranks=job.config.ranks,
+        cpus=task.resources.train_cpus,
+        gpus=task.resources.train_gpus,
+        name=f"train-{fingerprint(task.plan.training_identity)[:16]}-{task.run}",
+        storage_dir=job.checkpoint_dir.parent / "ray-train",
+    )
+    result = TrainingResult.model_validate_json(result_path.read_text())
+    for point in result.losses:
+        on_loss(point)
+    return result
+
+
+def _rank(value: dict[str, str]) -> None:
+    """Be one rank of a training; the first one leaves the result on disk."""
+    import os
+
+    from em.finetune import finetune
+
+    result = finetune(TrainingJob.model_validate_json(value["job"]))
+    if os.environ.get("RANK", "0") == "0":
+        path = Path(value["result"])
+        partial = path.with_suffix(".tmp")
+        partial.write_text(json.dumps(result.model_dump(mode="json")))
+        partial.replace(path)
