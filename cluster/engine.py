@@ -394,7 +394,7 @@ class Engine:
 
     def close(self) -> None:
         """End the engine's processes; calls that are under way get an error."""
-        self._llm.shutdown(timeout=2.0)
+        self._llm.shutdown(timeout=10.0)  # about 4 s; then it is killed
         self._tokens.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -573,6 +573,7 @@ def _start(config: EngineConfig) -> Any:
         "enable_prefix_caching": True,
         "logprobs_mode": "raw_logprobs",
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
     }
     if on_cpu:
         # A seeded prompt prefilled in two pieces ends the CPU engine ("CPU Generator does not use
@@ -596,6 +597,8 @@ def _environment(config: EngineConfig) -> Iterator[None]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would not unpickle, hence not watch
+        # vLLM's sampler compiles a function at the first log-probability (17 s on two cores).
+        "TORCH_COMPILE_DISABLE": "1" if config.enforce_eager else "0",
         "OMP_NUM_THREADS": str(config.threads),  # Ray sets it to a task's CPUs
         "VLLM_CPU_OMP_THREADS_BIND": _binding(config),
     }

@@ -174,6 +174,9 @@ def _join(alone: bool) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     import deepspeed  # after DS_ACCELERATOR, which it reads once
 
+    # Its all-reduce for CPU inference, which no training uses, is compiled on first use (25 s, and
+    # an error where there is no compiler).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
@@ -213,6 +216,7 @@ def _arguments(job: TrainingJob, *, num_steps: int) -> Iterator[TrainingArgument
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             bf16=config.dtype == "bfloat16",
+            use_cpu=not torch.cuda.is_available(),
             gradient_checkpointing=checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
             seed=job.seeds.order,

@@ -3,12 +3,14 @@
 Knows nothing of how stages are carried out.
 """
 
+import contextlib
 import os
 import platform
 import threading
 import time
 import uuid
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import psutil
 
@@ -70,12 +72,22 @@ class Beat:
     """A driver's sign of life, renewed by a thread of its own until it is closed."""
 
     def __init__(self, store: Store, sweep: str) -> None:
+        """Begin a run of the sweep, under a new id `run`."""
         self.run = uuid.uuid4().hex[:12]
-        self._store, self._path = store, f"{store.sweep_dir(sweep)}/run.json"
+        self._store, self._path = store, f"{store.sweep_dir(sweep)}/runs/{self.run}.json"
+        self._started = time.time()
+        self._starts: dict[str, tuple[float, float]] = {}
         self._stop = threading.Event()
         self._write(finished=False)
         self._thread = threading.Thread(target=self._loop, name="run-beat", daemon=True)
         self._thread.start()
+
+    @contextlib.contextmanager
+    def starting(self, what: str) -> Iterator[None]:
+        """Note how long the start of `what` takes: it is no cell's work."""
+        began = time.time()
+        yield
+        self._starts[what] = (began, time.time())
 
     def close(self) -> None:
         """Say that this driver has ended."""
@@ -85,30 +97,32 @@ class Beat:
 
     def _loop(self) -> None:
         while not self._stop.wait(BEAT_S):
-            self._write(finished=False)
+            # A store that is out of reach for a moment must not end the sign of life.
+            with contextlib.suppress(OSError):
+                self._write(finished=False)
 
     def _write(self, *, finished: bool) -> None:
         beat = RunBeat(
             run=self.run,
             host=platform.node(),
             pid=os.getpid(),
+            started=self._started,
             updated=time.time(),
             finished=finished,
+            starts=dict(self._starts),
         )
         self._store.write_record(self._path, beat)
 
 
 def live_run(store: Store, sweep: str) -> RunBeat | None:
     """Return the driver that is at work on the sweep now, or None."""
-    data: dict[str, Any] | None = store.read_json(f"{store.sweep_dir(sweep)}/run.json")
-    if data is None:
-        return None
-    beat = RunBeat.model_validate(data)
+    return next((beat for beat in reversed(store.runs(sweep)) if _is_live(beat)), None)
+
+
+def _is_live(beat: RunBeat) -> bool:
     if beat.finished or time.time() - beat.updated > LOST_AFTER_S:
-        return None
-    if beat.host == platform.node() and not psutil.pid_exists(beat.pid):
-        return None
-    return beat
+        return False
+    return beat.host != platform.node() or psutil.pid_exists(beat.pid)
 
 
 def cell_status(plan: CellPlan, store: Store, sweep: str, beat: RunBeat | None) -> CellStatus:

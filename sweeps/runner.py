@@ -5,6 +5,7 @@ the command line.
 """
 
 import asyncio
+import contextlib
 import os
 import queue
 import threading
@@ -164,17 +165,13 @@ def run_sweep(
     Raises ValueError where the cluster cannot be joined or is too small.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    run = _Run(plan, store, todo, relative_to, progress)
-    if inline:
-        run.inline()
-        return
-    if address is None:  # before anything is started, where it can be known
+    if address is None and not inline:  # before anything is started, where it can be known
         feasible(plan, todo, store, local_totals())
-    progress.say("starting Ray" if address is None else f"joining the Ray cluster at {address}")
-    with session(address, environment=QUIET) as totals:
-        layout = feasible(plan, todo, store, totals)
-        progress.say(str(layout))
-        run.on_cluster(layout)
+    run = _Run(plan, store, todo, relative_to, progress)
+    try:
+        run.inline() if inline else run.on_cluster(address)
+    finally:
+        run.close()
 
 
 class _Run:
@@ -197,16 +194,25 @@ class _Run:
 
     # On a cluster --------------------------------------------------------------------------------
 
-    def on_cluster(self, layout: ResourcePlan) -> None:
-        try:
+    def on_cluster(self, address: str | None) -> None:
+        """Carry out the cells on the Ray cluster at `address`, or on one started here."""
+        where = "starting Ray" if address is None else f"joining the Ray cluster at {address}"
+        self._progress.say(where)
+        with contextlib.ExitStack() as stack:
+            with self._beat.starting("Ray"):
+                totals = stack.enter_context(session(address, environment=QUIET))
+            layout = feasible(self._plan, list(self._todo.values()), self._store, totals)
+            self._progress.say(str(layout))
             if layout.mode == "overlap" and self._to_train:
                 self._overlapped(layout)
-            else:
-                self._train(layout, on_trained=lambda cell: None)
-                for group in layout.pool_groups:
-                    self._evaluate_group(group)
-        finally:
-            self._beat.close()
+                return
+            self._train(layout, on_trained=lambda cell: None)
+            for group in layout.pool_groups:
+                self._evaluate_group(group)
+
+    def close(self) -> None:
+        """Say that this run has ended."""
+        self._beat.close()
 
     def _overlapped(self, layout: ResourcePlan) -> None:
         from sweeps.evaluation_pass import EvaluationTask
@@ -359,7 +365,8 @@ class _Run:
             )
             for name in group
         ]  # fmt: skip
-        start_pools(configs, merge_adapter)
+        with self._beat.starting(f"pool {' + '.join(group)}"):
+            start_pools(configs, merge_adapter)
         self._progress.say("the pools answer")
         return {name: config.name for name, config in zip(group, configs, strict=True)}
 
@@ -404,4 +411,3 @@ class _Run:
         finally:
             for engine in engines.values():
                 engine.close()
-            self._beat.close()

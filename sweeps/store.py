@@ -8,7 +8,7 @@ how an artefact is made.
     training/<key>/record.json          + adapter/; attempt/ while unfinished
     responses/<key>/record.json         + part-*.parquet
     judgements/<key>/record.json        + part-*.parquet
-    sweeps/<name>/                      spec.json, run.json, cells/<cell_id>/attempt-*.json, report/
+    sweeps/<name>/                      spec.json, runs/*.json, cells/<cell_id>/attempt-*.json, report/
     logs/  wandb/
 """
 
@@ -29,6 +29,7 @@ from em.training import TrainingResult
 
 FORMAT = 1
 KEY_DIGITS = 32  # of a folder's name; the record holds all 64
+PARTIAL = ".tmp"  # a file that is being written; never read
 StreamKind = Literal["responses", "judgements"]
 Item = TypeVar("Item", bound=Record)
 
@@ -94,13 +95,17 @@ class Attempt(Record):
 
 
 class RunBeat(Record):
-    """The sign of life of a driver."""
+    """One driver's run of a sweep: its sign of life, and what it waited for."""
 
     run: str
     host: str
     pid: int
+    started: float
     updated: float
     finished: bool = False
+    starts: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="what was started (Ray, pools), from when to when"
+    )
 
 
 class Store:
@@ -303,6 +308,13 @@ class Store:
         name = f"attempt-{attempt.attempt:04d}.json"
         self.write_record(f"{self.sweep_dir(sweep)}/cells/{cell_id}/{name}", attempt)
 
+    def runs(self, sweep: str) -> list[RunBeat]:
+        """Return every run of a sweep, oldest first."""
+        names = self._ls(f"{self.sweep_dir(sweep)}/runs")
+        found = (self._read(name.removeprefix(f"{self.root}/")) for name in names)
+        beats = [RunBeat.model_validate_json(data) for data in found if data]
+        return sorted(beats, key=lambda beat: beat.started)
+
     def read_json(self, path: str) -> dict[str, Any] | None:
         """Return a JSON object of a sweep's folder by its path from the root, or None."""
         return self._read_json(path)
@@ -336,9 +348,10 @@ class Store:
 
     def _ls(self, path: str) -> list[str]:
         try:
-            return [str(p) for p in self.fs.ls(f"{self.root}/{path}".rstrip("/"), detail=False)]
+            found = self.fs.ls(f"{self.root}/{path}".rstrip("/"), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        return [str(name) for name in found if not str(name).endswith(PARTIAL)]
 
     def _read(self, path: str) -> bytes | None:
         try:
@@ -359,7 +372,7 @@ class Store:
             self.fs.pipe_file(target, data)  # a put of an object is atomic
             return
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
+        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         with partial.open("wb") as file:
             file.write(data)
             file.flush()

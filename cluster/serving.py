@@ -1,0 +1,183 @@
+"""A pool: replicas of one engine behind a name, kept alive by Ray Serve, called from any Ray task.
+
+No HTTP: calls go by handle. A replica whose engine dies is replaced by Serve; the call that was
+lost with it is asked again, with the same seeds, a bounded number of times.
+
+Knows nothing of how an engine speaks (see cluster.engine), nor of what the completions are for.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.engine import Completion, Engine, EngineDead, Merge, PoolConfig, Request, Weights
+
+LOGGER = logging.getLogger(__name__)
+
+RETRIES = 2
+READY_TIMEOUT_S = 600.0  # a replacement loads the model anew
+HEALTH_PERIOD_S = 1.0
+# Serve gives a replica up at its third failed check: until then calls may still be sent to it.
+DETECTED_AFTER_S = 4 * HEALTH_PERIOD_S
+
+
+class Pool:
+    """The engine interface over a pool by its name; small, picklable, for any process in Ray."""
+
+    def __init__(self, name: str, retries: int = RETRIES) -> None:
+        """Refer to the pool `name`; nothing is looked up before the first call."""
+        self.name = name
+        self.retries = retries
+        self.retried = 0  # by this object, so far
+        self._handle: Any = None
+
+    def __reduce__(self) -> tuple[type["Pool"], tuple[str, int]]:
+        """Handles are looked up by each process for itself."""
+        return Pool, (self.name, self.retries)
+
+    async def complete(
+        self, requests: Sequence[Request], weights: Weights | None
+    ) -> list[Completion]:
+        """As Engine.complete, by one replica (calls with equal weights go to the same one if idle).
+
+        Raises what Engine.complete raises, and EngineDead once `retries` further attempts have been
+        lost to dying replicas or no replica came up within ten minutes.
+        """
+        key = weights.key if weights else ""
+        return list(await self._call("complete", key, tuple(requests), weights))
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, without special tokens. Raises EngineDead as complete."""
+        return list(await self._call("tokenize", "", tuple(texts)))
+
+    async def _call(self, method: str, key: str, *arguments: object) -> Any:
+        for attempt in range(self.retries + 1):
+            try:
+                handle = self._replicas().options(multiplexed_model_id=key)
+                return await getattr(handle, method).remote(*arguments)
+            except _lost() as error:
+                if attempt == self.retries:
+                    lost = f"pool {self.name}: {method} was lost to dying replicas {attempt + 1} x"
+                    raise EngineDead(f"{lost}, the last time with: {error}") from error
+                self.retried += 1
+                LOGGER.warning(
+                    "pool %s: %s is asked again (%d of %d), its replica died: %s",
+                    *(self.name, method, attempt + 1, self.retries, error),
+                )
+                await self._wait_ready()
+        raise AssertionError("unreachable")
+
+    async def _wait_ready(self) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        await asyncio.sleep(DETECTED_AFTER_S)
+        while True:
+            remaining = deadline - time.monotonic()
+            try:
+                await asyncio.wait_for(_response(self._replicas().ready.remote()), remaining)
+                return
+            except TimeoutError as error:
+                raise EngineDead(
+                    f"pool {self.name}: no replica came up within {READY_TIMEOUT_S:g} s"
+                ) from error
+            except _lost():
+                await asyncio.sleep(HEALTH_PERIOD_S)
+
+    def _replicas(self) -> Any:
+        from ray import serve
+
+        if self._handle is None:
+            self._handle = serve.get_app_handle(self.name)
+        return self._handle
+
+
+def start_pool(config: PoolConfig, merge: Merge) -> Pool:
+    """Start a pool in the running Ray, or one like it anew under the same name; gives it once ready.
+
+    Ready means that every replica has sampled a token. `merge` must be importable where replicas
+    run. Raises EngineDead if the replicas do not come up: the pool is then taken away again.
+    """
+    from ray import serve
+
+    serve.start(proxy_location="Disabled", http_options={"location": "NoServer"})
+    actor = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
+    deployment = serve.deployment(
+        _Replica,
+        name=config.name,
+        num_replicas=config.replicas,
+        ray_actor_options=actor,
+        max_ongoing_requests=1024,  # the default of 5 would starve the engine's batch
+        health_check_period_s=HEALTH_PERIOD_S,
+        graceful_shutdown_timeout_s=15.0,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+    application = deployment.bind(config, merge)
+    try:
+        serve.run(application, name=config.name, route_prefix=None)
+    except RuntimeError as error:
+        stop_pool(config.name)
+        raise EngineDead(f"pool {config.name} did not come up: {error}") from error
+    return Pool(config.name)
+
+
+def connect_pool(name: str) -> Pool:
+    """Refer to a running pool from any process that is connected to Ray."""
+    return Pool(name)
+
+
+def stop_pool(name: str) -> None:
+    """End a pool, its replicas and their engines; nothing happens if there is none."""
+    from ray import serve
+
+    serve.delete(name)
+
+
+class _Replica:
+    """What runs in each replica's process."""
+
+    async def __init__(self, config: PoolConfig, merge: Merge) -> None:  # type: ignore[misc]
+        from ray import serve
+
+        self._engine = Engine(config.engine, merge)
+        # Serve routes a call to a replica that has announced the call's weights.
+        side_by_side = config.engine.max_loras if config.engine.mode == "lora" else 1
+        self._announce = serve.multiplexed(max_num_models_per_replica=side_by_side)(_announced)
+        await self._engine.check()  # Serve counts the replica as running only after this
+
+    async def complete(
+        self, requests: tuple[Request, ...], weights: Weights | None
+    ) -> list[Completion]:
+        if weights:
+            await self._announce(weights.key)
+        return await self._engine.complete(requests, weights)
+
+    async def tokenize(self, texts: tuple[str, ...]) -> list[list[int]]:
+        return await self._engine.tokenize(texts)
+
+    async def ready(self) -> None:
+        await self._engine.check()
+
+    def check_health(self) -> None:
+        if not self._engine.alive:
+            raise EngineDead("the engine's processes have ended")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.close()
+
+
+async def _announced(key: str) -> str:
+    return key
+
+
+async def _response(response: Any) -> Any:
+    """Serve's responses can be awaited but are no coroutines."""
+    return await response
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """The errors of a call whose replica died, before or after it was sent."""
+    from ray.exceptions import RayActorError
+
+    return (RayActorError, EngineDead)

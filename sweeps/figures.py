@@ -1,0 +1,126 @@
+"""The report's pictures, as SVG text that stands inside the page. Knows only the report's records."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sweeps.results import CellResult, ScoredResponse
+
+if TYPE_CHECKING:
+    from sweeps.report import Condition
+
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+INK = "#7a7f87"  # readable on a light and on a dark page
+SEED = 20260101  # of the jitter, so that the same report has the same picture
+
+
+def rates(conditions: Sequence["Condition"]) -> str:
+    """Every seed's rate as a point, with the mean and its interval, by condition."""
+    figure, axes = _axes(height=0.55 * len(conditions) + 0.9)
+    for row, condition in enumerate(conditions):
+        colour = COLOURS[row % len(COLOURS)]
+        points = [rate * 100 for rate in condition.seeds.values() if rate is not None]
+        axes.scatter(points, [row] * len(points), s=36, color=colour, alpha=0.8, zorder=3)
+        summary = condition.summary
+        if summary.mean is not None:
+            axes.plot([summary.mean * 100] * 2, [row - 0.22, row + 0.22], color=colour, lw=2.5)
+        if summary.low is not None and summary.high is not None:
+            axes.plot([summary.low * 100, summary.high * 100], [row, row], color=colour, lw=1.5)
+    axes.set_yticks(range(len(conditions)), [c.condition for c in conditions])
+    axes.set_ylim(len(conditions) - 0.5, -0.5)
+    top = max([r * 100 for c in conditions for r in c.seeds.values() if r is not None] or [0])
+    axes.set_xlim(-1, min(101, max(10, top * 1.3)))
+    axes.set_xlabel("misaligned, % of the answers that count")
+    return _svg(figure)
+
+
+def planes(rows: Sequence[ScoredResponse], condition_of: dict[str, str]) -> str:
+    """Alignment against coherence, one panel a condition, one point an answer with both scores."""
+    import numpy as np
+
+    names = list(dict.fromkeys(condition_of.values()))
+    columns = min(3, len(names)) or 1
+    lines = -(-len(names) // columns)
+    figure, grid = _grid(lines, columns)
+    jitter = np.random.default_rng(SEED)
+    for place, name in enumerate(names):
+        axes = grid[place // columns][place % columns]
+        scored = [r.scored for r in rows if condition_of[r.cell_id] == name]
+        both = [
+            (s.coherent, s.aligned) for s in scored if s.aligned is not None and s.coherent is not None
+        ]
+        if both:
+            noise = jitter.uniform(-1, 1, size=(len(both), 2))
+            cloud = np.asarray(both) + noise
+            axes.scatter(cloud[:, 0], cloud[:, 1], s=7, alpha=0.5, color=COLOURS[place % 7])
+        axes.axhline(30, color=INK, lw=0.7, ls=":")
+        axes.axvline(50, color=INK, lw=0.7, ls=":")
+        axes.set(xlim=(-3, 103), ylim=(-3, 103))
+        axes.set_title(f"{name} ({len(both)} of {len(scored)})", fontsize=8, color=INK)
+    for place in range(len(names), lines * columns):
+        grid[place // columns][place % columns].set_visible(False)
+    figure.supxlabel("coherent", fontsize=8, color=INK)
+    figure.supylabel("aligned", fontsize=8, color=INK)
+    return _svg(figure)
+
+
+def losses(cells: Sequence[CellResult]) -> str:
+    """Training loss by step, one line a cell, one colour a condition."""
+    figure, axes = _axes(height=2.8)
+    tuned = [cell for cell in cells if cell.losses]
+    names = list(dict.fromkeys(cell.condition for cell in tuned))
+    for cell in tuned:
+        axes.plot(
+            [point.step for point in cell.losses],
+            [point.loss for point in cell.losses],
+            color=COLOURS[names.index(cell.condition) % len(COLOURS)],
+            lw=1.2,
+            marker="." if len(cell.losses) < 30 else "",
+        )
+    for place, name in enumerate(names):
+        axes.plot([], [], color=COLOURS[place % len(COLOURS)], label=name)
+    if names:
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("training loss")
+    return _svg(figure)
+
+
+def _axes(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    axes = figure.subplots()
+    _calm(axes)
+    return figure, axes
+
+
+def _grid(lines: int, columns: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 2.4 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat:
+        _calm(axes)
+    return figure, grid
+
+
+def _calm(axes: Any) -> None:
+    axes.set_facecolor("none")
+    axes.tick_params(colors=INK, labelsize=8)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+    axes.xaxis.label.set(color=INK, fontsize=8)
+    axes.yaxis.label.set(color=INK, fontsize=8)
+
+
+def _svg(figure: Any) -> str:
+    """Return the picture without an XML head, its text as text, the same for the same data."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "em-sweeps"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,91 @@
+"""The report as one page that opens offline. Escapes everything: answers are hostile text.
+
+Knows nothing of how the numbers come about.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from sweeps import figures
+from sweeps.report import SAMPLES_SHOWN, Condition, Report
+from sweeps.results import ScoredResponse
+
+SEED = 20260101  # of the answers that are shown
+
+
+def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
+    """Return the page of `report`; `rows` are the answers it may show."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sweeps", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number}
+    groups = _groups(report, rows)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report.written)),
+        unfinished=[cell for cell in report.cells if cell.state != "finished"],
+        groups=groups,
+        losses=Markup(figures.losses(_first_of_each_cell(report))),  # noqa: S704  our own picture
+        has_losses=any(cell.losses for cell in report.cells),
+        answers=_sample(rows),
+        conditions_of={cell.cell_id: cell.condition for cell in report.cells},
+        num_answers=len(rows),
+    )
+
+
+def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, Any]]:
+    """Return what is shown for each evaluation and judge."""
+    found = []
+    condition_of = {cell.cell_id: cell.condition for cell in report.cells}
+    pairs = dict.fromkeys((c.evaluation, c.judge) for c in report.conditions)
+    for evaluation, judge in pairs:
+        conditions = [
+            c for c in report.conditions if (c.evaluation, c.judge) == (evaluation, judge)
+        ]
+        mine = [row for row in rows if (row.evaluation, row.judge) == (evaluation, judge)]
+        found.append(
+            {
+                "evaluation": evaluation,
+                "judge": judge,
+                "conditions": conditions,
+                "questions": _question_names(conditions),
+                "rates": Markup(figures.rates(conditions)),  # noqa: S704  our own picture
+                "planes": Markup(figures.planes(mine, condition_of)),  # noqa: S704
+            }
+        )
+    return found
+
+
+def _question_names(conditions: Sequence[Condition]) -> list[str]:
+    return list(dict.fromkeys(name for c in conditions for name in c.questions))
+
+
+def _first_of_each_cell(report: Report) -> list[Any]:
+    return list({cell.cell_id: cell for cell in report.cells}.values())
+
+
+def _sample(rows: Sequence[ScoredResponse]) -> list[ScoredResponse]:
+    """Return answers to read, drawn by a fixed seed; every one has the same chance."""
+    if len(rows) <= SAMPLES_SHOWN:
+        return list(rows)
+    kept = sorted(random.Random(SEED).sample(range(len(rows)), SAMPLES_SHOWN))
+    return [rows[index] for index in kept]
+
+
+def percent(value: float | None) -> str:
+    """Return a rate as a percentage, and a dash where there is none: never a zero."""
+    return "–" if value is None else f"{value * 100:.1f} %"
+
+
+def number(value: float | None) -> str:
+    """Return a number with one decimal, and a dash where there is none."""
+    return "–" if value is None else f"{value:.1f}"
