@@ -7,6 +7,7 @@ Knows nothing of how an engine speaks (see cluster.engine), nor of what the comp
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -53,21 +54,30 @@ class Pool:
         return list(await self._call("tokenize", "", tuple(texts)))
 
     async def _call(self, method: str, key: str, *arguments: object) -> Any:
-        for attempt in range(self.retries + 1):
+        from ray.exceptions import RayTaskError
+
+        attempt = 1
+        while True:
             try:
                 handle = self._replicas().options(multiplexed_model_id=key)
                 return await getattr(handle, method).remote(*arguments)
             except _lost() as error:
-                if attempt == self.retries:
-                    lost = f"pool {self.name}: {method} was lost to dying replicas {attempt + 1} x"
-                    raise EngineDead(f"{lost}, the last time with: {error}") from error
-                self.retried += 1
+                if attempt > self.retries:
+                    raise EngineDead(
+                        f"pool {self.name}: {method} was lost to dying replicas {attempt} times, "
+                        f"at last with: {_last_line(error)}"
+                    ) from error
                 LOGGER.warning(
                     "pool %s: %s is asked again (%d of %d), its replica died: %s",
-                    *(self.name, method, attempt + 1, self.retries, error),
+                    *(self.name, method, attempt, self.retries, _last_line(error)),
                 )
-                await self._wait_ready()
-        raise AssertionError("unreachable")
+            except RayTaskError as error:
+                if isinstance(error.cause, ValueError):
+                    raise error.cause from None  # the caller's mistake, not the replica's
+                raise
+            attempt += 1
+            self.retried += 1
+            await self._wait_ready()
 
     async def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -93,7 +103,7 @@ class Pool:
 
 
 def start_pool(config: PoolConfig, merge: Merge) -> Pool:
-    """Start a pool in the running Ray, or one like it anew under the same name; gives it once ready.
+    """Start a pool in the running Ray, or replace the one of that name; gives it once ready.
 
     Ready means that every replica has sampled a token. `merge` must be importable where replicas
     run. Raises EngineDead if the replicas do not come up: the pool is then taken away again.
@@ -111,6 +121,7 @@ def start_pool(config: PoolConfig, merge: Merge) -> Pool:
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=15.0,
         graceful_shutdown_wait_loop_s=0.5,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     application = deployment.bind(config, merge)
     try:
@@ -129,8 +140,10 @@ def connect_pool(name: str) -> Pool:
 def stop_pool(name: str) -> None:
     """End a pool, its replicas and their engines; nothing happens if there is none."""
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
-    serve.delete(name)
+    with contextlib.suppress(RayServeException):  # Serve itself was never started
+        serve.delete(name)
 
 
 class _Replica:
@@ -181,3 +194,8 @@ def _lost() -> tuple[type[Exception], ...]:
     from ray.exceptions import RayActorError
 
     return (RayActorError, EngineDead)
+
+
+def _last_line(error: Exception) -> str:
+    """Ray's errors carry a whole traceback as their text, the reason last."""
+    return (str(error).strip().splitlines() or [repr(error)])[-1]

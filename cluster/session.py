@@ -89,9 +89,7 @@ def local_totals() -> Totals:
 def end_children(*, except_pids: set[int] | frozenset[int] = frozenset()) -> None:
     """End every process below this one: politely, and after KILL_AFTER_S by force."""
     deadline = time.monotonic() + KILL_AFTER_S
-    children = [
-        c for c in psutil.Process().children(recursive=True) if c.pid not in except_pids
-    ]
+    children = [c for c in psutil.Process().children(recursive=True) if c.pid not in except_pids]
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.terminate()

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 import transformers
 from safetensors import safe_open
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from em import checkpoints
@@ -53,7 +53,6 @@ class Ranks:
 
     rank: int
     world: int
-    local_world: int
 
 
 def finetune(
@@ -95,6 +94,7 @@ def finetune(
             data_collator=partial(collate, pad_id=tokenizer.pad_token_id or 0),
             callbacks=[_Progress(job, ranks, on_step)],
         )
+        trainer.remove_callback(PrinterCallback)
         undo.callback(_take_down, trainer)
         resumed = _train(trainer, job, ranks)
         _write(trainer, job, ranks, tokenizer)
@@ -119,26 +119,29 @@ def _ranks(config: TrainingConfig) -> Iterator[Ranks]:
     """Join the other ranks (or be the only one), and use this rank's share of the cores."""
     alone = "WORLD_SIZE" not in os.environ
     own = _environment_of_one_rank() if alone else {}
+    local_world = int({**own, **os.environ}.get("LOCAL_WORLD_SIZE", "1"))
+    threads = max(1, len(os.sched_getaffinity(0)) // local_world)
+    own.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(threads)))
+    before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
     try:
-        ranks = Ranks(
-            rank=int(os.environ["RANK"]),
-            world=int(os.environ["WORLD_SIZE"]),
-            local_world=int(os.environ.get("LOCAL_WORLD_SIZE", "1" if alone else "0")) or 1,
-        )
+        ranks = Ranks(rank=int(os.environ["RANK"]), world=int(os.environ["WORLD_SIZE"]))
         if ranks.world != config.ranks:
             raise ValueError(
                 f"ranks is {config.ranks} in the training's settings, but {ranks.world} "
                 "process(es) were started (WORLD_SIZE): they must agree"
             )
         _check_dtype(config)
-        # Ray and torchrun set one thread for each process; sums depend on the number of threads.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world))
+        # Ray and torchrun ask for one thread a process; and sums depend on the number of threads.
+        torch.set_num_threads(threads)
         _join(alone)
         yield ranks
     finally:
-        for name in own:  # the next job may be one of several ranks
-            os.environ.pop(name, None)
+        for name, value in before.items():  # the next job may be one of several ranks
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _environment_of_one_rank() -> dict[str, str]:
@@ -456,6 +459,7 @@ def check_weights(folder: Path, *, method: str) -> None:
 def _name_base(path: Path, job: TrainingJob) -> None:
     settings = json.loads(path.read_text())
     settings["base_model_name_or_path"] = job.model.name if job.model else job.model_dir.name
+    settings["target_modules"] = sorted(settings["target_modules"])  # peft writes a set's order
     settings["revision"] = job.model.revision if job.model else None
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 

@@ -15,7 +15,7 @@ from typing import Literal
 import psutil
 
 from em.record import Record
-from sweeps.plan import CellPlan, Stage, stages_to_run
+from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
 from sweeps.store import Attempt, RunBeat, Store
 
 BEAT_S = 5.0
@@ -144,8 +144,21 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, beat: RunBeat | None) 
         variant=plan.cell.variant.name,
         seed=plan.cell.seed,
         state=state,
-        stage=last.stage if last and state in ("failed", "running") else (stages or [None])[0],
+        stage=last.stage if last and state in ("failed", "running") else next(iter(stages), None),
         attempts=len(attempts),
         error=failed.error if failed else None,
         error_class=failed.error_class if failed else None,
     )
+
+
+def statuses(plan: SweepPlan, store: Store) -> list[CellStatus]:
+    """Return how far every cell is, in the plan's order."""
+    beat = live_run(store, plan.spec.name)
+    return [cell_status(cell, store, plan.spec.name, beat) for cell in plan.cells]
+
+
+def cells_to_run(plan: SweepPlan, store: Store, *, retry_failed: bool) -> list[CellPlan]:
+    """Return the cells with work left; those that failed only where they are to be retried."""
+    states = statuses(plan, store)
+    wanted = ("missing", "running", "failed") if retry_failed else ("missing", "running")
+    return [cell for cell, status in zip(plan.cells, states, strict=True) if status.state in wanted]

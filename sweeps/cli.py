@@ -74,7 +74,7 @@ def resume(
     spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False
 ) -> None:
     """The same for a sweep that has started, and try its failed cells again."""
-    from sweeps.runner import known
+    from sweeps.registry import known
 
     sweep, target = _open(spec, store)
     if not known(sweep, target):
@@ -88,7 +88,7 @@ def resume(
 @app.command()
 def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
     """Show each cell's stage, state, attempts and last error; also while the sweep runs."""
-    from sweeps.runner import statuses
+    from sweeps.attempts import statuses
 
     sweep, target = _open(spec, store)
     cells = [item.model_dump(exclude={"error_class"}) for item in statuses(sweep, target)]
@@ -183,12 +183,13 @@ def _open(spec: Path, store: str | None) -> tuple[Any, Any]:
 def _run(
     spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool, retry_failed: bool
 ) -> None:
-    from sweeps import runner
+    from sweeps.attempts import cells_to_run
+    from sweeps.registry import register
 
-    todo = runner.cells_to_run(sweep, store, retry_failed=retry_failed)
+    todo = cells_to_run(sweep, store, retry_failed=retry_failed)
     if todo:
         store.create()
-        runner.register(sweep, store)
+        register(sweep, store)
         _carry_out(spec, sweep, store, todo, address=address, inline=inline)
     _end(spec, sweep, store)
 
@@ -199,18 +200,19 @@ def _carry_out(
     import contextlib
 
     from sweeps import runner
+    from sweeps.attempts import live_run
     from sweeps.console import noise_to
     from sweeps.plan import STAGES, stages_to_run
     from sweeps.progress import SweepProgress
 
-    live = runner.live_run(store, sweep.spec.name)
+    live = live_run(store, sweep.spec.name)
     if live is not None:
         raise ValueError(
             f"the sweep {sweep.spec.name!r} is being run by process {live.pid} on {live.host}: "
             f"watch it with 'emsweep status {spec}', or stop that process first"
         )
     log_path = store.local_dir("logs") / f"{sweep.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    totals = Counter(stage for cell in todo for stage in stages_to_run(cell, store))
+    totals = Counter[str](stage for cell in todo for stage in stages_to_run(cell, store))
     with contextlib.ExitStack() as stack:
         out = sys.stdout if inline else stack.enter_context(noise_to(log_path))
         progress = SweepProgress(out, {stage: totals[stage] for stage in STAGES})
@@ -233,8 +235,8 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 def _end(spec: Path, sweep: Any, store: Any) -> None:
+    from sweeps.attempts import statuses
     from sweeps.report import write_report
-    from sweeps.runner import statuses
 
     states = Counter(item.state for item in statuses(sweep, store))
     folder = store.local_dir(f"{store.sweep_dir(sweep.spec.name)}/report")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cluster.engine import Completion, EngineConfig, Request, Weights
+from cluster.engine import LORA_RANKS, Completion, EngineConfig, Request, Weights
 from em.generation import Answer, Prompt
 from em.models import ModelConfig, materialise
 from em.training import TrainingConfig
-from sweeps.spec import ServingConfig
+from sweeps.spec import ResourcesConfig, ServingConfig
 
 
 class Model(Protocol):
@@ -60,7 +60,10 @@ def _answer(completion: Completion) -> Answer:
 
 
 def engine_config(
-    model: ModelConfig, serving: ServingConfig, training: TrainingConfig, *, threads: int
+    model: ModelConfig,
+    serving: ServingConfig,
+    training: TrainingConfig,
+    resources: ResourcesConfig,
 ) -> EngineConfig:
     """Return the engine that serves `model` and every adapter the sweep trains on it."""
     return EngineConfig(
@@ -69,14 +72,22 @@ def engine_config(
         dtype=serving.dtype,
         max_model_len=serving.max_model_len,
         max_num_seqs=serving.max_num_seqs,
-        max_lora_rank=training.lora.rank,
+        # Only its `lora` mode uses this; the spec has refused other ranks there.
+        max_lora_rank=training.lora.rank if serving.mode == "lora" else LORA_RANKS[0],
         max_loras=serving.max_loras,
         kv_cache_gib=serving.kv_cache_gib,
         gpu_memory_utilization=serving.gpu_memory_utilization,
-        enforce_eager=False,
-        threads=threads,
-        trust_remote_code=model.trust_remote_code,
+        # Compiling takes a minute of a CPU and pays back on GPUs only.
+        enforce_eager=resources.serve_gpus == 0,
+        threads=max(1, int(resources.serve_cpus)),
     )
+
+
+def merge(base_dir: Path, weights: Weights, out_dir: Path) -> None:
+    """Write the whole model that `weights` make of the base: what an engine calls to swap."""
+    from em.merging import merge_adapter  # torch: in the engine's process, not in the driver
+
+    merge_adapter(base_dir, Path(weights.path), out_dir)
 
 
 def weights_of(path: Path, sha256: str, kind: str) -> Weights:

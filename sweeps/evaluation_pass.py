@@ -16,7 +16,7 @@ from em.scoring import DEFINITIONS
 from sweeps.attempts import cell_status
 from sweeps.endpoints import Model, ModelEndpoint, weights_of
 from sweeps.failures import CellFailure, OnStage, attempt_cell
-from sweeps.plan import CellPlan, judge_model, stages_to_run
+from sweeps.plan import CellPlan, Stage, judge_model, stages_to_run
 from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
 from sweeps.stages import Speak, generate_stage, judge_stage, run_cell
@@ -90,7 +90,8 @@ def evaluate_cell(
         _answer_and_judge(plan, store, speak, task.spec, models, runner, on_stage)
         _tell(task, store)
 
-    first = next((s for s in stages_to_run(plan, store) if s != "train"), "generate")
+    left = stages_to_run(plan, store)
+    first: Stage = "judge" if left == ["judge"] else "generate"
     return attempt_cell(
         store, task.sweep, plan.cell_id, task.run, work, first_stage=first, tries=tries
     )
@@ -122,7 +123,7 @@ def _answer_and_judge(
     )
 
 
-class open_readers:  # noqa: N801  used as a function
+class open_readers:
     """Every judge of the spec, by name, ready to read; closed on the way out."""
 
     def __init__(self, spec: SweepSpec, models: Mapping[str, Model]) -> None:
@@ -155,7 +156,9 @@ def _tell(task: EvaluationTask, store: Store) -> None:
     plan, definition = task.plan, DEFINITIONS[task.spec.metric]
     status = cell_status(plan, store, task.sweep, None)
     results = [
-        cell_result(plan, judging, status, scored_responses(plan, judging, store), definition, store)
+        cell_result(
+            plan, judging, status, scored_responses(plan, judging, store), definition, store
+        )
         for judging in plan.judgings
     ]
     tracker = make_tracker(task.spec.tracking, task.sweep, store.local_dir("."))

@@ -47,7 +47,9 @@ def planes(rows: Sequence[ScoredResponse], condition_of: dict[str, str]) -> str:
         axes = grid[place // columns][place % columns]
         scored = [r.scored for r in rows if condition_of[r.cell_id] == name]
         both = [
-            (s.coherent, s.aligned) for s in scored if s.aligned is not None and s.coherent is not None
+            (s.coherent, s.aligned)
+            for s in scored
+            if s.aligned is not None and s.coherent is not None
         ]
         if both:
             noise = jitter.uniform(-1, 1, size=(len(both), 2))

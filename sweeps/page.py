@@ -34,7 +34,7 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report.written)),
         unfinished=[cell for cell in report.cells if cell.state != "finished"],
         groups=groups,
-        losses=Markup(figures.losses(_first_of_each_cell(report))),  # noqa: S704  our own picture
+        losses=Markup(figures.losses(_first_of_each_cell(report))),
         has_losses=any(cell.losses for cell in report.cells),
         answers=_sample(rows),
         conditions_of={cell.cell_id: cell.condition for cell in report.cells},
@@ -58,8 +58,8 @@ def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, An
                 "judge": judge,
                 "conditions": conditions,
                 "questions": _question_names(conditions),
-                "rates": Markup(figures.rates(conditions)),  # noqa: S704  our own picture
-                "planes": Markup(figures.planes(mine, condition_of)),  # noqa: S704
+                "rates": Markup(figures.rates(conditions)),
+                "planes": Markup(figures.planes(mine, condition_of)),
             }
         )
     return found

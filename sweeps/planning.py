@@ -8,10 +8,11 @@ from typing import Any
 
 from cluster.resources import ClusterTooSmall
 from cluster.session import local_totals
+from sweeps.attempts import cells_to_run, statuses
 from sweeps.estimate import estimate
+from sweeps.layout import demands, feasible
 from sweeps.plan import STAGES, SweepPlan, stages_to_run
 from sweeps.progress import duration
-from sweeps.runner import cells_to_run, demands, feasible, statuses
 from sweeps.store import Store
 
 
@@ -60,7 +61,10 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
         todo = " > ".join(cell["stages_to_run"])
         note = todo or ("failed: emsweep resume" if cell["state"] == "failed" else "nothing to do")
         said.append(f"  {cell['cell_id']:{width}}  {cell['state']:8}  {note}")
-    said += ["", "to do: " + (", ".join(f"{s} {work[s]} cells" for s in STAGES if work[s]) or "nothing")]
+    said += [
+        "",
+        "to do: " + (", ".join(f"{s} {work[s]} cells" for s in STAGES if work[s]) or "nothing"),
+    ]
     responses = sum(e.num_responses for e in sweep.cells[0].evaluations)
     said.append(f"each cell: {responses} responses, 2 scores each by {len(spec.judges)} judge(s)")
     said += [f"holds  {line}" for line in told["holds"]]

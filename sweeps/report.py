@@ -14,10 +14,10 @@ from em.generation import Response
 from em.record import Record
 from em.scoring import DEFINITIONS, Definition
 from em.variance import SeedSummary, summarise_seeds
+from sweeps.attempts import statuses
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.provenance import commit, versions
 from sweeps.results import CellResult, ScoredResponse, cell_result, scored_responses
-from sweeps.runner import statuses
 from sweeps.spec import UNTUNED
 from sweeps.store import RunBeat, Store
 
@@ -132,7 +132,9 @@ def _warnings(sweep: SweepPlan, results: Sequence[CellResult], definition: Defin
     for state in ("failed", "missing", "running"):
         names = sorted({r.cell_id for r in results if r.state == state})
         if names:
-            found.append(f"{len(names)} of {len(sweep.cells)} cells are {state}: {', '.join(names)}")
+            found.append(
+                f"{len(names)} of {len(sweep.cells)} cells are {state}: {', '.join(names)}"
+            )
     for result in results:
         counts = result.counts
         if result.state == "finished" and result.em_rate is None:
@@ -309,7 +311,9 @@ def _write_tables(report: Report, rows: Sequence[ScoredResponse], folder: Path) 
 
 def _flat_cell(cell: CellResult) -> dict[str, Any]:
     kept = cell.model_dump(exclude={"counts", "questions", "seconds", "losses"})
-    seconds = {f"{stage}_seconds": cell.seconds.get(stage) for stage in ("train", "generate", "judge")}
+    seconds = {
+        f"{stage}_seconds": cell.seconds.get(stage) for stage in ("train", "generate", "judge")
+    }
     return kept | cell.counts.model_dump() | seconds
 
 

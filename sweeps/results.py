@@ -56,9 +56,7 @@ class CellResult(Record):
     losses: tuple[LossPoint, ...]
 
 
-def scored_responses(
-    plan: CellPlan, judging: JudgingPlan, store: Store
-) -> list[ScoredResponse]:
+def scored_responses(plan: CellPlan, judging: JudgingPlan, store: Store) -> list[ScoredResponse]:
     """Return every wanted response of one evaluation with its judgements by one judge, in order.
 
     Reads only what records list. A response without both judgements (an unfinished cell) is left

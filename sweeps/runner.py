@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from cluster.resources import Demand, ResourcePlan, plan_resources
+from cluster.resources import ResourcePlan
 from cluster.session import local_totals, session
 from em.datasets import Row
-from em.models import ModelConfig
 from em.record import fingerprint
-from sweeps.attempts import Beat, CellStatus, cell_status, live_run
+from sweeps.attempts import Beat
+from sweeps.evaluation_pass import EvaluationTask, evaluate_cell, evaluate_cells
 from sweeps.failures import CellFailure
-from sweeps.plan import CellPlan, SweepPlan, judge_model, load_rows_of, stages_to_run
+from sweeps.layout import feasible, pool_models
+from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
 from sweeps.progress import SweepProgress
-from sweeps.spec import SweepSpec
-from sweeps.store import Store, StoreError
+from sweeps.store import Store
+from sweeps.training_pass import TrainTask, train_cells, train_task
 
 # Libraries that report home or warn about their own business, in every process of a sweep.
 QUIET = {
@@ -34,120 +35,6 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-
-
-def statuses(plan: SweepPlan, store: Store) -> list[CellStatus]:
-    """Return how far every cell is, in the plan's order."""
-    beat = live_run(store, plan.spec.name)
-    return [cell_status(cell, store, plan.spec.name, beat) for cell in plan.cells]
-
-
-def register(plan: SweepPlan, store: Store) -> None:
-    """Write down that the store holds this sweep.
-
-    Raises StoreError where it holds another sweep under this name: a model, variant, evaluation,
-    judge or training that both have and that is not the same. Adding and removing them is growth.
-    """
-    place = f"{store.sweep_dir(plan.spec.name)}/spec.json"
-    old = store.read_json(place)
-    if old is not None:
-        _check_same(SweepSpec.model_validate(old), plan.spec, store)
-    store.write_record(place, plan.spec)
-
-
-def known(plan: SweepPlan, store: Store) -> bool:
-    """Whether the store holds a sweep of this name."""
-    return store.read_json(f"{store.sweep_dir(plan.spec.name)}/spec.json") is not None
-
-
-def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
-    def differ(what: str, was: object, now: object) -> StoreError:
-        return StoreError(
-            f"{store.url} holds another sweep under the name {new.name!r}: {what} was {was!r} there "
-            f"and is {now!r} here. Give this spec another name, or another store"
-        )
-
-    for kind in ("models", "variants", "evaluations", "judges"):
-        before = {item.name: item for item in getattr(old, kind)}
-        for item in getattr(new, kind):
-            was = before.get(item.name)
-            if was is None or was == item:
-                continue
-            fields = type(item).model_fields
-            # How many are wanted, and how fast, is not what a thing is.
-            free = {"samples", "ids", "exclude", "concurrency"}
-            field = next((f for f in fields if f not in free and getattr(was, f) != getattr(item, f)), None)
-            if field:
-                raise differ(
-                    f"{kind}.{item.name}.{field}", getattr(was, field), getattr(item, field)
-                )
-    for field in type(new.training).model_fields:
-        was, now = getattr(old.training, field), getattr(new.training, field)
-        if was != now and field not in ("micro_batch", "checkpoint_steps"):
-            raise differ(f"training.{field}", was, now)
-    for field in ("mode", "dtype"):
-        was, now = getattr(old.serving, field), getattr(new.serving, field)
-        if was != now:
-            raise differ(f"serving.{field}", was, now)
-
-
-# --- what is needed -------------------------------------------------------------------------------
-
-
-def demands(spec: SweepSpec, todo: Iterable[CellPlan], store: Store) -> tuple[Demand | None, list[Demand]]:
-    """Return what one training holds, and what each pool holds, for the cells still to do."""
-    resources = spec.resources
-    todo = list(todo)
-    trains = any("train" in stages_to_run(cell, store) for cell in todo)
-    train = Demand(
-        name="one cell's training",
-        cpus=resources.train_cpus,
-        gpus=resources.train_gpus,
-        count=spec.training.ranks,
-    )
-    pools = [
-        Demand(
-            name=model.name,
-            cpus=resources.serve_cpus,
-            gpus=resources.serve_gpus,
-            count=spec.serving.replicas,
-        )
-        for model in pool_models(spec, todo)
-    ]
-    return (train if trains else None), pools
-
-
-def pool_models(spec: SweepSpec, todo: Iterable[CellPlan]) -> list[ModelConfig]:
-    """Return the models that are served: those of the cells, and the judges'; each once."""
-    models = [cell.cell.model for cell in todo] + judge_models(spec)
-    return list({model.name: model for model in models}.values())
-
-
-def judge_models(spec: SweepSpec) -> list[ModelConfig]:
-    """Return the models of the judges that this sweep serves itself."""
-    return [judge_model(spec, judge) for judge in spec.judges if judge.api is None]
-
-
-def feasible(plan: SweepPlan, todo: Sequence[CellPlan], store: Store, totals: object) -> ResourcePlan:
-    """Return how the work is laid out on `totals`. Raises ClusterTooSmall with the arithmetic."""
-    from cluster.resources import Totals
-
-    assert isinstance(totals, Totals)
-    train, pools = demands(plan.spec, todo, store)
-    shared = [model.name for model in judge_models(plan.spec)]
-    return plan_resources(totals, train, pools, shared=shared)
-
-
-# --- running --------------------------------------------------------------------------------------
-
-
-def cells_to_run(plan: SweepPlan, store: Store, *, retry_failed: bool) -> list[CellPlan]:
-    """Return the cells with work left; those that failed only where they are to be retried."""
-    states = statuses(plan, store)
-    wanted = ("missing", "running", "failed") if retry_failed else ("missing", "running")
-    return [
-        cell for cell, status in zip(plan.cells, states, strict=True) if status.state in wanted
-    ]
 
 
 def run_sweep(
@@ -215,8 +102,6 @@ class _Run:
         self._beat.close()
 
     def _overlapped(self, layout: ResourcePlan) -> None:
-        from sweeps.evaluation_pass import EvaluationTask
-
         pools = self._start_pools(layout.pool_groups[0])
         source: queue.Queue[EvaluationTask | None] = queue.Queue()
         waiting = {cell.cell_id for cell in self._to_train}
@@ -242,8 +127,6 @@ class _Run:
     def _train(self, layout: ResourcePlan, *, on_trained: Callable[[CellPlan], None]) -> None:
         if not self._to_train:
             return
-        from sweeps.training_pass import train_cells
-
         # Cells with one training (equal data under two names) are trained once.
         first = {cell.training_key: cell for cell in reversed(self._to_train)}
         sharing: dict[str, list[CellPlan]] = {}
@@ -277,9 +160,7 @@ class _Run:
             if key is not None
         }
 
-    def _train_task(self, cell: CellPlan) -> "TrainTask":  # noqa: F821
-        from sweeps.training_pass import TrainTask
-
+    def _train_task(self, cell: CellPlan) -> TrainTask:
         return TrainTask(
             plan=cell.model_copy(update={"evaluations": (), "judgings": ()}),
             store=self._store.url,
@@ -298,16 +179,14 @@ class _Run:
         if not ready:
             return
         pools = self._start_pools(group)
-        source: queue.Queue[object] = queue.Queue()
+        source: queue.Queue[EvaluationTask | None] = queue.Queue()
         for cell in ready:
             source.put(self._evaluation_task(cell, pools))
         source.put(None)
-        self._evaluate(source)  # type: ignore[arg-type]
+        self._evaluate(source)
         self._stop_pools(pools)
 
-    def _evaluate(self, source: "queue.Queue[EvaluationTask | None]") -> None:  # noqa: F821
-        from sweeps.evaluation_pass import evaluate_cells
-
+    def _evaluate(self, source: "queue.Queue[EvaluationTask | None]") -> None:
         self._progress.begin("generate")
         self._progress.begin("judge")
         evaluate_cells(
@@ -331,9 +210,7 @@ class _Run:
         stage = failure.stage if failure else "train"
         self._progress.failed(cell.cell_id, stage, message or "the process that trained it died")
 
-    def _evaluation_task(self, cell: CellPlan, pools: dict[str, str]) -> "EvaluationTask":  # noqa: F821
-        from sweeps.evaluation_pass import EvaluationTask
-
+    def _evaluation_task(self, cell: CellPlan, pools: dict[str, str]) -> EvaluationTask:
         return EvaluationTask(
             plan=cell,
             spec=self._spec,
@@ -345,9 +222,8 @@ class _Run:
 
     def _start_pools(self, group: Sequence[str]) -> dict[str, str]:
         from cluster.engine import PoolConfig
-        from cluster.serving import start_pools
-        from em.merging import merge_adapter
-        from sweeps.endpoints import engine_config
+        from cluster.serving import start_pool
+        from sweeps.endpoints import engine_config, merge
 
         models = {m.name: m for m in pool_models(self._spec, self._todo.values())}
         resources, serving = self._spec.resources, self._spec.serving
@@ -355,18 +231,16 @@ class _Run:
         configs = [
             PoolConfig(
                 name=f"pool-{fingerprint([self._beat.run, name])[:12]}",
-                engine=engine_config(
-                    models[name], serving, self._spec.training,
-                    threads=max(1, int(resources.serve_cpus)),
-                ),
+                engine=engine_config(models[name], serving, self._spec.training, resources),
                 replicas=serving.replicas,
                 num_cpus=resources.serve_cpus,
                 num_gpus=resources.serve_gpus,
             )
             for name in group
-        ]  # fmt: skip
+        ]
         with self._beat.starting(f"pool {' + '.join(group)}"):
-            start_pools(configs, merge_adapter)
+            for config in configs:
+                start_pool(config, merge)
         self._progress.say("the pools answer")
         return {name: config.name for name, config in zip(group, configs, strict=True)}
 
@@ -381,10 +255,7 @@ class _Run:
     def inline(self) -> None:
         """Carry out every cell here, in order: a breakpoint anywhere is reached."""
         from cluster.engine import Engine
-        from em.merging import merge_adapter
-        from sweeps.endpoints import engine_config
-        from sweeps.evaluation_pass import evaluate_cell
-        from sweeps.training_pass import train_task
+        from sweeps.endpoints import engine_config, merge
 
         engines: dict[str, Engine] = {}
         rows = self._rows(self._to_train)
@@ -400,11 +271,10 @@ class _Run:
                         self._progress.done("train", cell.cell_id)
                     for model in pool_models(self._spec, [cell]):
                         if model.name not in engines:
-                            threads = max(1, int(self._spec.resources.serve_cpus))
                             config = engine_config(
-                                model, self._spec.serving, self._spec.training, threads=threads
+                                model, self._spec.serving, self._spec.training, self._spec.resources
                             )
-                            engines[model.name] = Engine(config, merge_adapter)
+                            engines[model.name] = Engine(config, merge)
                     task = self._evaluation_task(cell, {})
                     tries = self._spec.retries + 1
                     self._on_evaluated(cell, evaluate_cell(task, engines, runner, tries=tries))

@@ -9,13 +9,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from em.datasets import Row
 from em.generation import Draw, Endpoint, Response, generate
 from em.judging import Item, Judgement, Reader, judge
+from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
-from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, draws_for, stages_to_run
+from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
 from sweeps.provenance import provenance
 from sweeps.store import Part, Store, StreamKind, TrainingRecord
 
@@ -27,14 +28,6 @@ Train = Callable[[TrainingJob], TrainingResult]
 Speak = Callable[[TrainingRecord | None], Endpoint]
 Done = TypeVar("Done", Response, Judgement)
 Work = TypeVar("Work", Draw, Item)
-
-
-class Generate(Protocol):
-    """Does the generate stage of a cell."""
-
-    def __call__(self, plan: CellPlan, store: Store) -> None:
-        """Leave every response of the cell in the store."""
-        ...
 
 
 def train_stage(
@@ -51,6 +44,8 @@ def train_stage(
     result = train(
         TrainingJob(
             model_dir=model_dir,
+            model=ModelIdentity(name=plan.cell.model.name, revision=plan.model_revision),
+            trust_remote_code=plan.cell.model.trust_remote_code,
             rows=tuple(rows),
             config=plan.cell.training,
             seeds=plan.cell.seeds,
@@ -228,10 +223,14 @@ def run_cell(
     train: Callable[[CellPlan, Store], object],
     generate: Callable[[CellPlan, Store], object],
     judge: Callable[[CellPlan, Store], object],
-    on_stage: Callable[[str], None] = lambda stage: None,
+    on_stage: Callable[[Stage], None] = lambda stage: None,
 ) -> None:
     """Carry out, in this process, the stages of one cell that the store lacks."""
-    do = {"train": train, "generate": generate, "judge": judge}
+    do: dict[Stage, Callable[[CellPlan, Store], object]] = {
+        "train": train,
+        "generate": generate,
+        "judge": judge,
+    }
     for stage in stages_to_run(plan, store):
         on_stage(stage)
         do[stage](plan, store)

@@ -113,7 +113,9 @@ class Store:
 
     def __init__(self, url: str) -> None:
         """Open (not create) the store at `url`: a path, file://, memory://, s3://, gs://."""
-        self.fs, root = fsspec.core.url_to_fs(str(Path(url).expanduser()) if "://" not in url else url)
+        self.fs, root = fsspec.core.url_to_fs(
+            str(Path(url).expanduser()) if "://" not in url else url
+        )
         self.root: str = str(Path(root).resolve()) if self.is_local else root.rstrip("/")
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
@@ -250,7 +252,9 @@ class Store:
         try:
             data = self.fs.cat_file(f"{self.root}/{place}")
         except OSError as error:
-            raise StoreError(f"{self.url}/{place} is recorded but cannot be read: {error}") from error
+            raise StoreError(
+                f"{self.url}/{place} is recorded but cannot be read: {error}"
+            ) from error
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise StoreError(
                 f"{self.url}/{place} is damaged: its sha256 is not the recorded {part.sha256}; "
@@ -325,7 +329,9 @@ class Store:
 
     def local_dir(self, path: str) -> Path:
         """Return a local folder for files that other programs write (logs, wandb), made."""
-        folder = Path(self.root, path) if self.is_local else cache_dir("stores", _slug(self.url), path)
+        folder = (
+            Path(self.root, path) if self.is_local else cache_dir("stores", _slug(self.url), path)
+        )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

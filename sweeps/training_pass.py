@@ -9,8 +9,9 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from em.datasets import Row
 from em.record import fingerprint
@@ -21,6 +22,9 @@ from sweeps.spec import ResourcesConfig, TrackingConfig
 from sweeps.stages import train_stage
 from sweeps.store import Store
 from sweeps.tracking import make_tracker
+
+if TYPE_CHECKING:
+    from em.base_model import BaseModel
 
 # A trial that only waits for its ranks must hold something, or Tune never starts it (0 raises).
 WAITING_CPUS = 0.01
@@ -73,9 +77,7 @@ def train_cells(
         held["gpu"] = resources.train_gpus
     with tempfile.TemporaryDirectory(prefix="emsweep-tune-") as folder:
         tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_trial, tasks=by_cell, rows=kept), held
-            ),
+            tune.with_resources(tune.with_parameters(_trial, tasks=by_cell, rows=kept), held),
             param_space={"cell": tune.grid_search(list(by_cell))},
             tune_config=tune.TuneConfig(
                 reuse_actors=ranks == 1, max_concurrent_trials=max(1, slots)
@@ -96,7 +98,7 @@ def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, 
     from ray import tune
 
     task: TrainTask = ray.get(tasks[config["cell"]])
-    failure = train_task(task, ray.get(rows[task.plan.content_sha256]))
+    failure = train_task(task, ray.get(rows[task.plan.content_sha256 or ""]))
     if failure is not None and failure.transient:
         raise TrialFailed(failure.message)
     tune.report({"trained": failure is None})
@@ -119,19 +121,25 @@ def train_task(task: TrainTask, rows: Sequence[Row]) -> CellFailure | None:
                 rows=rows,
             )
 
-    return attempt_cell(
-        store, task.sweep, task.plan.cell_id, task.run, work, first_stage="train"
-    )
+    return attempt_cell(store, task.sweep, task.plan.cell_id, task.run, work, first_stage="train")
 
 
 def _train(
     job: TrainingJob, task: TrainTask, on_loss: Callable[[LossPoint], None]
 ) -> TrainingResult:
     if job.config.ranks == 1:
-        from em.finetune import finetune, warm_base
+        from em.finetune import finetune
 
-        return finetune(job, base=warm_base(job), on_step=on_loss)
+        return finetune(job, base=_warm_base(), on_step=on_loss)
     return _train_on_ranks(job, task, on_loss)
+
+
+@cache
+def _warm_base() -> "BaseModel":
+    """Return this process's base model, kept from one trial to the next."""
+    from em.base_model import BaseModel
+
+    return BaseModel()
 
 
 def _train_on_ranks(

@@ -1,0 +1,56 @@
+"""Which sweep a name in the store stands for. Knows nothing of how far it is."""
+
+from sweeps.plan import NOT_IN_KEY, SweepPlan
+from sweeps.spec import SweepSpec
+from sweeps.store import Store, StoreError
+
+
+def register(plan: SweepPlan, store: Store) -> None:
+    """Write down that the store holds this sweep.
+
+    Raises StoreError where it holds another sweep under this name: a model, variant, evaluation,
+    judge or training that both have and that is not the same. Adding and removing them is growth.
+    """
+    place = f"{store.sweep_dir(plan.spec.name)}/spec.json"
+    old = store.read_json(place)
+    if old is not None:
+        _check_same(SweepSpec.model_validate(old), plan.spec, store)
+    store.write_record(place, plan.spec)
+
+
+def known(plan: SweepPlan, store: Store) -> bool:
+    """Whether the store holds a sweep of this name."""
+    return store.read_json(f"{store.sweep_dir(plan.spec.name)}/spec.json") is not None
+
+
+def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
+    def differ(what: str, was: object, now: object) -> StoreError:
+        return StoreError(
+            f"{store.url} holds another sweep under the name {new.name!r}: {what} was {was!r} there "
+            f"and is {now!r} here. Give this spec another name, or another store"
+        )
+
+    for kind in ("models", "variants", "evaluations", "judges"):
+        before = {item.name: item for item in getattr(old, kind)}
+        for item in getattr(new, kind):
+            was = before.get(item.name)
+            if was is None or was == item:
+                continue
+            fields = type(item).model_fields
+            # How many are wanted, and how fast, is not what a thing is.
+            free = {"samples", "ids", "exclude", "concurrency"}
+            field = next(
+                (f for f in fields if f not in free and getattr(was, f) != getattr(item, f)), None
+            )
+            if field:
+                raise differ(
+                    f"{kind}.{item.name}.{field}", getattr(was, field), getattr(item, field)
+                )
+    for field in type(new.training).model_fields:
+        was, now = getattr(old.training, field), getattr(new.training, field)
+        if was != now and field not in NOT_IN_KEY:
+            raise differ(f"training.{field}", was, now)
+    for field in ("mode", "dtype"):
+        was, now = getattr(old.serving, field), getattr(new.serving, field)
+        if was != now:
+            raise differ(f"serving.{field}", was, now)
