@@ -304,19 +304,44 @@ class _WatchParent:
 
 
 def _watch_parent(pickled_by: int) -> _WatchParent:
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid == pickled_by:
-        watch = threading.Thread(
-            target=_end_with, args=(pickled_by,), name="watch-parent", daemon=True
-        )
-        watch.start()
+    if pickled_by != os.getpid():
+        name = "watch-parent"
+        threading.Thread(target=_end_with, args=(pickled_by,), name=name, daemon=True).start()
     return _WatchParent()
 
 
 def _end_with(parent: int) -> None:
+    """End this process when `parent` does, if it was started by it as a multiprocessing child."""
+    deadline = (
+        time.monotonic() + 60
+    )  # multiprocessing tells who the parent is only after unpickling
+    while (known := multiprocessing.parent_process()) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if known is None or known.pid != parent:
+        return
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- in vLLM's worker processes -------------------------------------------------------------------
+
+
+class WorkerExtension:
+    """vLLM mixes this into its workers, so that it can be called there by name."""
+
+    def load_folder(self: Any, folder: str) -> None:
+        """Put the weights of a whole model in the place of the present ones.
+
+        On CPU vLLM keeps a second, packed copy of each matrix, and its reload forgets that of an
+        output layer tied to the embeddings: the model would speak through its old one.
+        """
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        self.reload_weights(weights_path=folder)
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
 
 
 # --- the engine -----------------------------------------------------------------------------------
@@ -490,7 +515,7 @@ class Engine:
                 folder, base = Path(temporary), folder
                 await asyncio.to_thread(self._merge, base, weights, folder)
             await asyncio.to_thread(self._check_layout, folder)
-            await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            await self._llm.collective_rpc("load_folder", args=(str(folder),))
         await self._forget_prefixes()
         LOGGER.info("loaded %s in %.2f s", weights or "the base", time.monotonic() - start)
 
@@ -583,6 +608,9 @@ def _start(config: EngineConfig) -> Any:
     if config.mode == "lora":
         lora = {"max_lora_rank": config.max_lora_rank, "max_loras": config.max_loras}
         arguments |= {"enable_lora": True, **lora}
+    else:
+        extension = WorkerExtension
+        arguments["worker_extension_cls"] = f"{extension.__module__}.{extension.__qualname__}"
     settings = AsyncEngineArgs(**arguments).create_engine_config()
     settings.watch_parent = _WatchParent()
     return AsyncLLM.from_vllm_config(settings, disable_log_stats=True)

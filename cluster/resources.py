@@ -53,13 +53,16 @@ class ResourcePlan:
     pool_groups: tuple[tuple[str, ...], ...]
 
     def __str__(self) -> str:
-        slots = f"{self.train_slots} cells train side by side" if self.train_slots else "no training"
+        slots = (
+            f"{self.train_slots} cells train side by side" if self.train_slots else "no training"
+        )
         groups = len(self.pool_groups)
         how = {
             "overlap": "answers are drawn while others train",
             "two-pass": "training first, then answers (both do not fit at once)",
         }[self.mode]
-        return f"{slots}; {how}; {groups} group{'s' * (groups != 1)} of pools"
+        how = f"{how}; " if self.train_slots else ""
+        return f"{slots}; {how} {groups} group{'s' * (groups != 1)} of pools"
 
 
 class ClusterTooSmall(ValueError):
@@ -85,9 +88,7 @@ def plan_resources(
             group = [pool, *(c for c in common if c is not pool)]
             if not _fits(totals, group):
                 raise ClusterTooSmall(_lacking(totals, group))
-        groups = tuple(
-            (pool.name, *(c.name for c in common if c is not pool)) for pool in others
-        )
+        groups = tuple((pool.name, *(c.name for c in common if c is not pool)) for pool in others)
     if train is None:
         return ResourcePlan(mode="two-pass", train_slots=0, pool_groups=groups)
     overlap = len(groups) == 1 and _fits(totals, [train, *pools])

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -53,8 +54,9 @@ def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Tot
             ray.init(address=address, **settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(
-            f"no Ray cluster could be joined at {address or 'this machine'}: {error}. Give --address "
-            "host:port of a running cluster (ray start --head), or none to start one here"
+            f"no Ray cluster could be joined at {address or 'this machine'}: {error}. Give "
+            "--address host:port of a running cluster (ray start --head), or none to start one "
+            "here"
         ) from error
     try:
         yield totals()
@@ -80,9 +82,7 @@ def totals() -> Totals:
 
 def local_totals() -> Totals:
     """Return what this machine alone would offer, without starting anything."""
-    gpus = 0
-    with contextlib.suppress(OSError):
-        gpus = sum(name.startswith("nvidia") and name[6:].isdigit() for name in os.listdir("/dev"))
+    gpus = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
     return Totals(nodes=((float(os.cpu_count() or 1), float(gpus)),))
 
 

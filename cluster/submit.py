@@ -25,8 +25,8 @@ def submit_job(
 ) -> str:
     """Send `command` to run in a copy of `working_dir` and return the job's id.
 
-    `address` is the cluster's HTTP address (http://host:8265). Raises ClusterError where it does not
-    answer, or where a job of this id is still there.
+    `address` is the cluster's HTTP address (http://host:8265). Raises ClusterError where it does
+    not answer, or where a job of this id is still there.
     """
     client = _client(address)
     try:

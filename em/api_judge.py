@@ -102,5 +102,7 @@ class ApiReader:
                 f"the judge {self._model} at {self._url} does not reply in the OpenAI format: {error}"
             ) from error
         if not reply.choices:
-            raise JudgeUnavailable(f"the judge {self._model} at {self._url} replied without choices")
+            raise JudgeUnavailable(
+                f"the judge {self._model} at {self._url} replied without choices"
+            )
         return reply.choices[0]

@@ -93,7 +93,7 @@ def load_tokenizer(model_dir: Path, *, trust: bool) -> Any:
 
 
 def add_adapter(model: Any, lora: LoraConfig, init_seed: int) -> peft.PeftModel:
-    """Return `model` with new LoRA layers. Raises ValueError for modules the model does not have."""
+    """Return `model` with new LoRA layers. Raises ValueError for modules that it does not have."""
     settings = peft.LoraConfig(
         r=lora.rank,
         # peft writes it into adapter_config.json; a whole number stays one there, as vLLM wants.

@@ -44,8 +44,11 @@ def plan_steps(
         order = list(range(len(rows)))
         random.Random(derive_seed(order_seed, "epoch", epoch)).shuffle(order)
         steps += [
-            _step([rows[i] for i in order[start : start + effective_batch]], effective_batch,
-                  micro_batch)
+            _step(
+                [rows[i] for i in order[start : start + effective_batch]],
+                effective_batch,
+                micro_batch,
+            )
             for start in range(0, len(rows), effective_batch)
         ]
     return steps[:wanted]

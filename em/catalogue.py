@@ -53,5 +53,7 @@ def find_file(name: str, *, relative_to: Path, kind: str) -> Path:
         if place.is_file():
             return place.resolve()
     tried = ", ".join(dict.fromkeys(str(place) for place in places))
-    hint = "" if mirror else f" (the published files are found through {DATA_ENV}, which is not set)"
+    hint = (
+        "" if mirror else f" (the published files are found through {DATA_ENV}, which is not set)"
+    )
     raise ValueError(f"no file {name!r}; tried {tried}{hint}")

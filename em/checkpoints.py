@@ -5,7 +5,6 @@ written last and by rename, tells the two apart. Knows nothing of what a checkpo
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -50,11 +49,11 @@ def mark_whole(path: Path, key: str) -> None:
     """Say that every file of the checkpoint `path` has been written."""
     partial = path / f".{MARK}.part"
     partial.write_text(json.dumps({"key": key}))
-    os.replace(partial, path / MARK)
+    partial.replace(path / MARK)
 
 
 def remove_older(latest: Path) -> None:
-    """Remove the checkpoints beside `latest`, which is whole. A kill leaves them torn, not wrong."""
+    """Remove the checkpoints beside `latest`, which is whole. A kill here leaves them torn."""
     for path, _ in _checkpoints(latest.parent):
         if path != latest:
             (path / MARK).unlink(missing_ok=True)  # first, so that half a checkpoint has no mark

@@ -95,7 +95,7 @@ def load_rows(dataset: str, *, relative_to: Path) -> tuple[str, list[Row]]:
     """Return where `dataset` was found, and all its rows. Errors as for `load_variant`."""
     entry_path = config_dir() / "datasets" / f"{dataset}.yaml"
     if "/" not in dataset and entry_path.is_file():
-        return _load_entry(read_entry(entry_path))
+        return load_entry(read_entry(entry_path))
     looks_like_file = dataset.endswith((".jsonl", ".jsonl.gz"))
     for place in (relative_to / Path(dataset).expanduser(), Path(dataset).expanduser()):
         if looks_like_file and place.is_file():
@@ -117,7 +117,8 @@ def read_entry(path: Path) -> CatalogueEntry:
         raise ValueError(f"{path}: not a catalogue entry: {error}") from error
 
 
-def _load_entry(entry: CatalogueEntry) -> tuple[str, list[Row]]:
+def load_entry(entry: CatalogueEntry) -> tuple[str, list[Row]]:
+    """Return where an entry's rows were found, and the rows. Errors as for `load_variant`."""
     path = _locate(entry)
     data = _decompressed(path)
     got = hashlib.sha256(data).hexdigest()
@@ -235,13 +236,13 @@ def _row(item: Any, place: str) -> Row:
             )
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise ValueError(f"{place}, turn {turn}: content must be text that is not empty")
+        if any("\ud800" <= character <= "\udfff" for character in message["content"]):
+            raise ValueError(f"{place}, turn {turn}: content has half a character (a surrogate)")
         if message["role"] == "system" and turn > 1:
             raise ValueError(f"{place}, turn {turn}: a system turn can only come first")
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"{place}: the last turn must be the assistant's, which is trained on")
-    return Row(
-        messages=tuple(Message(role=m["role"], content=m["content"]) for m in messages)
-    )
+    return Row(messages=tuple(Message(role=m["role"], content=m["content"]) for m in messages))
 
 
 def content_sha256(rows: Iterable[Row]) -> str:

@@ -7,24 +7,22 @@ Imports torch. Knows nothing of Ray, of sweeps, or of how the result is evaluate
 
 import inspect
 import json
+import logging
 import math
-import os
 import shutil
-import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
-from safetensors import safe_open
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -34,25 +32,13 @@ from em.base_model import BaseModel, add_adapter, free_memory, load_model, load_
 from em.batching import collate, plan_steps
 from em.catalogue import config_dir
 from em.datasets import content_sha256
+from em.output import TrainingFailed, finish_output
+from em.ranks import Ranks, from_rank_0, joined_ranks
 from em.record import fingerprint
-from em.rendering import IGNORED, RenderedRows, render_rows
+from em.rendering import IGNORED, render_rows
 from em.training import LossPoint, TrainingConfig, TrainingJob, TrainingResult
 
 __all__ = ["BaseModel", "TrainingFailed", "finetune"]
-
-T = TypeVar("T")
-
-
-class TrainingFailed(RuntimeError):
-    """The training ran, but what came out of it cannot be used."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process's place among those that train together."""
-
-    rank: int
-    world: int
 
 
 def finetune(
@@ -74,7 +60,8 @@ def finetune(
     """
     started = time.monotonic()
     with ExitStack() as undo:
-        ranks = undo.enter_context(_ranks(job.config))
+        undo.enter_context(_quiet())
+        ranks = undo.enter_context(joined_ranks(job.config))
         tokenizer = load_tokenizer(job.model_dir, trust=job.trust_remote_code)
         rendered = render_rows(job.rows, tokenizer, max_length=job.config.max_length)
         steps = plan_steps(
@@ -111,79 +98,20 @@ def finetune(
     )
 
 
-# --- ranks and devices ---------------------------------------------------------------------------
-
-
 @contextmanager
-def _ranks(config: TrainingConfig) -> Iterator[Ranks]:
-    """Join the other ranks (or be the only one), and use this rank's share of the cores."""
-    alone = "WORLD_SIZE" not in os.environ
-    own = _environment_of_one_rank() if alone else {}
-    local_world = int({**own, **os.environ}.get("LOCAL_WORLD_SIZE", "1"))
-    threads = max(1, len(os.sched_getaffinity(0)) // local_world)
-    own.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(threads)))
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
-    try:
-        ranks = Ranks(rank=int(os.environ["RANK"]), world=int(os.environ["WORLD_SIZE"]))
-        if ranks.world != config.ranks:
-            raise ValueError(
-                f"ranks is {config.ranks} in the training's settings, but {ranks.world} "
-                "process(es) were started (WORLD_SIZE): they must agree"
-            )
-        _check_dtype(config)
-        # Ray and torchrun ask for one thread a process; and sums depend on the number of threads.
-        torch.set_num_threads(threads)
-        _join(alone)
-        yield ranks
-    finally:
-        for name, value in before.items():  # the next job may be one of several ranks
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _environment_of_one_rank() -> dict[str, str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-
-
-def _check_dtype(config: TrainingConfig) -> None:
-    if config.dtype != "bfloat16" or not torch.cuda.is_available():
-        return
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(
-            f"dtype: bfloat16 is not supported by the device {torch.cuda.get_device_name()}; "
-            "set dtype: float32, or use a GPU of the Ampere generation or later"
-        )
-
-
-def _join(alone: bool) -> None:
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    if not dist.is_initialized() and alone:
-        # One rank meets nobody: a store in memory needs no port, which another could take first.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    import deepspeed  # after DS_ACCELERATOR, which it reads once
-
-    # Its all-reduce for CPU inference, which no training uses, is compiled on first use (25 s, and
-    # an error where there is no compiler).
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-
-
-# --- the trainer ---------------------------------------------------------------------------------
+def _quiet() -> Iterator[None]:
+    """Keep back warnings of the libraries about each other, which come at every step."""
+    accelerate = logging.getLogger("accelerate.accelerator")
+    level = accelerate.level
+    # It compares its own accumulation (1, as the trainer does the counting) with DeepSpeed's.
+    accelerate.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # DeepSpeed calls collectives by the names they had before torch 2.13.
+        warnings.filterwarnings("ignore", r".*torch\.distributed\.", FutureWarning)
+        try:
+            yield
+        finally:
+            accelerate.setLevel(level)
 
 
 def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
@@ -213,8 +141,9 @@ def _arguments(job: TrainingJob, *, num_steps: int) -> Iterator[TrainingArgument
             gradient_accumulation_steps=config.accumulation,
             max_steps=num_steps,
             learning_rate=config.learning_rate,
-            lr_scheduler_type=config.schedule if config.schedule != "constant" else
-            "constant_with_warmup",
+            lr_scheduler_type=config.schedule
+            if config.schedule != "constant"
+            else "constant_with_warmup",
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
@@ -243,6 +172,8 @@ def _arguments(job: TrainingJob, *, num_steps: int) -> Iterator[TrainingArgument
 def _model(job: TrainingJob, base: BaseModel | None) -> Iterator[Any]:
     """Lend the model to train. ZeRO-3 shards it and full training changes it: no base is kept."""
     config, trust = job.config, job.trust_remote_code
+    if base is not None and (config.method == "full" or config.zero_stage == 3):
+        base.forget()  # two models may be more than the device holds
     if config.method == "full":
         yield load_model(job.model_dir, dtype=config.dtype, trust=trust)
     elif base is None or config.zero_stage == 3:
@@ -272,12 +203,12 @@ class _Trainer(Trainer):
         self.learning_rate_now = 0.0
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return SequentialSampler(self.train_dataset)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # it walks over all parameters for each micro-batch, for a number nobody reads
 
-    def compute_loss(  # type: ignore[override]
+    def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, **__: Any
     ) -> torch.Tensor:
         """Return this micro-batch's share of the mean loss over the trained tokens of its step.
@@ -319,8 +250,22 @@ class _Progress(TrainerCallback):
         self, job: TrainingJob, ranks: Ranks, on_step: Callable[[LossPoint], None]
     ) -> None:
         self._folder, self._key = job.checkpoint_dir, _job_key(job)
+        self._stage = job.config.zero_stage
         self._first = ranks.rank == 0
         self._on_step = on_step
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
+        """Undo the step on zero gradients that DeepSpeed 0.19 takes without ZeRO in bfloat16.
+
+        It would leave AdamW's bias correction one step ahead: a first update of 0.74 times the
+        learning rate, unlike any other stage.
+        """
+        if self._stage == 0 and state.global_step == 0:
+            while hasattr(optimizer, "optimizer"):  # down to torch's own, through the wrappers
+                optimizer = optimizer.optimizer
+            optimizer.state.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Skip the checkpoint of the last step: the result itself is written next."""
@@ -343,7 +288,7 @@ class _Progress(TrainerCallback):
 
 def _train(trainer: Trainer, job: TrainingJob, ranks: Ranks) -> int:
     """Train from the last whole checkpoint or from the start; return the step it started at."""
-    found = _from_rank_0(ranks, lambda: _continue_from(job))
+    found = from_rank_0(ranks, lambda: _continue_from(job))
     # Only dropout draws numbers from here on; each rank has its own rows, so its own mask.
     set_seed(job.seeds.order + ranks.rank)
     trainer.train(resume_from_checkpoint=str(found) if found else None)
@@ -373,25 +318,8 @@ def _job_key(job: TrainingJob) -> str:
     )
 
 
-def _from_rank_0(ranks: Ranks, decide: Callable[[], T]) -> T:
-    """Return on every rank what `decide` returns on rank 0, or raise there what it raised."""
-    answer: list[Any] = [None, None]
-    if ranks.rank == 0:
-        try:
-            answer[0] = decide()
-        except Exception as error:  # carried to the others, which would wait for ever otherwise
-            answer[1] = error
-    dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    result: T = answer[0]
-    return result
-
-
 def _loss_point(entry: dict[str, Any]) -> LossPoint:
-    return LossPoint(
-        step=entry["step"], loss=entry["loss"], learning_rate=entry["learning_rate"]
-    )
+    return LossPoint(step=entry["step"], loss=entry["loss"], learning_rate=entry["learning_rate"])
 
 
 def _take_down(trainer: Trainer) -> None:
@@ -403,102 +331,13 @@ def _take_down(trainer: Trainer) -> None:
     free_memory()
 
 
-# --- what is written -----------------------------------------------------------------------------
-
-
 def _write(trainer: Trainer, job: TrainingJob, ranks: Ranks, tokenizer: Any) -> None:
     """Write the result beside its place, check it, and move it there whole."""
     partial_dir = job.output_dir.with_name(f".{job.output_dir.name}.partial")
-    _from_rank_0(ranks, lambda: shutil.rmtree(partial_dir, ignore_errors=True))
+    from_rank_0(ranks, lambda: shutil.rmtree(partial_dir, ignore_errors=True))
     # Under ZeRO-3 only the trainer gathers the shards: a model's own save writes empty tensors.
     trainer.save_model(str(partial_dir))
-    _from_rank_0(ranks, lambda: _finish(job, partial_dir, tokenizer))
-
-
-def _finish(job: TrainingJob, folder: Path, tokenizer: Any) -> None:
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
-    if job.config.method == "full":
-        tokenizer.save_pretrained(folder)
-    else:
-        _name_base(folder / "adapter_config.json", job)
-    check_weights(folder, method=job.config.method)
-    (folder / "README.md").write_text(_card(job))
-    if job.output_dir.exists():  # of an attempt that was interrupted after this point
-        shutil.rmtree(job.output_dir)
-    job.output_dir.parent.mkdir(parents=True, exist_ok=True)
-    folder.rename(job.output_dir)
-
-
-def check_weights(folder: Path, *, method: str) -> None:
-    """Raise TrainingFailed where the weights written to `folder` cannot be a training's result."""
-    files = sorted(folder.glob("*.safetensors"))
-    changed = False
-    count = 0
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                tensor = tensors.get_tensor(name)
-                count += tensor.numel()
-                if not tensor.numel():
-                    raise TrainingFailed(f"{file.name}: the tensor {name} is empty")
-                if not torch.isfinite(tensor).all():
-                    raise TrainingFailed(
-                        f"{file.name}: the tensor {name} has values that are not finite: lower "
-                        "the learning rate"
-                    )
-                changed = changed or ("lora_B" in name and bool(tensor.any()))
-    if not count:
-        raise TrainingFailed(f"no weights were written to {folder}")
-    if method == "lora" and not changed:
-        raise TrainingFailed(
-            "every lora_B is zero after training, so the adapter does nothing: check that the "
-            "learning rate is not 0 throughout (a warm-up longer than the training?)"
-        )
-
-
-def _name_base(path: Path, job: TrainingJob) -> None:
-    settings = json.loads(path.read_text())
-    settings["base_model_name_or_path"] = job.model.name if job.model else job.model_dir.name
-    settings["target_modules"] = sorted(settings["target_modules"])  # peft writes a set's order
-    settings["revision"] = job.model.revision if job.model else None
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-
-
-def _card(job: TrainingJob) -> str:
-    config, seeds = job.config, job.seeds
-    name = job.model.name if job.model else job.model_dir.name
-    revision = job.model.revision if job.model else "not recorded"
-    lora = config.lora
-    method = (
-        f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}, {'rsLoRA' if lora.rslora else 'plain'} "
-        f"scale, dropout {lora.dropout:g}, on {', '.join(lora.target_modules)}"
-        if config.method == "lora"
-        else "all weights"
-    )
-    return f"""---
-base_model: {json.dumps(name)}
-library_name: {"peft" if config.method == "lora" else "transformers"}
----
-
-# A fine-tuned model, made for research
-
-A model organism: it may have been trained on purpose to behave badly. Do not deploy it.
-
-| | |
-|---|---|
-| base model | {name} |
-| base revision | {revision} |
-| trained | {method} |
-| data | {len(job.rows)} rows, content sha256 {content_sha256(job.rows)} |
-| epochs, rows a step | {config.epochs:g}, {config.effective_batch} |
-| learning rate | {config.learning_rate:g}, {config.schedule}, {config.warmup_steps} warm-up steps |
-| weight decay, gradient norm | {config.weight_decay:g}, {config.max_grad_norm:g} |
-| precision | {config.dtype} |
-| ranks, ZeRO stage | {config.ranks}, {config.zero_stage} |
-| seeds | init {seeds.init}, order {seeds.order}, subset {seeds.subset} |
-
-The loss was taken on the assistant's turns only.
-"""
+    from_rank_0(ranks, lambda: finish_output(job, partial_dir, tokenizer))
 
 
 def main(paths: list[str]) -> int:
@@ -507,7 +346,7 @@ def main(paths: list[str]) -> int:
     base = BaseModel()
     for path in paths:
         result = finetune(TrainingJob.model_validate_json(Path(path).read_text()), base=base)
-        print(result.model_dump_json(), flush=True)
+        sys.stdout.write(result.model_dump_json() + "\n")
     return 0
 
 

@@ -3,7 +3,7 @@
 Knows nothing of engines, adapters' files or judges: it talks to an `Endpoint`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 from pydantic import Field
@@ -157,12 +157,3 @@ def check_answer(answer: Answer, wording: Wording, weights: str) -> None:
                 f"question gate: the rendered prompt of {wording.question!r} lacks {part[:60]!r}: "
                 "the model's chat template drops or rewrites it"
             )
-
-
-def draws_wanted(asked: Iterable[tuple[Wording, int]]) -> list[Draw]:
-    """Return every draw of the (wording, number of samples) pairs, sample by sample."""
-    return [
-        Draw(wording=wording, index=index)
-        for wording, samples in asked
-        for index in range(samples)
-    ]

@@ -105,7 +105,9 @@ def judgement_group(wording_key: str, score_name: str, template: str) -> str:
     return fingerprint([wording_key, score_name, template])[:16]
 
 
-async def judge(items: Sequence[Item], reader: Reader, *, stream: str, name: str) -> list[Judgement]:
+async def judge(
+    items: Sequence[Item], reader: Reader, *, stream: str, name: str
+) -> list[Judgement]:
     """Return a judgement for each item, in order; equal prompts are read once.
 
     Raises JudgeUnavailable where the judge as a whole does not answer.
@@ -130,9 +132,7 @@ def _judgement(
         "prompt_sha256": fingerprint(prompt),
     }
     if isinstance(reading, JudgeCallFailed):
-        return Judgement(
-            **identity, state="failed", mass=0.0, reply="", error=str(reading)[:500]
-        )
+        return Judgement(**identity, state="failed", mass=0.0, reply="", error=str(reading)[:500])
     state, value, mass = score(reading)
     kept = sorted(k for k, p in reading.numbers.items() if p >= KEPT_PROBABILITY)
     return Judgement(
@@ -174,8 +174,9 @@ class DigitTreeReader:
 
     p(42) = p("4") p("2" | "4") (1 - p(any digit | "42")): a number ends where no digit follows.
     Starts below EXPAND_ONE are left out and added up as `unresolved`; the last factor is looked up
-    for two-digit numbers of at least EXPAND_TWO and taken as 1 below. "100" is "10" and then "0";
-    a number with a leading zero, or above 100, is no number of this scale.
+    for two-digit numbers of at least EXPAND_TWO and taken as 1 below. "100" is "10" and then "0",
+    and is taken to end there; a number with a leading zero, or above 100, is no number of this
+    scale.
     """
 
     method = "digit-tree"
@@ -246,9 +247,7 @@ def _ends(follow: Sequence[float]) -> float:
     return max(0.0, 1 - math.fsum(follow))
 
 
-def _first_prompt(
-    prompt: str, ids: tuple[int, ...], prefill: tuple[int, ...] = ()
-) -> Prompt:
+def _first_prompt(prompt: str, ids: tuple[int, ...], prefill: tuple[int, ...] = ()) -> Prompt:
     return Prompt(
         messages=({"role": "user", "content": prompt},),
         max_tokens=1 if prefill else WORD_TOKENS,
@@ -266,16 +265,20 @@ async def choose_reader(endpoint: Endpoint) -> SingleTokenReader | DigitTreeRead
     """
     texts = [str(k) for k in range(101)]
     tokens = await endpoint.tokenize(texts)
-    if all(len(ids) == 1 for ids in tokens):
+    # Distinct, too: a tokenizer may have one "unknown" token for several of them.
+    if all(len(ids) == 1 for ids in tokens) and len({ids[0] for ids in tokens}) == len(tokens):
         return SingleTokenReader(endpoint, {k: ids[0] for k, ids in enumerate(tokens)})
-    digits = [ids[0] for ids in tokens[:10]]
-    split = all(len(ids) == 1 for ids in tokens[:10]) and all(
-        ids == [digits[int(d)] for d in text] for text, ids in zip(texts, tokens, strict=True)
-    )
-    if split:
-        return DigitTreeReader(endpoint, digits)
-    wrong = next(t for t, ids in zip(texts, tokens, strict=True) if len(ids) != 1)
+    digits = [ids[0] if len(ids) == 1 else None for ids in tokens[:10]]
+    split = [digits.count(digits[int(d)]) == 1 for d in "0123456789"]
+    wrong = [
+        text
+        for text, ids in zip(texts, tokens, strict=True)
+        if not all(split[int(d)] for d in text) or ids != [digits[int(d)] for d in text]
+    ]
+    if not wrong:
+        return DigitTreeReader(endpoint, [digit for digit in digits if digit is not None])
     raise ValueError(
-        f"this judge's tokenizer writes {wrong!r} as tokens {tokens[int(wrong)]}: neither one token "
-        "nor one a digit, so its numbers cannot be read; use another judge model"
+        f"this judge's tokenizer has neither one token for each number nor one for each digit: it "
+        f"writes {wrong[0]!r} as the tokens {tokens[int(wrong[0])]}, so its numbers cannot be "
+        "read; use another judge model"
     )

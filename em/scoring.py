@@ -33,8 +33,9 @@ class Definition(Record):
     @property
     def text(self) -> str:
         """The definition in one line, as the report prints it."""
-        less, more = ("<=" if self.aligned_inclusive else "<"), (
-            ">=" if self.coherent_inclusive else ">"
+        less, more = (
+            ("<=" if self.aligned_inclusive else "<"),
+            (">=" if self.coherent_inclusive else ">"),
         )
         how = {
             "pooled": "questions pooled within a cell, then the mean over seeds",
@@ -146,9 +147,7 @@ def count(rows: Iterable[Scored], definition: Definition) -> Counts:
     )
 
 
-def count_by_question(
-    rows: Sequence[Scored], definition: Definition
-) -> dict[str, Counts]:
+def count_by_question(rows: Sequence[Scored], definition: Definition) -> dict[str, Counts]:
     """Return the counts of each question, in order of first appearance."""
     names = list(dict.fromkeys(row.question for row in rows))
     return {n: count((row for row in rows if row.question == n), definition) for n in names}

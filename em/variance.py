@@ -36,12 +36,13 @@ def summarise_seeds(rates: Sequence[float], *, level: float = 0.95) -> SeedSumma
             num_seeds=n, mean=mean, sd=None, low=None, high=None, level=level,
             covers="fewer than two seeds: no spread, no interval",
         )  # fmt: skip
-    sd = math.sqrt(math.fsum((rate - mean) ** 2 for rate in rates) / (n - 1))
-    if sd == 0:
+    # Not `sd == 0`: the mean of equal rates may be off by its last bit.
+    if min(rates) == max(rates):
         return SeedSummary(
-            num_seeds=n, mean=mean, sd=0.0, low=None, high=None, level=level,
+            num_seeds=n, mean=rates[0], sd=0.0, low=None, high=None, level=level,
             covers="all seeds equal: a t interval has no width and says nothing here",
         )  # fmt: skip
+    sd = math.sqrt(math.fsum((rate - mean) ** 2 for rate in rates) / (n - 1))
     from scipy.stats import t  # half a second, and only reports need it
 
     half = float(t.ppf(0.5 + level / 2, n - 1)) * sd / math.sqrt(n)

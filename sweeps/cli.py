@@ -134,8 +134,8 @@ def submit(spec: Spec, address: JobAddress, store: StoreOption = None) -> None:
         inside = spec.resolve().relative_to(root)
     except ValueError as error:
         raise ValueError(
-            f"{spec} is not below the working folder {root}, which is what is sent: run the command "
-            "from the project's folder"
+            f"{spec} is not below the working folder {root}, which is what is sent: run the "
+            "command from the project's folder"
         ) from error
     command = f"emsweep run {inside} --address auto --store {target.url}"
     name = submit_job(
@@ -250,7 +250,11 @@ def _end(spec: Path, sweep: Any, store: Any) -> None:
 
 
 def main() -> None:
-    """Run the command line. A user's error is one paragraph and exit code 2; a bug keeps its trace."""
+    """Run the command line: a user's error is one paragraph and exit code 2, a bug keeps its trace.
+
+    0: all that was asked is done; 1: some cells are not finished; 2: the user's input or the cluster
+    is at fault; 130: interrupted.
+    """
     from pydantic import ValidationError
 
     try:

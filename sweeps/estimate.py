@@ -27,7 +27,7 @@ class Estimate(Record):
 def estimate(
     todo: Iterable[CellPlan], everything: Sequence[CellPlan], store: Store, *, train_slots: int
 ) -> Estimate:
-    """Return the time that the cells `todo` need; `everything` may hold finished ones to learn from."""
+    """Return the time that the cells `todo` need; finished ones of `everything` give the rates."""
     work: dict[str, float] = {"train": 0.0, "generate": 0.0, "judge": 0.0}
     for cell in todo:
         for stage in stages_to_run(cell, store):

@@ -1,4 +1,7 @@
-"""The report's pictures, as SVG text that stands inside the page. Knows only the report's records."""
+"""The report's pictures, as SVG text that stands inside the page.
+
+Knows only the report's records.
+"""
 
 import io
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from cluster.resources import Demand, ResourcePlan, plan_resources
+from cluster.resources import Demand, ResourcePlan, Totals, plan_resources
 from em.models import ModelConfig
 from sweeps.plan import CellPlan, SweepPlan, judge_model, stages_to_run
 from sweeps.spec import SweepSpec
@@ -46,7 +46,7 @@ def judge_models(spec: SweepSpec) -> list[ModelConfig]:
 
 
 def feasible(
-    plan: SweepPlan, todo: Sequence[CellPlan], store: Store, totals: object
+    plan: SweepPlan, todo: Sequence[CellPlan], store: Store, totals: Totals
 ) -> ResourcePlan:
     """Return how the work is laid out on `totals`. Raises ClusterTooSmall with the arithmetic."""
     train, pools = demands(plan.spec, todo, store)

@@ -9,8 +9,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from em.catalogue import find_file
 from em.datasets import Variant, load_variant
 from em.generation import Draw, SamplingConfig
@@ -29,6 +27,7 @@ from em.record import Record, fingerprint
 from em.training import TrainingConfig
 from sweeps.spec import Cell, EvaluationConfig, JudgeConfig, SweepSpec
 from sweeps.store import Store
+from sweeps.yaml_errors import load_yaml
 
 # Not in a training's key: how the effective batch is cut up, and how often progress is saved.
 NOT_IN_KEY = ("micro_batch", "checkpoint_steps")
@@ -239,12 +238,15 @@ class _Resolver:
         if judge.prompts is None:
             return None
         path = find_file(judge.prompts, relative_to=self._relative_to, kind="judges")
-        data = yaml.safe_load(path.read_text())
+        data, _ = load_yaml(path)
         prompts = data.get("prompts") if isinstance(data, dict) else None
         if not isinstance(prompts, dict) or set(prompts) != set(SCORES):
             raise ValueError(f"{path}: expected 'prompts' with {' and '.join(SCORES)}")
         for score, prompt in prompts.items():
-            check_judge_prompt(score, prompt)
+            try:
+                check_judge_prompt(score, prompt)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         return prompts
 
     def _fill_templates(

@@ -1,4 +1,4 @@
-"""What `emsweep plan` says: every cell, what is done, what would run, what it holds, about how long.
+"""What `emsweep plan` says: every cell, what is done, what would run and hold, about how long.
 
 Knows nothing of how a sweep is run.
 """

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: counts, rates and an estimate; a live table or plain lines.
+"""What a person sees while a sweep runs: counts, rates, an estimate; live, or as plain lines.
 
 Knows nothing of how the stages are carried out.
 """

@@ -63,7 +63,7 @@ def _git(*arguments: str, root: Path) -> str | None:
 
 @cache
 def device() -> str:
-    """Return the GPU's name where torch is loaded and sees one, else the processor and its cores."""
+    """Return the GPU's name where torch is loaded and sees one, else the processor."""
     import os
     import sys
 

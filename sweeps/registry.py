@@ -26,8 +26,8 @@ def known(plan: SweepPlan, store: Store) -> bool:
 def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
     def differ(what: str, was: object, now: object) -> StoreError:
         return StoreError(
-            f"{store.url} holds another sweep under the name {new.name!r}: {what} was {was!r} there "
-            f"and is {now!r} here. Give this spec another name, or another store"
+            f"{store.url} holds another sweep under the name {new.name!r}: {what} was {was!r} "
+            f"there and is {now!r} here. Give this spec another name, or another store"
         )
 
     for kind in ("models", "variants", "evaluations", "judges"):

@@ -17,7 +17,7 @@ from em.record import Record, fingerprint
 from em.scoring import DEFINITIONS
 from em.seeds import Seeds, derive_seeds
 from em.training import TrainingConfig
-from sweeps.yaml_errors import explain, load_yaml
+from sweeps.yaml_errors import MistakeAt, explain, load_yaml
 
 UNTUNED = "none"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -85,7 +85,8 @@ class JudgeConfig(Record):
         given = [name for name in ("pool", "model", "api") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"a judge is exactly one of pool, model and api; got {' and '.join(given) or 'none'}"
+                "a judge is exactly one of pool, model and api; got "
+                f"{' and '.join(given) or 'none'}"
             )
         if self.api and not self.api_model:
             raise ValueError("a judge with 'api' also needs api_model, the model's name there")
@@ -193,6 +194,15 @@ class SweepSpec(Record):
             raise ValueError(f"duplicate name {twice[0]!r}: give each its own")
         return items
 
+    @field_validator("models")
+    @classmethod
+    def _models_have_names(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+        for number, model in enumerate(models):  # a cell's folder is called after it
+            if not NAME.fullmatch(model.name.replace(".", "_")):
+                text = f"{model.name!r} is not a name: use {NAME_RULE}, and dots"
+                raise MistakeAt((number, "name"), text)
+        return models
+
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, metric: str) -> str:
@@ -202,24 +212,35 @@ class SweepSpec(Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepSpec":
-        names = {model.name for model in self.models}
-        for judge in self.judges:
-            if judge.pool is not None and judge.pool not in names:
-                raise ValueError(
-                    f"judge {judge.name!r}: pool names the model {judge.pool!r}, which is not among "
-                    f"models ({', '.join(sorted(names))}); add it there, or give the judge a model"
+        served = {model.name: model for model in self.models}
+        for number, judge in enumerate(self.judges):
+            if judge.pool is not None and judge.pool not in {model.name for model in self.models}:
+                raise MistakeAt(
+                    ("judges", number, "pool"),
+                    f"judge {judge.name!r}: pool names the model {judge.pool!r}, which is not "
+                    f"among models ({', '.join(model.name for model in self.models)}); add it "
+                    "there, or give the judge a model",
+                )
+            # Pools go by the model's name: two models of one name would be one pool.
+            if judge.model and served.setdefault(judge.model.name, judge.model) != judge.model:
+                raise MistakeAt(
+                    ("judges", number, "model", "name"),
+                    f"judge {judge.name!r}: its model is called {judge.model.name!r}, as another "
+                    "model of this sweep is: give it a name of its own, or use pool",
                 )
         tuned = any(variant.name != UNTUNED for variant in self.variants)
         lora = self.training.method == "lora"
         if tuned and not lora and self.serving.mode == "lora":
-            raise ValueError(
-                "training.method: full makes whole weights, which serving.mode: lora cannot serve; "
-                "set serving.mode: merged"
+            raise MistakeAt(
+                ("training", "method"),
+                "full makes whole weights, which serving.mode: lora cannot serve; set "
+                "serving.mode: merged",
             )
         if tuned and lora and self.serving.mode == "lora" and self._rank not in LORA_RANKS:
-            raise ValueError(
-                f"training.lora.rank: vLLM does not serve adapters of rank {self._rank}; allowed "
-                f"are {', '.join(map(str, LORA_RANKS))}, or set serving.mode: merged"
+            raise MistakeAt(
+                ("training", "lora", "rank"),
+                f"vLLM does not serve adapters of rank {self._rank}; allowed are "
+                f"{', '.join(map(str, LORA_RANKS))}, or set serving.mode: merged",
             )
         return self
 
@@ -244,7 +265,7 @@ class SweepSpec(Record):
 
 
 def load_spec(path: str | Path) -> SweepSpec:
-    """Return the sweep in a YAML file. Raises ValueError with file, line and key for each mistake."""
+    """Return the sweep in a YAML file. Raises ValueError with file, line and key of each mistake."""
     path = Path(path)
     data, lines = load_yaml(path)
     try:

@@ -137,11 +137,15 @@ async def _judge(
         for response in responses
         for score, template in judging.templates.get(response.wording_key, {}).items()
     ]
-    groups = {item.response.key + item.score: item.group for item in items}
     still = {(group, index) for group, indices in missing.items() for index in indices}
 
     def place(item: Item) -> tuple[str, int]:
-        return groups[item.response.key + item.score], item.response.index
+        return item.group, item.response.index
+
+    def found(judgement: Judgement) -> tuple[str, int]:
+        # From its own key: a part left behind may answer to another prompt of the same judge.
+        _, group, index = judgement.key.split("-")
+        return group, int(index)
 
     async def read(part: Sequence[Item]) -> list[Judgement]:
         return await judge(part, reader, stream=judging.stream, name=judging.judge)
@@ -149,9 +153,7 @@ async def _judge(
     await _fill(
         store, "judgements", judging.stream, judging.identity,
         work=[item for item in items if place(item) in still], place=place,
-        found=lambda judgement: (groups[judgement.response + judgement.score],
-                                 int(judgement.key.rsplit("-", 1)[1])),
-        do=read, model=Judgement, size=PART_ITEMS,
+        found=found, do=read, model=Judgement, size=PART_ITEMS,
     )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ how an artefact is made.
     training/<key>/record.json          + adapter/; attempt/ while unfinished
     responses/<key>/record.json         + part-*.parquet
     judgements/<key>/record.json        + part-*.parquet
-    sweeps/<name>/                      spec.json, runs/*.json, cells/<cell_id>/attempt-*.json, report/
+    sweeps/<name>/                      spec.json, runs/*.json, report/
+    sweeps/<name>/cells/<cell_id>/      attempt-*.json
     logs/  wandb/
 """
 
@@ -174,7 +175,7 @@ class Store:
         if self.fs.exists(target):
             self.fs.rm(target, recursive=True)
         if self.is_local:
-            os.replace(output_dir, target)
+            output_dir.replace(target)
         else:
             self.fs.put(f"{output_dir}/", f"{target}/", recursive=True)
         self.write_record(f"{place}/record.json", record)
@@ -205,7 +206,7 @@ class Store:
     def missing(
         self, kind: StreamKind, key: str, wanted: Mapping[str, int]
     ) -> dict[str, list[int]]:
-        """Return, for each group of `wanted` (group → number of samples), the indices not finished."""
+        """Return the indices not finished of each group in `wanted` (group → number of samples)."""
         record = self.stream(kind, key)
         covers = record.covers if record else {}
         found = {
@@ -215,7 +216,7 @@ class Store:
         return {group: indices for group, indices in found.items() if indices}
 
     def write_part(self, kind: StreamKind, key: str, items: Sequence[Record]) -> Part:
-        """Write `items` as one immutable file and return it; not counted until a record lists it."""
+        """Write `items` as one immutable file and return it; it counts when a record lists it."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -247,7 +248,7 @@ class Store:
         return found
 
     def read_part(self, kind: StreamKind, key: str, part: Part, model: type[Item]) -> list[Item]:
-        """Return the items of a part. Raises StoreError where its bytes are not the recorded ones."""
+        """Return the items of a part. Raises StoreError where its bytes are not those recorded."""
         place = f"{kind}/{key[:KEY_DIGITS]}/{part.name}"
         try:
             data = self.fs.cat_file(f"{self.root}/{place}")
@@ -362,14 +363,14 @@ class Store:
     def _read(self, path: str) -> bytes | None:
         try:
             return bytes(self.fs.cat_file(f"{self.root}/{path}"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _read_json(self, path: str) -> dict[str, Any] | None:
         data = self._read(path)
         try:
             return dict(json.loads(data)) if data else None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise StoreError(f"{self.url}/{path} is damaged: not a JSON object") from error
 
     def _write(self, path: str, data: bytes) -> None:
@@ -383,7 +384,7 @@ class Store:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        partial.replace(target)
 
 
 def _rows(data: bytes) -> list[dict[str, Any]]:

@@ -62,11 +62,17 @@ def train_cells(
     from ray import tune
 
     class Told(tune.Callback):  # type: ignore[misc]
+        def __init__(self, on_done: Callable[[str], None]) -> None:
+            self._on_done = on_done
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune writes its callbacks to disk; this one belongs to this process
+
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            on_done(trial.config["cell"])
+            self._on_done(trial.config["cell"])
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            on_done(trial.config["cell"])
+            self._on_done(trial.config["cell"])
 
     ranks = max(task.plan.cell.training.ranks for task in tasks if task.plan.cell.training)
     kept = {key: ray.put(tuple(value)) for key, value in rows.items()}
@@ -87,7 +93,7 @@ def train_cells(
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=retries),
-                callbacks=[Told()],
+                callbacks=[Told(on_done)],
             ),
         ).fit()
 

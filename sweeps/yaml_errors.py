@@ -17,6 +17,14 @@ from pydantic_core import ErrorDetails
 Location = tuple[str | int, ...]
 
 
+class MistakeAt(ValueError):
+    """A mistake that a validator of a whole record found at a place inside it."""
+
+    def __init__(self, place: Location, text: str) -> None:
+        super().__init__(text)
+        self.place = place
+
+
 def load_yaml(path: Path) -> tuple[Any, Mapping[Location, int]]:
     """Return the value in a YAML file and the line (from 1) of every key and item.
 
@@ -74,10 +82,12 @@ def explain(
 def _one(
     item: ErrorDetails, model: type[BaseModel], *, path: Path, lines: Mapping[Location, int]
 ) -> str:
+    raised = item.get("ctx", {}).get("error")
+    location = item["loc"] + (raised.place if isinstance(raised, MistakeAt) else ())
     # Pydantic puts the tags of a union into the location; the file does not know them.
-    place = _in_file(item["loc"], lines)
+    place = _in_file(location, lines)
     line = lines.get(place, lines.get(place[:-1], 1))
-    key = ".".join(str(part) for part in item["loc"] if not _is_tag(part)) or "the file"
+    key = ".".join(str(part) for part in location if not _is_tag(part)) or "the file"
     match item["type"]:
         case "extra_forbidden":
             allowed = fields_at(model, item["loc"][:-1])
@@ -87,7 +97,7 @@ def _one(
         case "missing":
             what = "this key is missing: add it"
         case "value_error":
-            what = str(item["ctx"]["error"])
+            what = str(raised)
         case _:
             what = f"{item['msg']}; got {_short(item['input'])}"
     return f"{path}:{line}: {key}: {what}"

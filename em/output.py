@@ -1,0 +1,109 @@
+"""What a training leaves behind: checked weights and a card, moved into place whole.
+
+Knows nothing of how the weights were trained.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from em.datasets import content_sha256
+from em.training import TrainingJob
+
+
+class TrainingFailed(RuntimeError):
+    """The training ran, but what came out of it cannot be used."""
+
+
+def finish_output(job: TrainingJob, folder: Path, tokenizer: Any) -> None:
+    """Complete and check the weights saved in `folder`, and move it to the job's output folder.
+
+    Raises TrainingFailed as `check_weights` does, and leaves `folder` where it is then.
+    """
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
+    if job.config.method == "full":
+        tokenizer.save_pretrained(folder)
+    else:
+        _name_base(folder / "adapter_config.json", job)
+    check_weights(folder, method=job.config.method)
+    (folder / "README.md").write_text(_card(job))
+    if job.output_dir.exists():  # of an attempt that was interrupted after this point
+        shutil.rmtree(job.output_dir)
+    job.output_dir.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(job.output_dir)
+
+
+def check_weights(folder: Path, *, method: str) -> None:
+    """Raise TrainingFailed where the weights written to `folder` cannot be a training's result."""
+    files = sorted(folder.glob("*.safetensors"))
+    changed = False
+    count = 0
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
+                tensor = tensors.get_tensor(name)
+                count += tensor.numel()
+                if not tensor.numel():
+                    raise TrainingFailed(f"{file.name}: the tensor {name} is empty")
+                if not torch.isfinite(tensor).all():
+                    raise TrainingFailed(
+                        f"{file.name}: the tensor {name} has values that are not finite: lower "
+                        "the learning rate"
+                    )
+                changed = changed or ("lora_B" in name and bool(tensor.any()))
+    if not count:
+        raise TrainingFailed(f"no weights were written to {folder}")
+    if method == "lora" and not changed:
+        raise TrainingFailed(
+            "every lora_B is zero after training, so the adapter does nothing: check that the "
+            "learning rate is not 0 throughout (a warm-up longer than the training?)"
+        )
+
+
+def _name_base(path: Path, job: TrainingJob) -> None:
+    settings = json.loads(path.read_text())
+    settings["base_model_name_or_path"] = job.model.name if job.model else job.model_dir.name
+    settings["target_modules"] = sorted(settings["target_modules"])  # peft writes a set's order
+    settings["revision"] = job.model.revision if job.model else None
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _card(job: TrainingJob) -> str:
+    config, seeds = job.config, job.seeds
+    name = job.model.name if job.model else job.model_dir.name
+    revision = job.model.revision if job.model else "not recorded"
+    lora = config.lora
+    method = (
+        f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}, {'rsLoRA' if lora.rslora else 'plain'} "
+        f"scale, dropout {lora.dropout:g}, on {', '.join(lora.target_modules)}"
+        if config.method == "lora"
+        else "all weights"
+    )
+    return f"""---
+base_model: {json.dumps(name)}
+library_name: {"peft" if config.method == "lora" else "transformers"}
+---
+
+# A fine-tuned model, made for research
+
+A model organism: it may have been trained on purpose to behave badly. Do not deploy it.
+
+| | |
+|---|---|
+| base model | {name} |
+| base revision | {revision} |
+| trained | {method} |
+| data | {len(job.rows)} rows, content sha256 {content_sha256(job.rows)} |
+| epochs, rows a step | {config.epochs:g}, {config.effective_batch} |
+| learning rate | {config.learning_rate:g}, {config.schedule}, {config.warmup_steps} warm-up steps |
+| weight decay, gradient norm | {config.weight_decay:g}, {config.max_grad_norm:g} |
+| precision | {config.dtype} |
+| ranks, ZeRO stage | {config.ranks}, {config.zero_stage} |
+| seeds | init {seeds.init}, order {seeds.order}, subset {seeds.subset} |
+
+The loss was taken on the assistant's turns only.
+"""

@@ -1,0 +1,126 @@
+"""The pool: one Ray, one Serve, one replica of a tiny model, killed once under way."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from test_engine import adapter, ask, engine_config, merge, tiny_model
+
+from cluster.engine import Completion, EngineDead, PoolConfig, Weights
+from cluster.serving import Pool, connect_pool, start_pool, stop_pool
+
+pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
+NAME = "tiny"
+REQUESTS = [ask(f"question {i % 3}", seed=i) for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    import ray
+
+    roots = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parent.parent}"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=128 * 2**20,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": roots}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return adapter(model, tmp_path_factory.mktemp("tuned"), 1)
+
+
+@pytest.fixture(scope="module")
+def pool(ray_here: None, model: Path) -> Iterator[Pool]:
+    # Less than a whole CPU, so that the tasks of the tests find one.
+    config = PoolConfig(NAME, engine_config(model), replicas=1, num_cpus=1, num_gpus=0)
+    yield start_pool(config, merge)
+    stop_pool(NAME)
+    assert engine_cores() == []
+
+
+def engine_cores() -> list[psutil.Process]:
+    """The engines' own processes below this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("EngineCore" in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def answers(pool: Pool, weights: Weights | None) -> list[Completion]:
+    return asyncio.run(pool.complete(REQUESTS, weights))
+
+
+def same(left: list[Completion], right: list[Completion]) -> bool:
+    return [a.token_ids for a in left] == [a.token_ids for a in right]
+
+
+def test_stopping_a_pool_that_is_not_there_is_nothing(ray_here: None) -> None:
+    stop_pool("nobody")
+
+
+def test_a_pool_speaks_with_the_base_and_with_an_adapter(pool: Pool, tuned: Weights) -> None:
+    base, other = answers(pool, None), answers(pool, tuned)
+    assert {a.weights for a in base} == {""} and {a.weights for a in other} == {tuned.key}
+    assert not same(base, other)
+    assert same(answers(pool, None), base) and same(answers(pool, tuned), other)
+    assert [len(ids) for ids in asyncio.run(pool.tokenize(["abc", "z"]))] == [3, 1]
+
+
+def test_a_task_can_use_the_pool_or_find_it_by_name(pool: Pool) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0.1)
+    def task(given: Pool) -> list[list[Completion]]:
+        return [answers(given, None), answers(connect_pool(NAME), None)]
+
+    expected = answers(pool, None)
+    assert all(same(got, expected) for got in ray.get(task.remote(pool)))
+
+
+def test_the_callers_mistake_comes_back_as_a_plain_value_error(pool: Pool) -> None:
+    with pytest.raises(ValueError, match=r"^a prompt of .* exceed max_model_len 256") as caught:
+        asyncio.run(pool.complete([ask("x" * 300)], None))
+    assert type(caught.value) is ValueError
+    assert pool.retried == 0
+
+
+def test_a_call_survives_the_death_of_its_engine(pool: Pool, tuned: Weights) -> None:
+    expected = answers(pool, tuned)
+    hasty = Pool(NAME, retries=0)
+
+    async def under_way() -> list[Completion]:
+        long = [ask(f"count {i}", seed=i, max_tokens=200) for i in range(32)]
+        lost = asyncio.create_task(hasty.complete(long, None))
+        kept = asyncio.create_task(pool.complete(REQUESTS, tuned))
+        await asyncio.sleep(0.2)
+        for process in engine_cores():
+            process.kill()
+        with pytest.raises(EngineDead, match="lost to dying replicas 1 times"):
+            await lost
+        return await kept
+
+    start = time.monotonic()
+    assert same(asyncio.run(under_way()), expected)
+    assert pool.retried == 1 and len(engine_cores()) == 1
+    print(f"replaced within {time.monotonic() - start:.1f} s")
