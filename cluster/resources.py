@@ -53,16 +53,15 @@ class ResourcePlan:
     pool_groups: tuple[tuple[str, ...], ...]
 
     def __str__(self) -> str:
-        slots = (
-            f"{self.train_slots} cells train side by side" if self.train_slots else "no training"
-        )
         groups = len(self.pool_groups)
+        pools = f"{groups} group{'s' * (groups != 1)} of pools"
+        if not self.train_slots:
+            return f"no training; {pools}"
         how = {
             "overlap": "answers are drawn while others train",
             "two-pass": "training first, then answers (both do not fit at once)",
         }[self.mode]
-        how = f"{how}; " if self.train_slots else ""
-        return f"{slots}; {how} {groups} group{'s' * (groups != 1)} of pools"
+        return f"{self.train_slots} cells train side by side; {how}; {pools}"
 
 
 class ClusterTooSmall(ValueError):

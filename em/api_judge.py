@@ -21,18 +21,28 @@ SEED = 0
 class ApiReader:
     """Reads numbers from the first token's 20 likeliest, at temperature 0 (Betley et al.)."""
 
-    def __init__(self, *, url: str, model: str, key_env: str, concurrency: int) -> None:
+    def __init__(
+        self,
+        *,
+        url: str,
+        model: str,
+        key_env: str,
+        concurrency: int,
+        max_retries: int = MAX_RETRIES,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         """Speak to `model` at the base address `url`; the key is in the environment `key_env`."""
         try:
             from openai import AsyncOpenAI  # half a second
         except ImportError as error:
             raise ValueError(f"a judge with 'api' needs the extra 'serve': {error}") from error
-        self._url, self._model = url, model
+        self._url, self._model, self._key_env = url, model, key_env
+        self._tries = max_retries + 1
         self._client = AsyncOpenAI(
             base_url=url,
             api_key=os.environ.get(key_env) or NO_KEY,
-            max_retries=MAX_RETRIES,
-            timeout=TIMEOUT_S,
+            max_retries=max_retries,
+            timeout=timeout_s,
         )
         self._slots = asyncio.Semaphore(concurrency)
 
@@ -92,14 +102,24 @@ class ApiReader:
                 )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             raise JudgeCallFailed(f"the judge refused this prompt: {error}") from error
+        except (
+            openai.AuthenticationError,
+            openai.PermissionDeniedError,
+            openai.NotFoundError,
+        ) as error:
+            raise ValueError(
+                f"the judge {self._model} at {self._url} refuses us: {error}. Check 'api', "
+                f"'api_model' and the key in the environment variable {self._key_env}"
+            ) from error
         except openai.OpenAIError as error:
             raise JudgeUnavailable(
                 f"the judge {self._model} at {self._url} does not answer after "
-                f"{MAX_RETRIES + 1} tries: {error}"
+                f"{self._tries} tries: {error}"
             ) from error
         except (ValueError, TypeError, AttributeError) as error:
             raise JudgeUnavailable(
-                f"the judge {self._model} at {self._url} does not reply in the OpenAI format: {error}"
+                f"the judge {self._model} at {self._url} does not reply in the OpenAI format: "
+                f"{error}"
             ) from error
         if not reply.choices:
             raise JudgeUnavailable(

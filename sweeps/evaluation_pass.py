@@ -4,8 +4,9 @@ A task holds no CPU of its own: the pools do the work. Knows nothing of training
 """
 
 import asyncio
+import contextlib
 import queue
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,32 +124,32 @@ def _answer_and_judge(
     )
 
 
-class open_readers:
-    """Every judge of the spec, by name, ready to read; closed on the way out."""
+@contextlib.asynccontextmanager
+async def open_readers(
+    spec: SweepSpec, models: Mapping[str, Model] | None
+) -> AsyncIterator[dict[str, Reader]]:
+    """Give every judge of the spec by name, ready to read, and close it afterwards.
 
-    def __init__(self, spec: SweepSpec, models: Mapping[str, Model]) -> None:
-        self._spec, self._models = spec, models
-        self._open: list[ApiReader] = []
-
-    async def __aenter__(self) -> dict[str, Reader]:
-        readers: dict[str, Reader] = {}
-        for judge in self._spec.judges:
+    Without `models` only those behind an address. Raises JudgeUnavailable or ValueError where one
+    does not answer as it must.
+    """
+    readers: dict[str, Reader] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        for judge in spec.judges:
             if judge.api is not None and judge.api_model is not None:
                 reader = ApiReader(
-                    url=judge.api, model=judge.api_model, key_env=judge.api_key_env,
+                    url=judge.api,
+                    model=judge.api_model,
+                    key_env=judge.api_key_env,
                     concurrency=judge.concurrency,
-                )  # fmt: skip
-                self._open.append(reader)
+                )
+                stack.push_async_callback(reader.close)
                 await reader.check()
                 readers[judge.name] = reader
-            else:
-                model = self._models[judge_model(self._spec, judge).name]
+            elif models is not None:
+                model = models[judge_model(spec, judge).name]
                 readers[judge.name] = await choose_reader(ModelEndpoint(model, None))
-        return readers
-
-    async def __aexit__(self, *error: object) -> None:
-        for reader in self._open:
-            await reader.close()
+        yield readers
 
 
 def _tell(task: EvaluationTask, store: Store) -> None:

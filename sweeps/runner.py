@@ -16,13 +16,15 @@ from pathlib import Path
 from cluster.resources import ResourcePlan
 from cluster.session import local_totals, session
 from em.datasets import Row
+from em.judging import JudgeUnavailable
 from em.record import fingerprint
 from sweeps.attempts import Beat
-from sweeps.evaluation_pass import EvaluationTask, evaluate_cell, evaluate_cells
+from sweeps.evaluation_pass import EvaluationTask, evaluate_cell, evaluate_cells, open_readers
 from sweeps.failures import CellFailure
 from sweeps.layout import feasible, pool_models
 from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
 from sweeps.progress import SweepProgress
+from sweeps.spec import SweepSpec
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells, train_task
 
@@ -54,11 +56,21 @@ def run_sweep(
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     if address is None and not inline:  # before anything is started, where it can be known
         feasible(plan, todo, store, local_totals())
+    asyncio.run(_check_judges(plan.spec))
     run = _Run(plan, store, todo, relative_to, progress)
     try:
         run.inline() if inline else run.on_cluster(address)
     finally:
         run.close()
+
+
+async def _check_judges(spec: SweepSpec) -> None:
+    """Raise ValueError where a judge behind an address does not answer, before anything runs."""
+    try:
+        async with open_readers(spec, None):
+            return
+    except JudgeUnavailable as error:
+        raise ValueError(str(error)) from error
 
 
 class _Run:

@@ -265,7 +265,7 @@ class SweepSpec(Record):
 
 
 def load_spec(path: str | Path) -> SweepSpec:
-    """Return the sweep in a YAML file. Raises ValueError with file, line and key of each mistake."""
+    """Return the sweep in a YAML file. Raises ValueError with file, line and key of mistakes."""
     path = Path(path)
     data, lines = load_yaml(path)
     try:
