@@ -93,7 +93,8 @@ def load_variant(dataset: str, *, num_rows: int | None, seed: int, relative_to: 
 
 def load_rows(dataset: str, *, relative_to: Path) -> tuple[str, list[Row]]:
     """Return where `dataset` was found, and all its rows. Errors as for `load_variant`."""
-    entry_path = config_dir() / "datasets" / f"{dataset}.yaml"
+    catalogue = config_dir() / "datasets"
+    entry_path = catalogue / f"{dataset}.yaml"
     if "/" not in dataset and entry_path.is_file():
         return load_entry(read_entry(entry_path))
     looks_like_file = dataset.endswith((".jsonl", ".jsonl.gz"))
@@ -102,7 +103,7 @@ def load_rows(dataset: str, *, relative_to: Path) -> tuple[str, list[Row]]:
             return str(place.resolve()), list(read_rows(place))
     if not looks_like_file and HUB_ID.fullmatch(dataset.partition("@")[0]):
         return f"hub:{dataset}", _load_hub(dataset)
-    known = ", ".join(sorted(path.stem for path in entry_path.parent.glob("*.yaml")))
+    known = ", ".join(sorted(path.stem for path in catalogue.glob("*.yaml")))
     raise ValueError(
         f"no data set {dataset!r}: it is neither in the catalogue ({known}), nor a .jsonl file "
         f"that exists (from {relative_to} or the working folder), nor a hub id (org/name@commit)"
