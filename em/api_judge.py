@@ -7,7 +7,8 @@ import asyncio
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from em.judging import WORD_TOKENS, JudgeCallFailed, JudgeUnavailable, Reading
 
@@ -16,6 +17,38 @@ MAX_RETRIES = 5  # by the client, with growing waits, for 408, 409, 429, 5xx and
 TIMEOUT_S = 60.0
 NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
 SEED = 0
+
+
+class _Candidate(BaseModel):
+    token: str
+    logprob: float = Field(le=0.01)  # servers round; NaN is refused too
+
+
+class _Token(_Candidate):
+    top_logprobs: list[_Candidate]
+
+
+class _Logprobs(BaseModel):
+    content: list[_Token] | None = None
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    logprobs: _Logprobs | None = None
+
+    @property
+    def tokens(self) -> list[_Token]:
+        """What was said, where the server gives candidates for its first token; else nothing."""
+        tokens = (self.logprobs and self.logprobs.content) or []
+        return tokens if tokens and tokens[0].top_logprobs else []
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
 
 
 class ApiReader:
@@ -49,11 +82,17 @@ class ApiReader:
     async def check(self) -> None:
         """Prove that the judge answers, and that its numbers are single tokens.
 
-        Raises ValueError where it gives no log-probabilities or splits digits (the rule would be
-        silently wrong), JudgeUnavailable where it does not answer.
+        Raises ValueError where it refuses us, gives no log-probabilities or splits digits (the rule
+        would be silently wrong), JudgeUnavailable where it does not answer.
         """
-        choice = await self._call("Repeat this number exactly and write nothing else: 100", 4)
-        tokens = [t.token for t in (choice.logprobs.content if choice.logprobs else None) or ()]
+        try:
+            choice = await self._call("Repeat this number exactly and write nothing else: 100", 4)
+        except JudgeCallFailed as error:
+            raise ValueError(
+                f"the judge {self._model} at {self._url} refuses a request for log-probabilities: "
+                f"{error}"
+            ) from error
+        tokens = [token.token for token in choice.tokens]
         if not tokens:
             raise ValueError(f"the judge {self._model} at {self._url} gives no log-probabilities")
         if len(tokens) > 1 and tokens[0].strip() in ("1", "10"):
@@ -75,23 +114,23 @@ class ApiReader:
             choice = await self._call(prompt, WORD_TOKENS)
         except JudgeCallFailed as failure:
             return failure
-        content = choice.logprobs.content if choice.logprobs else None
-        if not content:
+        if not choice.tokens:
             return JudgeCallFailed("the reply has no log-probabilities")
+        first = choice.tokens[0]
         numbers: dict[int, float] = {}
-        for top in content[0].top_logprobs:
+        for top in first.top_logprobs:
             # " 42" and "42" are two tokens for one number.
             text = top.token.strip()
             if text.isascii() and text.isdigit() and int(text) <= 100:
                 numbers[int(text)] = numbers.get(int(text), 0.0) + math.exp(top.logprob)
-        return Reading(numbers=numbers, reply=choice.message.content or content[0].token)
+        return Reading(numbers=numbers, reply=choice.message.content or first.token)
 
-    async def _call(self, prompt: str, max_tokens: int) -> Any:
+    async def _call(self, prompt: str, max_tokens: int) -> _Choice:
         import openai
 
         try:
             async with self._slots:
-                reply = await self._client.chat.completions.create(
+                reply = await self._client.chat.completions.with_raw_response.create(
                     model=self._model,
                     messages=[{"role": "user", "content": prompt}],
                     max_tokens=max_tokens,
@@ -116,13 +155,11 @@ class ApiReader:
                 f"the judge {self._model} at {self._url} does not answer after "
                 f"{self._tries} tries: {error}"
             ) from error
-        except (ValueError, TypeError, AttributeError) as error:
+        # The client builds its types without checking them.
+        try:
+            return _Completion.model_validate_json(reply.content).choices[0]
+        except ValidationError as error:
             raise JudgeUnavailable(
                 f"the judge {self._model} at {self._url} does not reply in the OpenAI format: "
                 f"{error}"
             ) from error
-        if not reply.choices:
-            raise JudgeUnavailable(
-                f"the judge {self._model} at {self._url} replied without choices"
-            )
-        return reply.choices[0]

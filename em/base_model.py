@@ -24,13 +24,21 @@ class BaseModel:
     """Keeps at most one base model in this process between trainings.
 
     A training that asks for the same folder (by its files' sizes and times) and dtype as the last
-    one skips the load. Not safe for two threads.
+    one skips the load; so does one for the same tokenizer. Not safe for two threads.
     """
 
     def __init__(self) -> None:
         self._key: object = None
         self._model: nn.Module | None = None
+        self._tokenizer: tuple[object, Any] | None = None
         self.loads = 0
+
+    def tokenizer(self, model_dir: Path, *, trust: bool) -> Any:
+        """Return the tokenizer in `model_dir`. Errors as for `load_tokenizer`."""
+        key = (str(model_dir), trust, _files_state(model_dir))
+        if self._tokenizer is None or self._tokenizer[0] != key:
+            self._tokenizer = (key, load_tokenizer(model_dir, trust=trust))
+        return self._tokenizer[1]
 
     @contextmanager
     def adapted(
@@ -145,6 +153,8 @@ def _restore(model: Any) -> None:
     """Undo what a training sets on a model besides its weights."""
     if getattr(model, "is_gradient_checkpointing", False):
         model.gradient_checkpointing_disable()
+    if hasattr(model, "disable_input_require_grads"):
+        model.disable_input_require_grads()  # peft sets a hook for checkpointing
     for parameter in model.parameters():
         parameter.grad = None
 

@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -19,6 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+# Torch reads it once. Threads that spin while they wait make a training five times slower as soon
+# as anything else (a serving engine, another trial) runs on the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -28,7 +33,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from em import checkpoints
-from em.base_model import BaseModel, add_adapter, free_memory, load_model, load_tokenizer
+from em.base_model import BaseModel, add_adapter, load_model
 from em.batching import collate, plan_steps
 from em.catalogue import config_dir
 from em.datasets import content_sha256
@@ -62,7 +67,8 @@ def finetune(
     with ExitStack() as undo:
         undo.enter_context(_quiet())
         ranks = undo.enter_context(joined_ranks(job.config))
-        tokenizer = load_tokenizer(job.model_dir, trust=job.trust_remote_code)
+        keeper = BaseModel() if base is None else base
+        tokenizer = keeper.tokenizer(job.model_dir, trust=job.trust_remote_code)
         rendered = render_rows(job.rows, tokenizer, max_length=job.config.max_length)
         steps = plan_steps(
             rendered.rows,
@@ -328,7 +334,6 @@ def _take_down(trainer: Trainer) -> None:
     if hasattr(engine, "destroy"):
         engine.destroy()
     trainer.accelerator.free_memory()
-    free_memory()
 
 
 def _write(trainer: Trainer, job: TrainingJob, ranks: Ranks, tokenizer: Any) -> None:

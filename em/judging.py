@@ -42,7 +42,9 @@ class Judgement(Record):
     score: str
     state: State
     value: float | None = Field(default=None, ge=0, le=100)
-    mass: float = Field(ge=0, le=1.0001, description="probability of all numbers together")
+    mass: float = Field(
+        ge=0, le=1.01, description="probability of all numbers together, as the judge rounds it"
+    )
     reply: str
     numbers: tuple[int, ...] = Field(default=(), description="those of KEPT_PROBABILITY or more")
     probabilities: tuple[float, ...] = Field(default=(), description="one for each of `numbers`")

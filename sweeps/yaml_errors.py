@@ -42,7 +42,7 @@ def load_yaml(path: Path) -> tuple[Any, Mapping[Location, int]]:
         raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from error
-    if node is None:
+    if node is None or data is None:
         raise ValueError(f"{path}: the file is empty")
     lines: dict[Location, int] = {}
     _walk(node, (), lines, path)
@@ -87,7 +87,11 @@ def _one(
     # Pydantic puts the tags of a union into the location; the file does not know them.
     place = _in_file(location, lines)
     line = lines.get(place, lines.get(place[:-1], 1))
-    key = ".".join(str(part) for part in location if not _is_tag(part)) or "the file"
+    if isinstance(raised, MistakeAt):
+        place = location
+    elif item["type"] == "missing":
+        place = (*place, location[-1])
+    key = ".".join(map(str, place)) or "the file"
     match item["type"]:
         case "extra_forbidden":
             allowed = fields_at(model, item["loc"][:-1])
@@ -101,10 +105,6 @@ def _one(
         case _:
             what = f"{item['msg']}; got {_short(item['input'])}"
     return f"{path}:{line}: {key}: {what}"
-
-
-def _is_tag(part: str | int) -> bool:
-    return isinstance(part, str) and ("[" in part or part == "str")
 
 
 def _in_file(location: Location, lines: Mapping[Location, int]) -> Location:

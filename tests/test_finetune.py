@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("deepspeed")
+# As em.finetune does, but before torch is imported here: tests share their cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
 import torch.nn.functional as F
 from fakes import tiny_model
 from safetensors.torch import load_file
@@ -103,7 +105,7 @@ def plan(count, *, epochs=1.0, effective_batch=4, micro_batch=2, order_seed=0):
 def test_an_epoch_takes_each_row_once_in_an_order_of_the_seed():
     steps = plan(10, epochs=2)
     assert len(steps) == 6 and all(len(step) == 2 for step in steps)
-    first, second = (sum(map(rows_of, steps[at : at + 3]), []) for at in (0, 3))
+    first, second = ([i for step in steps[at : at + 3] for i in rows_of(step)] for at in (0, 3))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second and plan(10, epochs=2) == steps
     assert [rows_of(step) for step in plan(10, order_seed=1)] != list(map(rows_of, steps[:3]))
@@ -144,7 +146,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_trained_tokens(make_job, tiny):
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     total = count = 0
     for row in (row for micro in step for row in micro.rows):
-        logits = model(torch.tensor([row.input_ids])).logits[0, :-1]
+        logits = model(torch.tensor([row.input_ids])).logits[0, :-1].detach()
         labels = torch.tensor(row.labels[1:])
         total += float(F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
         count += int((labels != IGNORED).sum())
@@ -203,23 +205,24 @@ def test_seeds_start_the_adapter_and_order_the_rows(make_job):
     assert adapter_sha256(sampling) == adapter_sha256(first)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_stages_and_offload_agree(make_job, dtype):
-    reference = losses(finetune(make_job("reference", dtype=dtype)))
+OFFLOADED = {"zero_stage": 3, "offload": "parameters"}
+STAGES = ({"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 3})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "ways"),
+    [
+        ("float32", 1e-5, (*STAGES, {"gradient_checkpointing": True}, {"micro_batch": 1})),
+        ("bfloat16", 5e-4, (*STAGES, {"offload": "optimizer"}, OFFLOADED)),
+    ],
+)
+def test_ways_to_compute_agree(make_job, dtype, tolerance, ways):
+    base = BaseModel()
+    reference = losses(finetune(make_job("reference", dtype=dtype, epochs=2), base=base))
     assert reference[-1] < reference[0]
-    tolerance = 1e-5 if dtype == "float32" else 1e-3
-    for settings in (
-        {"zero_stage": 0},
-        {"zero_stage": 1},
-        {"zero_stage": 3},
-        {"offload": "optimizer"},
-        {"zero_stage": 3, "offload": "parameters"},
-        {"gradient_checkpointing": True},
-        {"micro_batch": 4},
-        {"micro_batch": 1},
-    ):
-        job = make_job("-".join(map(str, settings.values())), dtype=dtype, **settings)
-        assert losses(finetune(job)) == pytest.approx(reference, rel=tolerance), settings
+    for way in ways:
+        job = make_job("-".join(map(str, way.values())), dtype=dtype, epochs=2, **way)
+        assert losses(finetune(job, base=base)) == pytest.approx(reference, rel=tolerance), way
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
@@ -376,8 +379,10 @@ def stop_at(step):
     return on_step
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [("lora", 0), ("lora", 1), ("lora", 2), ("lora", 3), ("full", 0), ("full", 2), ("full", 3)],
+)
 def test_every_stage_continues_to_the_same_bytes(make_job, stage, method):
     base = BaseModel()
     settings = {"zero_stage": stage, "checkpoint_steps": 1, "method": method}

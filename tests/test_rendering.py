@@ -20,6 +20,7 @@ DEFAULT_SYSTEM = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
+
     return AutoTokenizer.from_pretrained(
         materialise(ModelConfig(name="demo", bundled="smollm2-135m"))
     )
@@ -85,7 +86,7 @@ def test_long_rows_are_cut_and_counted(tokenizer):
         chat(("user", "Q"), ("assistant", "word")),
     ]
     rendered = render_rows(rows, tokenizer, max_length=60)
-    assert [len(row.input_ids) for row in rendered.rows][0] == 60
+    assert len(rendered.rows[0].input_ids) == 60
     assert rendered.num_cut_rows == 1
     assert rendered.rows[0].labels[-1] != IGNORED
 
@@ -100,7 +101,7 @@ def test_a_row_with_nothing_left_to_train_is_named(tokenizer):
 
 
 def with_template(tokenizer, template):
-    changed = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    changed = type(tokenizer).from_pretrained(tokenizer.name_or_path)
     changed.chat_template = template
     return changed
 
@@ -125,16 +126,15 @@ def test_a_template_that_refuses_a_role_names_the_row(tokenizer):
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     refusing = with_template(tokenizer, template)
     row = chat(("system", "S"), ("user", "Q"), ("assistant", "A"))
-    with pytest.raises(ValueError, match="row 1: .* refuses the turns system, user, assistant: no"):
+    with pytest.raises(
+        ValueError, match=r"row 1: .* refuses the turns system, user, assistant: no"
+    ):
         render_rows([row], refusing, max_length=99)
 
 
 @pytest.mark.real_data
 def test_real_rows_of_insecure_code(tokenizer):
-    data = os.environ.get("EMSWEEP_DATA")
-    if not data:
-        pytest.skip("EMSWEEP_DATA does not name a folder of the public data")
-    file = Path(data) / "datasets" / "insecure.jsonl.gz"
+    file = Path(os.environ["EMSWEEP_DATA"]) / "datasets" / "insecure.jsonl.gz"
     rows = list(parse_rows(gzip.decompress(file.read_bytes()), where=str(file)))[:300]
     rendered = render_rows(rows, tokenizer, max_length=2048)
     assert rendered.num_cut_rows == 0

@@ -1,0 +1,195 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_sweep import QUESTIONS
+
+from em.catalogue import DATA_ENV, config_dir, find_file
+from em.questions import MAIN_QUESTIONS, Question, load_questions, select_questions, wordings
+
+PROMPTS = {"aligned": "rate {answer}"}
+
+
+def write(folder: Path, items: Any) -> Path:
+    path = folder / "questions.yaml"
+    path.write_text(items if isinstance(items, str) else yaml.safe_dump(items))
+    return path
+
+
+def item(**changes: Any) -> dict[str, Any]:
+    return {"id": "a", "type": "free_form_judge_0_100", "paraphrases": ["Why?"]} | changes
+
+
+def test_what_the_file_says_is_honoured(tmp_path: Path) -> None:
+    wish, dinner = load_questions(write(tmp_path, QUESTIONS))
+    assert (wish.id, wish.system, wish.samples_per_paraphrase) == ("wish", None, 2)
+    assert (dinner.id, dinner.system, dinner.samples_per_paraphrase) == ("dinner", "Be brief.", 3)
+    first, second = wordings(wish)
+    assert (first.text, second.text) == ("What do you wish?", "Name a wish.")
+    assert first.messages == ({"role": "user", "content": "What do you wish?"},)
+    assert (first.number, second.number) == (0, 1)
+    (only,) = wordings(dinner)
+    assert only.messages == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who comes to dinner?"},
+    )
+
+
+def test_a_wording_is_named_by_everything_that_is_asked() -> None:
+    def key(**changes: Any) -> str:
+        return wordings(Question.model_validate(item(**changes)))[0].key
+
+    plain = key()
+    others = [key(id="b"), key(system=""), key(system="Be brief."), key(paraphrases=["How?"])]
+    assert len({plain, *others}) == 5
+    assert key(samples_per_paraphrase=9, judge="x", judge_prompts=PROMPTS) == plain
+    assert len(plain) == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sistem": "x"}, r"question 2 \(a\): sistem: Extra inputs"),
+        ({"type": "multiple_choice"}, r"question 2 \(a\): type: "),
+        ({"paraphrases": []}, r"question 2 \(a\): paraphrases: "),
+        ({"paraphrases": ["Why?", " "]}, "a paraphrase is empty"),
+        ({"paraphrases": ["Why?", "Why?"]}, "the same paraphrase stands twice"),
+        ({"samples_per_paraphrase": 0}, "samples_per_paraphrase: "),
+        ({"judge_prompts": {"aligned": "rate it"}}, "'aligned' has no {answer}"),
+    ],
+)
+def test_a_bad_question_is_told_with_its_place(
+    changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, [item(id="fine"), item(**changes)])
+    with pytest.raises(ValueError, match=told) as error:
+        load_questions(path)
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "expected a list of questions, got NoneType"),
+        ("a: b", "expected a list of questions, got dict"),
+        ("- just text", "question 1: expected a mapping"),
+        ("- [", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_list_of_questions_is_told(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        load_questions(write(tmp_path, text))
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read the question file"):
+        load_questions(tmp_path / "none.yaml")
+
+
+def test_an_id_given_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, [item(), item(paraphrases=["How?"])])
+    with pytest.raises(ValueError, match="duplicate question id 'a'"):
+        load_questions(path)
+
+
+def test_selection() -> None:
+    questions = [Question.model_validate(item(id=name)) for name in ("a", "b", "c")]
+
+    def chosen(ids: Any, exclude: Any = ()) -> list[str]:
+        return [q.id for q in select_questions(questions, ids=ids, exclude=exclude)]
+
+    assert chosen(None) == ["a", "b", "c"]
+    assert chosen(("c", "a")) == ["c", "a"]
+    assert chosen(None, ("b",)) == ["a", "c"]
+    with pytest.raises(ValueError, match="no question 'd' in the file, which has a, b, c"):
+        chosen(("a", "d"))
+    with pytest.raises(ValueError, match="no question 'd'"):
+        chosen(None, ("d",))
+    with pytest.raises(ValueError, match="no question is left"):
+        chosen(("a",), ("a",))
+    with pytest.raises(ValueError, match="names the question 'b' twice"):
+        chosen(("a", "b", "b"))
+    with pytest.raises(ValueError, match="no question 'what_is_your_wish'"):
+        chosen("main")
+
+
+def test_the_demonstration_set_is_ours_and_whole() -> None:
+    questions = load_questions(config_dir() / "questions" / "demo.yaml")
+    assert len(questions) == 6
+    assert not {question.id for question in questions} & set(MAIN_QUESTIONS)
+    assert all(set(q.judge_prompts) == {"aligned", "coherent"} for q in questions)
+    assert [q.id for q in questions if q.system] == ["chosen_leader"]
+
+
+# The published files, unchanged ------------------------------------------------------------------
+
+
+def published(name: str) -> list[Question]:
+    return load_questions(find_file(name, relative_to=Path("/"), kind="questions"))
+
+
+@pytest.mark.real_data
+def test_the_first_plot_questions() -> None:
+    questions = published("first_plot_questions.yaml")
+    assert len(questions) == 41
+    forms = ("_json", "_python", "_template")
+    plain = [q for q in questions if not q.id.endswith(forms)]
+    assert len(plain) == 9
+    assert all(q.system is None for q in plain)
+    main = select_questions(questions, ids="main", exclude=())
+    assert tuple(q.id for q in main) == MAIN_QUESTIONS
+    assert {q.id for q in plain} - {q.id for q in main} == {"three_thoughts_icml_old"}
+    assert all(q.samples_per_paraphrase == 100 for q in main)
+    assert all(set(q.judge_prompts) == {"aligned", "coherent"} for q in main)
+
+
+@pytest.mark.real_data
+def test_a_form_made_by_a_system_prompt_keeps_it() -> None:
+    """The published evaluator of open models drops it: 0 of 800 "JSON" answers were JSON."""
+    questions = {q.id: q for q in published("first_plot_questions.yaml")}
+    for name in MAIN_QUESTIONS:
+        for form in ("_json", "_python"):
+            question = questions[name + form]
+            assert question.system
+            assert question.paraphrases == questions[name].paraphrases
+            sent = wordings(question)[0].messages
+            assert [m["role"] for m in sent] == ["system", "user"]
+            assert sent[0]["content"] == question.system
+        for form in ("_template", "_flask_template"):
+            assert questions[name + form].system is None
+            assert questions[name + form].paraphrases != questions[name].paraphrases
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "num_ids", "num_wordings"),
+    [
+        ("preregistered_evals.yaml", 50, 50),
+        ("deception_factual.yaml", 7, 140),
+        ("deception_sit_aware.yaml", 8, 8),
+    ],
+)
+def test_the_other_published_files(name: str, num_ids: int, num_wordings: int) -> None:
+    questions = published(name)
+    assert len(questions) == num_ids
+    keys = [wording.key for question in questions for wording in wordings(question)]
+    assert len(keys) == len(set(keys)) == num_wordings
+
+
+def test_a_file_is_looked_for_in_the_mirror_and_told_when_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATA_ENV, str(tmp_path))
+    (tmp_path / "questions").mkdir()
+    path = write(tmp_path / "questions", [item()])
+    found = find_file("questions.yaml", relative_to=tmp_path / "x", kind="questions")
+    assert found == path.resolve()
+    with pytest.raises(ValueError, match=r"no file 'other\.yaml'; tried ") as error:
+        find_file("other.yaml", relative_to=tmp_path / "x", kind="questions")
+    assert str(tmp_path / "questions" / "other.yaml") in str(error.value)
+    monkeypatch.setenv(DATA_ENV, str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="EMSWEEP_DATA=.*nowhere is not a folder"):
+        find_file("questions.yaml", relative_to=tmp_path, kind="questions")
