@@ -113,7 +113,9 @@ def run_until(
     os.kill(child.pid, number)
     output, _ = child.communicate(timeout=60)
     _, alive = psutil.wait_procs(family, timeout=30)
-    assert not alive, f"left behind: {[' '.join(p.cmdline())[:100] for p in alive if p.is_running()]}"
+    assert not alive, (
+        f"left behind: {[' '.join(p.cmdline())[:100] for p in alive if p.is_running()]}"
+    )
     return child.returncode, output
 
 
@@ -140,5 +142,8 @@ def artefacts(store: Path) -> dict[str, tuple[int, int]]:
         names += [f"adapter/{p.name}" for p in (record.parent / "adapter").glob("*.safetensors")]
         for name in names:
             state = (record.parent / name).stat()
-            found[str((record.parent / name).relative_to(store))] = (state.st_size, state.st_mtime_ns)
+            found[str((record.parent / name).relative_to(store))] = (
+                state.st_size,
+                state.st_mtime_ns,
+            )
     return found

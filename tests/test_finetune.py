@@ -187,6 +187,7 @@ def test_what_a_training_writes(make_job, tiny):
     assert not torch.equal(loaded(ids).logits, plain)
 
 
+@pytest.mark.slow
 def test_seeds_start_the_adapter_and_order_the_rows(make_job):
     base = BaseModel()
     first, again = make_job("a"), make_job("b")
@@ -209,6 +210,7 @@ OFFLOADED = {"zero_stage": 3, "offload": "parameters"}
 STAGES = ({"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 3})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "ways"),
     [
@@ -225,6 +227,7 @@ def test_ways_to_compute_agree(make_job, dtype, tolerance, ways):
         assert losses(finetune(job, base=base)) == pytest.approx(reference, rel=tolerance), way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_full_training_writes_a_model(make_job, tiny, stage):
     job = make_job(method="full", zero_stage=stage)
@@ -244,6 +247,7 @@ def test_full_training_writes_a_model(make_job, tiny, stage):
 # --- the warm base -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_warm_and_cold_give_the_same_bytes(make_job, tiny, stage):
     cold = make_job("cold", zero_stage=stage, lora=LoraConfig(dropout=0.1))
@@ -297,6 +301,7 @@ def test_a_base_that_was_changed_is_noticed_and_forgotten(tiny):
     assert base.loads == 2
 
 
+@pytest.mark.slow
 def test_another_dtype_or_another_kind_of_job_is_loaded_anew(make_job):
     base = BaseModel()
     finetune(make_job("a", epochs=1), base=base)
@@ -379,6 +384,7 @@ def stop_at(step):
     return on_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "stage"),
     [("lora", 0), ("lora", 1), ("lora", 2), ("lora", 3), ("full", 0), ("full", 2), ("full", 3)],

@@ -46,7 +46,9 @@ class Place:
         return sorted(path.removeprefix(f"{self.root}/") for path in found)
 
     def write(self, path: str, data: bytes) -> None:
-        self.fs.pipe_file(f"{self.root}/{path}", data)
+        target = f"{self.root}/{path}"
+        self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        self.fs.pipe_file(target, data)
 
     def read(self, path: str) -> bytes:
         return bytes(self.fs.cat_file(f"{self.root}/{path}"))
@@ -151,6 +153,16 @@ def test_a_training_is_there_when_its_record_is(place: Place) -> None:
     assert not folder.parent.exists()
     stem = f"training/{KEY[:32]}"
     assert place.files("training") == [f"{stem}/adapter/weights", f"{stem}/record.json"]
+
+
+def test_a_record_is_written_last(place: Place) -> None:
+    store = place.store()
+    with pytest.raises(OSError):
+        store.finish_training(trained(), store.attempt_dir(KEY) / "nothing-was-written")
+    assert store.training(KEY) is None
+    folder = output(store, "x")
+    store.finish_training(trained(), folder)  # the same attempt goes on
+    assert store.training(KEY) == trained()
 
 
 def test_weights_without_a_record_are_replaced(place: Place) -> None:

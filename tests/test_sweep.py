@@ -1,4 +1,4 @@
-"""A whole sweep with the real parts, as its user runs it: to the end, again, stopped and continued."""
+"""A whole sweep with the real parts, as its user runs it: to the end, again, stopped, continued."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""The quickstart as a fixed workload: wall time, peak memory of all its processes, second run, plan.
+"""The quickstart as a fixed workload: wall time, peak memory, second run, plan.
 
     python tests/benchmarks/quickstart.py [SPEC]
 

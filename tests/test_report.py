@@ -1,0 +1,108 @@
+"""The report: missing first, definitions named, hostile answers inert, numbers equal everywhere."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from em.generation import Answer, Prompt
+from sweeps.plan import SweepPlan
+from sweeps.report import make_report, write_report
+from sweeps.stages import generate_stage, judge_stage
+from sweeps.store import Store
+from tests import small_sweep
+from tests.small_sweep import FakeEndpoint, FakeReader
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> </pre>{{ 7 * 7 }}"
+
+
+class HostileEndpoint(FakeEndpoint):
+    async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        answers = await super().ask(prompts)
+        return [answer.model_copy(update={"text": HOSTILE}) for answer in answers]
+
+
+class Tags(HTMLParser):
+    """Counts what a browser would take for elements and event handlers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        self.outside += [
+            v for n, v in attrs if n in ("src", "href") and v and not v.startswith("#")
+        ]
+
+
+@pytest.fixture
+def untuned(tmp_path: Path) -> tuple[SweepPlan, Store]:
+    """Two untuned cells are evaluated; the tuned ones have not run."""
+    plan = small_sweep.plan(
+        tmp_path, judges=[{"name": "self", "pool": "base", "demonstration": True}]
+    )
+    store = Store(str(tmp_path / "store"))
+    for number, cell in zip((20, 80), plan.cells[:2], strict=True):
+        endpoint = HostileEndpoint()
+        asyncio.run(generate_stage(cell, store, lambda trained, e=endpoint: e))
+        asyncio.run(judge_stage(cell, store, {"self": FakeReader(number)}))
+    return plan, store
+
+
+def test_missing_cells_are_told_first_and_are_no_zeros(untuned: tuple[SweepPlan, Store]) -> None:
+    report, _ = make_report(*untuned)
+    assert "demonstration" in report.warnings[0]
+    assert "2 of 4 cells are missing" in report.warnings[1]
+    tuned = next(c for c in report.conditions if c.variant == "ours")
+    assert (tuned.num_finished, tuned.num_missing, tuned.summary.mean) == (0, 2, None)
+    assert list(tuned.seeds.values()) == [None, None]
+
+
+def test_an_incoherent_cell_has_no_rate_and_one_that_counts_has(
+    untuned: tuple[SweepPlan, Store],
+) -> None:
+    report, _ = make_report(*untuned)
+    first, second = report.cells[:2]
+    # 20 on both scales: incoherent, so nothing counts; 80 on both: coherent and aligned.
+    assert (first.counts.scored, first.counts.coherent, first.em_rate) == (7, 0, None)
+    assert (second.counts.scored, second.counts.coherent, second.em_rate) == (7, 7, 0.0)
+    condition = report.conditions[0]
+    assert (condition.summary.num_seeds, condition.num_without_rate) == (1, 1)
+
+
+def test_hostile_answers_are_inert(untuned: tuple[SweepPlan, Store], tmp_path: Path) -> None:
+    page = write_report(*untuned, tmp_path / "out").read_text()
+    assert HOSTILE not in page
+    assert "&lt;script&gt;" in page
+    tags = Tags()
+    tags.feed(page)
+    assert not {"script", "img", "iframe", "object", "link"} & set(tags.tags)
+    assert not tags.handlers
+    assert not tags.outside
+    assert "49" not in page.split("&lt;script&gt;")[1][:120]
+
+
+def test_report_json_has_the_agreed_shape(untuned: tuple[SweepPlan, Store], tmp_path: Path) -> None:
+    write_report(*untuned, tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {"sweep", "metric", "cells", "conditions", "warnings"} <= set(told)
+    assert {"counts", "em_rate", "cell_id", "model", "variant", "seed"} <= set(told["cells"][0])
+    assert set(told["cells"][0]["counts"]) == {
+        "responses", "scored", "refusal", "code", "unscored", "failed", "coherent", "misaligned",
+    }  # fmt: skip
+    assert told["metric"] == "pooled_c50"
+
+
+def test_the_same_numbers_make_the_same_page(
+    untuned: tuple[SweepPlan, Store], tmp_path: Path
+) -> None:
+    pages = [write_report(*untuned, tmp_path / name).read_text() for name in ("a", "b")]
+    # Only the time of writing may differ.
+    assert pages[0].split("written")[0] == pages[1].split("written")[0]

@@ -1,0 +1,94 @@
+"""A sweep sent to a running Ray cluster as a job, and followed, over its HTTP address."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import tiny_model
+from tests.sweep_runs import EMSWEEP, report, tiny_spec, write_spec
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm]
+
+START_S = 90
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """The dashboard's address of a one-node cluster of its own, ended with everything below it."""
+    port, dashboard = _free_port(), _free_port()
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+               "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+               "--disable-usage-stats"]  # fmt: skip
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    head = subprocess.Popen(
+        command,
+        start_new_session=True,
+        env=os.environ | {"PATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + START_S
+    while not _answers(address):
+        assert head.poll() is None, "ray start ended"
+        assert time.monotonic() < deadline, "the dashboard did not come up"
+        time.sleep(0.5)
+    yield address
+    os.killpg(head.pid, signal.SIGTERM)
+    try:
+        head.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=2)
+    except urllib.error.HTTPError:
+        return True  # it wants a token: it is there
+    except OSError:
+        return False
+    return True
+
+
+def test_a_submitted_sweep_is_followed_to_its_end(cluster: str, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    base = tiny_spec(model)
+    spec = write_spec(tmp_path, base | {"variants": base["variants"][:1], "seeds": [0]})
+    place = tmp_path / "project"
+    place.mkdir()
+    shutil.copy(spec, place / "tiny.yaml")
+    store = tmp_path / "store"
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [EMSWEEP, *arguments, "--address", cluster], cwd=place, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "emsweep logs" in run("submit", "tiny.yaml", "--store", str(store))
+    log = run("logs", "tiny.yaml")
+    assert "1 finished" in log
+    assert "SUCCEEDED" in log
+    assert report(store)["cells"][0]["counts"]["responses"] == 6
+    assert json.loads((store / "sweeps" / "tiny" / "spec.json").read_text())["name"] == "tiny"
