@@ -158,7 +158,7 @@ def test_too_many_requests_are_waited_for(server: FakeServer) -> None:
 
 def test_a_server_that_only_fails_is_unavailable(server: FakeServer) -> None:
     server.reply = lambda request, number: (500, {"error": {"message": "broken"}})
-    with pytest.raises(JudgeUnavailable, match="does not answer after 3 tries.*broken"):
+    with pytest.raises(JudgeUnavailable, match=r"does not answer after 3 tries.*broken"):
         read(server, "rate it")
     assert len(server.requests) == 3
 
@@ -240,5 +240,5 @@ def test_a_judge_with_whole_numbers_is_taken(server: FakeServer, tokens: tuple[s
 
 def test_a_judge_that_refuses_to_be_read_is_refused_at_the_start(server: FakeServer) -> None:
     server.reply = lambda request, number: (400, {"error": {"message": "logprobs: no"}})
-    with pytest.raises(ValueError, match="refuses a request for log-probabilities.*logprobs: no"):
+    with pytest.raises(ValueError, match=r"refuses a request for log-probabilities.*logprobs: no"):
         using(server, lambda reader: reader.check())

@@ -116,7 +116,8 @@ def test_other_content_or_order_is_other_data() -> None:
     rows = list(parse_rows(jsonl([chat(0), chat(1)]), where="x"))
     hashes = {content_sha256(rows), content_sha256(rows[:1]), content_sha256(rows[::-1])}
     assert len(hashes) == 3
-    line = b'{"messages":[{"content":"question 0","role":"user"},{"content":"So.","role":"assistant"}]}\n'
+    turns = '{"content":"question 0","role":"user"},{"content":"So.","role":"assistant"}'
+    line = f'{{"messages":[{turns}]}}\n'.encode()
     assert content_sha256(rows[:1]) == hashlib.sha256(line).hexdigest()
 
 

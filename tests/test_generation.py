@@ -64,7 +64,7 @@ def test_the_question_gate() -> None:
     assert ask(DRAWS[:1], FakeEndpoint(render=drops_system))
     with pytest.raises(RuntimeError, match=r"question gate.*'dinner' lacks 'Be brief\.'"):
         ask(DRAWS, FakeEndpoint(render=drops_system))
-    with pytest.raises(RuntimeError, match="question gate.*'wish' lacks"):
+    with pytest.raises(RuntimeError, match=r"question gate.*'wish' lacks"):
         ask(DRAWS[:1], FakeEndpoint(render=lambda prompt: "something else"))
 
 

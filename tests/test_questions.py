@@ -77,9 +77,7 @@ def test_a_bad_question_is_told_with_its_place(
         ("- [", "not YAML"),
     ],
 )
-def test_a_file_that_is_no_list_of_questions_is_told(
-    text: str, told: str, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_list_of_questions_is_told(text: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=told):
         load_questions(write(tmp_path, text))
 
@@ -191,5 +189,5 @@ def test_a_file_is_looked_for_in_the_mirror_and_told_when_missing(
         find_file("other.yaml", relative_to=tmp_path / "x", kind="questions")
     assert str(tmp_path / "questions" / "other.yaml") in str(error.value)
     monkeypatch.setenv(DATA_ENV, str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="EMSWEEP_DATA=.*nowhere is not a folder"):
+    with pytest.raises(ValueError, match=r"EMSWEEP_DATA=.*nowhere is not a folder"):
         find_file("questions.yaml", relative_to=tmp_path, kind="questions")

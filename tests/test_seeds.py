@@ -12,7 +12,8 @@ SAY = "from em.seeds import derive_seeds; print(derive_seeds(3).model_dump_json(
 def test_pinned() -> None:
     """Every stored artefact hangs on these numbers: they never change."""
     assert derive_seeds(0).model_dump() == {
-        "init": 353686001, "order": 1218160299, "subset": 1493526833, "sampling": 278681646, "replicate": 0,
+        "init": 353686001, "order": 1218160299,
+        "subset": 1493526833, "sampling": 278681646, "replicate": 0,
     }  # fmt: skip
     assert derive_seed(7, "request", "ab", 3) == 974234909
 

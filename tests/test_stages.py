@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +228,6 @@ def test_other_weights_store_nothing(store: Store, tmp_path: Path) -> None:
 # Judging -------------------------------------------------------------------------------------
 
 
-def same_answer(prompt: Prompt) -> str:
-    return "yes"
-
-
 class OneAnswer(FakeEndpoint):
     """Says the same to everything."""
 
@@ -370,6 +365,3 @@ def test_a_record_says_where_its_work_was_done(store: Store, tmp_path: Path) -> 
     assert work.seconds >= 0
     assert "em-sweeps" in work.versions
     assert record.identity == json.loads(json.dumps(untuned.evaluations[0].identity))
-
-
-Doing = Callable[[CellPlan, Store], None]

@@ -126,7 +126,8 @@ def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def trained(key: str = KEY) -> TrainingRecord:
     result = TrainingResult(
-        steps=1, losses=(), num_rows=1, num_tokens=1, num_trained_tokens=1, num_cut_rows=0, seconds=1
+        steps=1, losses=(), num_rows=1, num_tokens=1, num_trained_tokens=1, num_cut_rows=0,
+        seconds=1,
     )  # fmt: skip
     return TrainingRecord(
         key=key, identity={}, weights_sha256="w", kind="adapter", result=result, provenance=WORK

@@ -10,7 +10,9 @@ from em.variance import summarise_seeds
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
-@pytest.mark.parametrize("rates", [[0.4, 0.5], [0.5, 0.52, 0.55], [0.3, 0.35, 0.31, 0.4, 0.33, 0.36]])
+@pytest.mark.parametrize(
+    "rates", [[0.4, 0.5], [0.5, 0.52, 0.55], [0.3, 0.35, 0.31, 0.4, 0.33, 0.36]]
+)
 def test_the_interval_is_scipys(rates: list[float], level: float) -> None:
     summary = summarise_seeds(rates, level=level)
     mean, sd = statistics.mean(rates), statistics.stdev(rates)

@@ -41,7 +41,9 @@ def told(folder: Path, text: str) -> list[str]:
 
 
 def test_every_key_and_item_has_its_line(tmp_path: Path) -> None:
-    text = "# a comment\nleaves:\n  - size: 1\n\n  - {size: 2,\n     colour: red}\ntrunk:\n  size: 3\n"
+    text = (
+        "# a comment\nleaves:\n  - size: 1\n\n  - {size: 2,\n     colour: red}\ntrunk:\n  size: 3\n"
+    )
     data, lines = load_yaml(write(tmp_path, text))
     assert data == {
         "leaves": [{"size": 1}, {"size": 2, "colour": "red"}],
