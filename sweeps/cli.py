@@ -252,15 +252,14 @@ def _end(spec: Path, sweep: Any, store: Any) -> None:
 def main() -> None:
     """Run the command line: a user's error is one paragraph and exit code 2, a bug keeps its trace.
 
-    0: all that was asked is done; 1: some cells are not finished; 2: the user's input or the cluster
-    is at fault; 130: interrupted.
+    0: all that was asked is done; 1: some cells are not finished; 2: the user's input or the
+    cluster is at fault; 130: interrupted.
     """
     from pydantic import ValidationError
 
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        code = app(standalone_mode=False)  # typer.Exit comes back as its code
+        sys.exit(code if isinstance(code, int) else OK)
     except typer.Abort:
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:

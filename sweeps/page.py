@@ -58,6 +58,7 @@ def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, An
                 "judge": judge,
                 "conditions": conditions,
                 "questions": _question_names(conditions),
+                "has_rates": any(c.summary.num_seeds for c in conditions),
                 "rates": Markup(figures.rates(conditions)),
                 "planes": Markup(figures.planes(mine, condition_of)),
             }

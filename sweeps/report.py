@@ -22,6 +22,7 @@ from sweeps.spec import UNTUNED
 from sweeps.store import RunBeat, Store
 
 SAMPLES_SHOWN = 40  # answers in the page; all of them are in judgements.parquet
+MANY_LOST = 0.1  # share of responses without a score that is worth a warning
 NO_SPREAD = "sampling only: an untuned model has one training, asked under several sampling seeds"
 
 
@@ -135,21 +136,31 @@ def _warnings(sweep: SweepPlan, results: Sequence[CellResult], definition: Defin
             found.append(
                 f"{len(names)} of {len(sweep.cells)} cells are {state}: {', '.join(names)}"
             )
-    for result in results:
-        counts = result.counts
-        if result.state == "finished" and result.em_rate is None:
+    for (evaluation, name), group in _by_judge(results).items():
+        finished = [r for r in group if r.state == "finished"]
+        empty = [r.cell_id for r in finished if r.em_rate is None]
+        if empty:
             found.append(
-                f"{result.cell_id} ({result.evaluation}, {result.judge}): no answer counts under "
-                f"{definition.name}, so it has no rate (which is not a rate of zero)"
+                f"{evaluation}, judged by {name}: {len(empty)} of {len(finished)} finished cells "
+                f"have no rate, because no answer counts under {definition.name} (this is not a "
+                f"rate of zero): {', '.join(empty)}"
             )
-        lost = counts.unscored + counts.failed
-        if counts.responses and lost > counts.responses / 10:
+        responses = sum(r.counts.responses for r in finished)
+        unscored = sum(r.counts.unscored for r in finished)
+        failed = sum(r.counts.failed for r in finished)
+        if unscored + failed > responses * MANY_LOST:
             found.append(
-                f"{result.cell_id} ({result.evaluation}, {result.judge}): {lost} of "
-                f"{counts.responses} responses have no score (unscored {counts.unscored}, failed "
-                f"{counts.failed})"
+                f"{evaluation}, judged by {name}: {unscored + failed} of {responses} responses "
+                f"have no score (unscored {unscored}, failed {failed}); rates speak of the others"
             )
     return found
+
+
+def _by_judge(results: Sequence[CellResult]) -> dict[tuple[str, str], list[CellResult]]:
+    groups: dict[tuple[str, str], list[CellResult]] = {}
+    for result in results:
+        groups.setdefault((result.evaluation, result.judge), []).append(result)
+    return groups
 
 
 def _conditions(results: Sequence[CellResult]) -> list[Condition]:

@@ -49,6 +49,7 @@ def test_a_seed_depends_on_nothing_but_its_place() -> None:
     assert alone == whole
     assert len({r.seed for r in whole.values()}) == 3
     assert request_seed(3, DRAWS[0]) != request_seed(4, DRAWS[0])
+    assert request_seed(3, DRAWS[0]) != request_seed(3, Draw(wording=OTHER, index=0))
 
 
 def test_the_identity_gate() -> None:
