@@ -3,6 +3,7 @@
 Knows nothing of what the command does.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ def submit_job(
     not answer, or where a job of this id is still there.
     """
     client = _client(address)
-    try:
+    with _told(f"{address} did not take the job {job_id}"):
         return str(
             client.submit_job(
                 entrypoint=command,
@@ -41,19 +42,18 @@ def submit_job(
                 },
             )
         )
-    except (RuntimeError, ConnectionError, ValueError) as error:
-        raise ClusterError(f"{address} did not take the job {job_id}: {error}") from error
 
 
 def job_status(address: str, job_id: str) -> str | None:
     """Return PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; None for a job that is not known."""
     client = _client(address)
-    try:
-        return str(client.get_job_status(job_id).value)
-    except RuntimeError as error:
-        if "does not exist" in str(error):
-            return None
-        raise ClusterError(f"{address} does not tell about {job_id}: {error}") from error
+    with _told(f"{address} does not tell about {job_id}"):
+        try:
+            return str(client.get_job_status(job_id).value)
+        except RuntimeError as error:
+            if "does not exist" in str(error):
+                return None
+            raise
 
 
 def follow_job(address: str, job_id: str) -> Iterator[str]:
@@ -78,7 +78,21 @@ def _client(address: str) -> Any:
         )
     from ray.job_submission import JobSubmissionClient
 
-    try:
+    with _told(f"no Ray dashboard answers at {address}"):
         return JobSubmissionClient(address)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn Ray's errors into a ClusterError, with the cure where the cluster wants a token."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"{what}: it wants another token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+            "RAY_AUTH_TOKEN_PATH) to the cluster's"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"no Ray dashboard answers at {address}: {error}") from error
+        raise ClusterError(f"{what}: {error}") from error

@@ -26,8 +26,9 @@ from sweeps.tracking import make_tracker
 if TYPE_CHECKING:
     from em.base_model import BaseModel
 
-# A trial that only waits for its ranks must hold something, or Tune never starts it (0 raises).
-WAITING_CPUS = 0.01
+# A trial that only waits for its ranks must hold something, or Tune never starts it. It is a byte
+# of memory and no part of a CPU, so that the ranks may hold every CPU that there is.
+WAITING = {"memory": 1}
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,14 @@ def train_cells(
     kept = {key: ray.put(tuple(value)) for key, value in rows.items()}
     by_cell = {task.plan.cell_id: ray.put(task) for task in tasks}
     resources = tasks[0].resources
-    held = {"cpu": WAITING_CPUS} if ranks > 1 else {"cpu": resources.train_cpus}
-    if ranks == 1 and resources.train_gpus:
-        held["gpu"] = resources.train_gpus
+    alone = {"CPU": resources.train_cpus, "GPU": resources.train_gpus}
+    held = WAITING if ranks > 1 else {name: n for name, n in alone.items() if n}
     with tempfile.TemporaryDirectory(prefix="emsweep-tune-") as folder:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, tasks=by_cell, rows=kept), held),
+            tune.with_resources(
+                tune.with_parameters(_trial, tasks=by_cell, rows=kept),
+                tune.PlacementGroupFactory([held]),
+            ),
             param_space={"cell": tune.grid_search(list(by_cell))},
             tune_config=tune.TuneConfig(
                 reuse_actors=ranks == 1, max_concurrent_trials=max(1, slots)

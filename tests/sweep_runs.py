@@ -112,7 +112,9 @@ def run_until(
     family = psutil.Process(child.pid).children(recursive=True)
     os.kill(child.pid, number)
     output, _ = child.communicate(timeout=60)
-    _, alive = psutil.wait_procs(family, timeout=30)
+    # After a SIGKILL nobody is left to end Ray's own agents: they notice by themselves, in a while.
+    gone_within_s = 120 if number == signal.SIGKILL else 15
+    _, alive = psutil.wait_procs(family, timeout=gone_within_s)
     assert not alive, (
         f"left behind: {[' '.join(p.cmdline())[:100] for p in alive if p.is_running()]}"
     )

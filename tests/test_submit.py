@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -30,7 +31,13 @@ def _free_port() -> int:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
+def token() -> dict[str, str]:
+    """The environment of those who may speak to the cluster."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@pytest.fixture
+def cluster(token: dict[str, str]) -> Iterator[str]:
     """The dashboard's address of a one-node cluster of its own, ended with everything below it."""
     port, dashboard = _free_port(), _free_port()
     ray = str(Path(sys.executable).with_name("ray"))
@@ -41,7 +48,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     head = subprocess.Popen(
         command,
         start_new_session=True,
-        env=os.environ | {"PATH": path},
+        env=os.environ | token | {"PATH": path},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -69,7 +76,9 @@ def _answers(address: str) -> bool:
     return True
 
 
-def test_a_submitted_sweep_is_followed_to_its_end(cluster: str, tmp_path: Path) -> None:
+def test_a_submitted_sweep_is_followed_to_its_end(
+    cluster: str, token: dict[str, str], tmp_path: Path
+) -> None:
     model = tiny_model(tmp_path / "model")
     base = tiny_spec(model)
     spec = write_spec(tmp_path, base | {"variants": base["variants"][:1], "seeds": [0]})
@@ -78,13 +87,18 @@ def test_a_submitted_sweep_is_followed_to_its_end(cluster: str, tmp_path: Path) 
     shutil.copy(spec, place / "tiny.yaml")
     store = tmp_path / "store"
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, code: int = 0, env: dict[str, str] = token) -> str:
         done = subprocess.run(
             [EMSWEEP, *arguments, "--address", cluster], cwd=place, capture_output=True, text=True,
-            timeout=300, check=False,
+            timeout=300, check=False, env=os.environ | env,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    wrong = token | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    refused = run("submit", "tiny.yaml", "--store", str(store), code=2, env=wrong)
+    assert "RAY_AUTH_TOKEN" in refused
+    assert "Traceback" not in refused
 
     assert "emsweep logs" in run("submit", "tiny.yaml", "--store", str(store))
     log = run("logs", "tiny.yaml")
