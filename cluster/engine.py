@@ -11,6 +11,7 @@ passes the merging in), or of what the completions are for.
 
 import asyncio
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -130,6 +131,7 @@ class EngineConfig:
     threads: int
     seed: int = 0
     tensor_parallel: int = 1
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         """vLLM would refuse these only after half a minute of starting."""
@@ -367,7 +369,8 @@ class Engine:
         self._merge = merge
         self._base_layout = _layout(Path(config.model_dir)) if config.mode == "merged" else {}
         self._arbiter = Arbiter(self._swap, patience_s)
-        self._lora_ids: dict[str, int] = {}
+        self._loras: dict[str, asyncio.Task[Any]] = {}
+        self._lora_numbers = itertools.count(1)  # vLLM takes a number that it knows for loaded
         self._asked = 0
         # One thread: fast tokenizers must not be used by two threads at once.
         self._tokens = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
@@ -490,19 +493,23 @@ class Engine:
 
     async def _lora(self, weights: Weights) -> Any:
         """The adapter for vLLM, named by its hash: vLLM's caches know an adapter by its name."""
+        load = self._loras.get(weights.key)
+        if load is None:
+            load = self._loras[weights.key] = asyncio.create_task(self._load_lora(weights))
+        try:
+            return await asyncio.shield(load)  # every caller waits for the one load
+        except BaseException:
+            if load.done() and self._loras.get(weights.key) is load:
+                del self._loras[weights.key]
+            raise
+
+    async def _load_lora(self, weights: Weights) -> Any:
         from vllm.lora.request import LoRARequest
 
-        known = weights.key in self._lora_ids
-        number = self._lora_ids.setdefault(weights.key, len(self._lora_ids) + 1)
-        lora = LoRARequest(weights.key, number, weights.path)
-        if not known:
-            # Asked for by itself, an adapter that does not load is one caller's error; met in the
-            # middle of a step, it would end the engine.
-            try:
-                await self._llm.add_lora(lora)
-            except BaseException:
-                self._lora_ids.pop(weights.key, None)
-                raise
+        lora = LoRARequest(weights.key, next(self._lora_numbers), weights.path)
+        # Asked for by itself, an adapter that does not load is one caller's error; met in the
+        # middle of a step, it would end the engine.
+        await self._llm.add_lora(lora)
         return lora
 
     async def _swap(self, weights: Weights | None) -> None:
@@ -595,6 +602,7 @@ def _start(config: EngineConfig) -> Any:
         "enforce_eager": config.enforce_eager,
         "seed": config.seed,
         "tensor_parallel_size": config.tensor_parallel,
+        "trust_remote_code": config.trust_remote_code,
         "enable_prefix_caching": True,
         "logprobs_mode": "raw_logprobs",
         "disable_log_stats": True,

@@ -6,7 +6,6 @@ Knows nothing of what is run there.
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,9 +62,11 @@ def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Tot
     finally:
         # A second Ctrl-C during the clean-up would leave processes: hold it back.
         with _no_interrupt():
+            # Looked up first: what outlives its parent is nobody's child any more.
+            family = [c for c in psutil.Process().children(recursive=True) if c.pid not in before]
             ray.shutdown()
             if address is None:
-                end_children(except_pids=before)
+                end(family)
 
 
 def totals() -> Totals:
@@ -86,17 +87,15 @@ def local_totals() -> Totals:
     return Totals(nodes=((float(os.cpu_count() or 1), float(gpus)),))
 
 
-def end_children(*, except_pids: set[int] | frozenset[int] = frozenset()) -> None:
-    """End every process below this one: politely, and after KILL_AFTER_S by force."""
-    deadline = time.monotonic() + KILL_AFTER_S
-    children = [c for c in psutil.Process().children(recursive=True) if c.pid not in except_pids]
-    for child in children:
+def end(processes: list[psutil.Process]) -> None:
+    """End those that still run: politely, and after KILL_AFTER_S by force."""
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
-    _, alive = psutil.wait_procs(children, timeout=max(0.0, deadline - time.monotonic()))
-    for child in alive:
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=KILL_AFTER_S)
+    for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+            process.kill()
     psutil.wait_procs(alive, timeout=KILL_AFTER_S)
 
 

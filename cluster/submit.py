@@ -4,8 +4,10 @@ Knows nothing of what the command does.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from cluster.session import ClusterError
 # What a job needs of a checkout; never stores, data or environments.
 EXCLUDES = [".git", ".venv", "emsweep-store", "**/__pycache__", "wandb", ".*_cache"]
 POLL_S = 1.0
+AGENT_TRIES = 60
 
 
 def submit_job(
@@ -30,18 +33,45 @@ def submit_job(
     not answer, or where a job of this id is still there.
     """
     client = _client(address)
+    runtime_env = {
+        "working_dir": str(working_dir),
+        "excludes": EXCLUDES,
+        "env_vars": dict(environment),
+    }
     with _told(f"{address} did not take the job {job_id}"):
-        return str(
-            client.submit_job(
-                entrypoint=command,
-                submission_id=job_id,
-                runtime_env={
-                    "working_dir": str(working_dir),
-                    "excludes": EXCLUDES,
-                    "env_vars": dict(environment),
-                },
-            )
-        )
+        for _ in range(AGENT_TRIES):
+            try:
+                return str(
+                    client.submit_job(
+                        entrypoint=command, submission_id=job_id, runtime_env=runtime_env
+                    )
+                )
+            except RuntimeError as error:
+                if "No available agent" not in str(error):
+                    raise
+                time.sleep(POLL_S)  # the cluster is still starting
+        raise RuntimeError(f"no node was ready to take it within {AGENT_TRIES * POLL_S:g} s")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job on the cluster. `status` is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+
+    job_id: str
+    status: str
+
+
+def last_job(address: str, name: str) -> Job | None:
+    """Return the newest job whose id is `name` and a time, or None."""
+    client = _client(address)
+    with _told(f"{address} does not tell its jobs"):
+        found = [
+            (job.start_time or 0, Job(job.submission_id, str(job.status.value)))
+            for job in client.list_jobs()
+            if job.submission_id
+            and re.fullmatch(rf"{re.escape(name)}-\d{{8}}-\d{{6}}", job.submission_id)
+        ]
+    return max(found, key=lambda item: item[0])[1] if found else None
 
 
 def job_status(address: str, job_id: str) -> str | None:

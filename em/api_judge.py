@@ -51,6 +51,10 @@ class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
 
 
+class JudgeReplyBad(JudgeUnavailable):
+    """One reply is not in the format; a judge that answers so at the start is none."""
+
+
 class ApiReader:
     """Reads numbers from the first token's 20 likeliest, at temperature 0 (Betley et al.)."""
 
@@ -103,7 +107,12 @@ class ApiReader:
 
     async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
         """Return a reading for each prompt; one call each, `concurrency` at a time."""
-        return list(await asyncio.gather(*(self._read_one(prompt) for prompt in prompts)))
+        try:
+            async with asyncio.TaskGroup() as group:  # ends the others where one finds no judge
+                tasks = [group.create_task(self._read_one(prompt)) for prompt in prompts]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        return [task.result() for task in tasks]
 
     async def close(self) -> None:
         """Close the connections."""
@@ -112,8 +121,8 @@ class ApiReader:
     async def _read_one(self, prompt: str) -> Reading | JudgeCallFailed:
         try:
             choice = await self._call(prompt, WORD_TOKENS)
-        except JudgeCallFailed as failure:
-            return failure
+        except (JudgeCallFailed, JudgeReplyBad) as failure:
+            return JudgeCallFailed(str(failure))
         if not choice.tokens:
             return JudgeCallFailed("the reply has no log-probabilities")
         first = choice.tokens[0]
@@ -159,7 +168,7 @@ class ApiReader:
         try:
             return _Completion.model_validate_json(reply.content).choices[0]
         except ValidationError as error:
-            raise JudgeUnavailable(
+            raise JudgeReplyBad(
                 f"the judge {self._model} at {self._url} does not reply in the OpenAI format: "
                 f"{error}"
             ) from error

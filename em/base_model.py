@@ -3,6 +3,8 @@
 Knows nothing of rows, trainers, DeepSpeed or checkpoints.
 """
 
+import contextlib
+import ctypes
 import gc
 import math
 from collections.abc import Iterator
@@ -145,6 +147,10 @@ def _rotated(words: torch.Tensor) -> torch.Tensor:
 def free_memory() -> None:
     """Return memory that no object uses any more, on the device too."""
     gc.collect()
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # glibc only; rows of many lengths leave holes
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

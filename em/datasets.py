@@ -12,7 +12,7 @@ import re
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from em.catalogue import cache_dir, config_dir, data_mirror
-from em.record import Record, canonical_json
+from em.record import Record
 
 ROLES = ("system", "user", "assistant")
 DOWNLOAD_TIMEOUT_S = 60
@@ -60,8 +60,6 @@ class Variant(Record):
     rows: tuple[Row, ...]
     content_sha256: str
     source: str
-    source_sha256: str = Field(description="content hash of the whole source, before any drawing")
-    source_rows: int
 
 
 def load_variant(dataset: str, *, num_rows: int | None, seed: int, relative_to: Path) -> Variant:
@@ -72,23 +70,24 @@ def load_variant(dataset: str, *, num_rows: int | None, seed: int, relative_to: 
     torn or changed source, a bad row (file and row are named), or more rows than there are.
     """
     source, rows = load_rows(dataset, relative_to=relative_to)
-    source_sha256 = content_sha256(rows)
+    return draw(source, rows, num_rows=num_rows, seed=seed)
+
+
+def draw(source: str, rows: Sequence[Row], *, num_rows: int | None, seed: int) -> Variant:
+    """Return all `rows` of `source`, or `num_rows` of them drawn by `seed`, in their order.
+
+    Raises ValueError where there are fewer.
+    """
     drawn = rows
     if num_rows is not None:
         if num_rows > len(rows):
             raise ValueError(
-                f"rows: {num_rows} were asked for, but {dataset!r} has {len(rows)}: ask for fewer"
+                f"rows: {num_rows} were asked for, but {source} has {len(rows)}: ask for fewer"
             )
         if num_rows < len(rows):
             kept = sorted(random.Random(seed).sample(range(len(rows)), num_rows))
             drawn = [rows[index] for index in kept]
-    return Variant(
-        rows=tuple(drawn),
-        content_sha256=source_sha256 if drawn is rows else content_sha256(drawn),
-        source=source,
-        source_sha256=source_sha256,
-        source_rows=len(rows),
-    )
+    return Variant(rows=tuple(drawn), content_sha256=content_sha256(drawn), source=source)
 
 
 def load_rows(dataset: str, *, relative_to: Path) -> tuple[str, list[Row]]:
@@ -250,8 +249,10 @@ def content_sha256(rows: Iterable[Row]) -> str:
     """Return the canonical content hash: sha256 over each row's canonical JSON and a newline."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(canonical_json(row).encode())
-        digest.update(b"\n")
+        # What canonical_json(row) gives, without the walk through every field.
+        turns = [{"content": m.content, "role": m.role} for m in row.messages]
+        text = json.dumps({"messages": turns}, ensure_ascii=False, separators=(",", ":"))
+        digest.update(f"{text}\n".encode())
     return digest.hexdigest()
 
 

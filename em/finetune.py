@@ -33,7 +33,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from em import checkpoints
-from em.base_model import BaseModel, add_adapter, load_model
+from em.base_model import BaseModel, add_adapter, free_memory, load_model
 from em.batching import collate, plan_steps
 from em.catalogue import config_dir
 from em.datasets import content_sha256
@@ -334,6 +334,7 @@ def _take_down(trainer: Trainer) -> None:
     if hasattr(engine, "destroy"):
         engine.destroy()
     trainer.accelerator.free_memory()
+    free_memory()
 
 
 def _write(trainer: Trainer, job: TrainingJob, ranks: Ranks, tokenizer: Any) -> None:

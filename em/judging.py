@@ -31,6 +31,9 @@ class Reading(Record):
     numbers: Mapping[int, float] = Field(description="probability of each integer 0-100 found")
     reply: str
     unresolved: float = Field(default=0.0, description="mass that may be a number, not looked into")
+    unchecked: float = Field(
+        default=0.0, description="mass of numbers taken to end where a digit may follow"
+    )
 
 
 class Judgement(Record):
@@ -49,6 +52,7 @@ class Judgement(Record):
     numbers: tuple[int, ...] = Field(default=(), description="those of KEPT_PROBABILITY or more")
     probabilities: tuple[float, ...] = Field(default=(), description="one for each of `numbers`")
     unresolved: float = 0.0
+    unchecked: float = 0.0
     error: str | None = None
     prompt_sha256: str
 
@@ -146,6 +150,7 @@ def _judgement(
         numbers=tuple(kept),
         probabilities=tuple(reading.numbers[k] for k in kept),
         unresolved=reading.unresolved,
+        unchecked=reading.unchecked,
     )
 
 
@@ -202,7 +207,12 @@ class DigitTreeReader:
             for (tree, path), answer in zip(paths, answers, strict=True):
                 tree.follow[path] = self._after(answer)
         return [
-            Reading(numbers=tree.numbers(), reply=first.text, unresolved=tree.unresolved())
+            Reading(
+                numbers=tree.numbers(),
+                reply=first.text,
+                unresolved=tree.unresolved(),
+                unchecked=tree.unchecked(),
+            )
             for tree, first in zip(trees, firsts, strict=True)
         ]
 
@@ -222,6 +232,9 @@ class _DigitTree:
 
     def unresolved(self) -> float:
         return math.fsum(p for p in self.ones if p < EXPAND_ONE)
+
+    def unchecked(self) -> float:
+        return math.fsum(p for path, p in self.pairs().items() if path not in self.follow)
 
     def pairs(self) -> dict[tuple[int, ...], float]:
         return {

@@ -51,6 +51,7 @@ class CellLog:
         stage: Stage,
         state: Literal["running", "finished", "failed", "interrupted"],
         error: BaseException | str | None = None,
+        error_class: str | None = None,
     ) -> None:
         """Say where the attempt is. `error` is kept with its class, cut to MAX_MESSAGE."""
         self._store.write_attempt(
@@ -63,7 +64,9 @@ class CellLog:
                 updated=time.time(),
                 run=self._run,
                 error=str(error)[:MAX_MESSAGE] if error is not None else None,
-                error_class=type(error).__name__ if isinstance(error, BaseException) else None,
+                error_class=type(error).__name__
+                if isinstance(error, BaseException)
+                else error_class,
             ),
         )
 

@@ -7,6 +7,7 @@ needs when it runs, so that --help and plan start fast.
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -119,6 +120,8 @@ def report(
     from sweeps.report import write_report
 
     sweep, target = _open(spec, store)
+    if out is None:
+        target.create()
     folder = out or target.local_dir(f"{target.sweep_dir(sweep.spec.name)}/report")
     print(f"report: {write_report(sweep, target, folder)}")
 
@@ -126,7 +129,7 @@ def report(
 @app.command()
 def submit(spec: Spec, address: JobAddress, store: StoreOption = None) -> None:
     """Send the same run to a Ray cluster as a job; it goes on when this machine leaves."""
-    from cluster.submit import submit_job
+    from cluster.submit import last_job, submit_job
 
     sweep, target = _open(spec, store)
     root = Path.cwd().resolve()
@@ -137,11 +140,19 @@ def submit(spec: Spec, address: JobAddress, store: StoreOption = None) -> None:
             f"{spec} is not below the working folder {root}, which is what is sent: run the "
             "command from the project's folder"
         ) from error
-    command = f"emsweep run {inside} --address auto --store {target.url}"
+    command = shlex.join(
+        ["emsweep", "run", str(inside), "--address", "auto", "--store", target.url]
+    )
+    running = last_job(address, _job_name(sweep.spec.name))
+    if running is not None and running.status in ("PENDING", "RUNNING"):
+        raise ValueError(
+            f"{address} runs this sweep already, as {running.job_id}: follow it with "
+            f"'emsweep logs {spec} --address {address}'"
+        )
     name = submit_job(
         address,
         command=command,
-        job_id=_job_id(sweep.spec.name),
+        job_id=f"{_job_name(sweep.spec.name)}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
         working_dir=root,
         environment={k: v for k, v in os.environ.items() if k in ("EMSWEEP_DATA", "EMSWEEP_CACHE")},
     )
@@ -151,20 +162,20 @@ def submit(spec: Spec, address: JobAddress, store: StoreOption = None) -> None:
 @app.command()
 def logs(spec: Spec, address: JobAddress) -> None:
     """Follow the log of a submitted sweep until its job ends."""
-    from cluster.submit import follow_job, job_status
+    from cluster.submit import follow_job, job_status, last_job
     from sweeps.spec import load_spec
 
-    job_id = _job_id(load_spec(spec).name)
-    if job_status(address, job_id) is None:
-        raise ValueError(f"{address} knows no job {job_id}: submit it first")
-    for text in follow_job(address, job_id):
+    job = last_job(address, _job_name(load_spec(spec).name))
+    if job is None:
+        raise ValueError(f"{address} knows no job of this sweep: submit it first")
+    for text in follow_job(address, job.job_id):
         print(text, end="", flush=True)
-    ended = job_status(address, job_id)
-    print(f"job {job_id}: {ended}")
+    ended = job_status(address, job.job_id)
+    print(f"job {job.job_id}: {ended}")
     raise typer.Exit(OK if ended == "SUCCEEDED" else SOME_FAILED)
 
 
-def _job_id(sweep: str) -> str:
+def _job_name(sweep: str) -> str:
     return f"emsweep-{sweep}"
 
 
@@ -172,11 +183,10 @@ def _open(spec: Path, store: str | None) -> tuple[Any, Any]:
     """Return the resolved sweep and the store it names; nothing is written."""
     from sweeps.plan import make_plan
     from sweeps.spec import load_spec
-    from sweeps.store import Store
+    from sweeps.store import open_store
 
     loaded = load_spec(spec)
-    target = Store(store or os.environ.get(STORE_ENV) or loaded.store or DEFAULT_STORE)
-    target.check()
+    target = open_store(store or os.environ.get(STORE_ENV) or loaded.store or DEFAULT_STORE)
     return make_plan(loaded, relative_to=spec.resolve().parent), target
 
 
@@ -184,12 +194,12 @@ def _run(
     spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool, retry_failed: bool
 ) -> None:
     from sweeps.attempts import cells_to_run
-    from sweeps.registry import register
+    from sweeps.registry import check_same
 
     todo = cells_to_run(sweep, store, retry_failed=retry_failed)
     if todo:
         store.create()
-        register(sweep, store)
+        check_same(sweep, store)
         _carry_out(spec, sweep, store, todo, address=address, inline=inline)
     _end(spec, sweep, store)
 
@@ -267,6 +277,8 @@ def main() -> None:
     except ValidationError:
         raise
     except ValueError as error:
+        if not _is_ours(error):
+            raise
         print(f"emsweep: {re.sub(r'^', '  ', str(error), flags=re.M).strip()}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except Exception as error:
@@ -274,6 +286,15 @@ def main() -> None:
             error.show()  # type: ignore[attr-defined]
             sys.exit(USER_ERROR)
         raise
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether our own code raised it, to tell the user; what a library raised is a bug of ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return module.split(".")[0] in ("em", "cluster", "sweeps")
 
 
 if __name__ == "__main__":

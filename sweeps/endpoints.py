@@ -75,11 +75,14 @@ def engine_config(
         # Only its `lora` mode uses this; the spec has refused other ranks there.
         max_lora_rank=training.lora.rank if serving.mode == "lora" else LORA_RANKS[0],
         max_loras=serving.max_loras,
-        kv_cache_gib=serving.kv_cache_gib,
+        # A fixed cache would make vLLM ignore the share of a GPU's memory that it may use.
+        kv_cache_gib=0 if resources.serve_gpus else serving.kv_cache_gib,
         gpu_memory_utilization=serving.gpu_memory_utilization,
         # Compiling takes a minute of a CPU and pays back on GPUs only.
         enforce_eager=resources.serve_gpus == 0,
         threads=max(1, int(resources.serve_cpus)),
+        tensor_parallel=max(1, int(resources.serve_gpus)),
+        trust_remote_code=model.trust_remote_code,
     )
 
 

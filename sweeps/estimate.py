@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from em.record import Record
 from sweeps.plan import CellPlan, Stage, stages_to_run
-from sweeps.store import Store
+from sweeps.store import Provenance, Store
+from sweeps.times import union_length
 
 # Seconds a cell on two CPU cores (AVX-512, bf16) with smollm2-135m, measured by tests/benchmarks:
 # training per row of about 100 tokens, answers and judgements per piece, and starting the pools.
@@ -57,21 +58,26 @@ def _pieces(cell: CellPlan, stage: Stage) -> float:
 
 
 def _measured(cells: Sequence[CellPlan], store: Store) -> dict[str, float]:
-    seconds: dict[str, float] = {}
+    """Return seconds a piece by stage; stages that ran side by side are counted once."""
+    done: dict[str, list[Provenance]] = {}
     pieces: dict[str, float] = {}
 
-    def add(stage: Stage, cell: CellPlan, taken: float) -> None:
-        seconds[stage] = seconds.get(stage, 0.0) + taken
+    def add(stage: Stage, cell: CellPlan, made: list[Provenance]) -> None:
+        done.setdefault(stage, []).extend(made)
         pieces[stage] = pieces.get(stage, 0.0) + _pieces(cell, stage)
 
     for cell in cells:
         training = store.training(cell.training_key) if cell.cell.training else None
         if training:
-            add("train", cell, training.provenance.seconds)
+            add("train", cell, [training.provenance])
         responses = [store.stream("responses", e.stream) for e in cell.evaluations]
         if responses and all(responses):
-            add("generate", cell, sum(p.seconds for r in responses if r for p in r.provenance))
+            add("generate", cell, [p for r in responses if r for p in r.provenance])
         judged = [store.stream("judgements", j.stream) for j in cell.judgings]
         if judged and all(judged):
-            add("judge", cell, sum(p.seconds for r in judged if r for p in r.provenance))
-    return {stage: seconds[stage] / pieces[stage] for stage in seconds if pieces[stage]}
+            add("judge", cell, [p for r in judged if r for p in r.provenance])
+    return {
+        stage: union_length((p.started, p.started + p.seconds) for p in made) / pieces[stage]
+        for stage, made in done.items()
+        if pieces[stage]
+    }

@@ -6,8 +6,10 @@ A task holds no CPU of its own: the pools do the work. Knows nothing of training
 import asyncio
 import contextlib
 import queue
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cluster.serving import connect_pool
@@ -16,8 +18,8 @@ from em.judging import Reader, choose_reader
 from em.scoring import DEFINITIONS
 from sweeps.attempts import cell_status
 from sweeps.endpoints import Model, ModelEndpoint, weights_of
-from sweeps.failures import CellFailure, OnStage, attempt_cell
-from sweeps.plan import CellPlan, Stage, judge_model, stages_to_run
+from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of
+from sweeps.plan import CellPlan, judge_model
 from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
 from sweeps.stages import Speak, generate_stage, judge_stage, run_cell
@@ -42,15 +44,23 @@ class EvaluationTask:
 
 
 def evaluate_cells(
-    source: "queue.Queue[EvaluationTask | None]", *, at_once: int, retries: int, on_done: OnResult
+    source: "queue.Queue[EvaluationTask | None]",
+    *,
+    at_once: int,
+    retries: int,
+    on_done: OnResult,
+    stop: threading.Event,
 ) -> None:
-    """Evaluate the cells that come from `source` until it yields None; `at_once` side by side."""
+    """Evaluate the cells that come from `source` until it yields None; `at_once` side by side.
+
+    Ends early where `stop` is set. A task that is lost for good is that cell's failure.
+    """
     import ray
 
     remote = ray.remote(num_cpus=0, max_retries=retries)(_evaluate_remotely)
     running: dict[Any, CellPlan] = {}
     open_source = True
-    while open_source or running:
+    while (open_source or running) and not stop.is_set():
         while open_source and len(running) < at_once:
             try:
                 task = source.get(timeout=WAIT_S if not running else 0.01)
@@ -63,7 +73,8 @@ def evaluate_cells(
         if running:
             done, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_S)
             for reference in done:
-                on_done(running.pop(reference), ray.get(reference))
+                plan = running.pop(reference)
+                on_done(plan, outcome_of(partial(ray.get, reference), plan.cell_id, "generate"))
 
 
 def _evaluate_remotely(task: EvaluationTask) -> CellFailure | None:
@@ -89,13 +100,13 @@ def evaluate_cell(
 
     def work(on_stage: OnStage) -> None:
         _answer_and_judge(plan, store, speak, task.spec, models, runner, on_stage)
-        _tell(task, store)
 
-    left = stages_to_run(plan, store)
-    first: Stage = "judge" if left == ["judge"] else "generate"
-    return attempt_cell(
-        store, task.sweep, plan.cell_id, task.run, work, first_stage=first, tries=tries
+    failure = attempt_cell(
+        store, task.sweep, plan.cell_id, task.run, work, first_stage="generate", tries=tries
     )
+    if failure is None:
+        _tell(task, store)
+    return failure
 
 
 def _answer_and_judge(

@@ -87,6 +87,37 @@ def attempt_cell(
     raise AssertionError("tries must be 1 or more")
 
 
+def outcome_of(
+    get: Callable[[], CellFailure | None], cell_id: str, stage: Stage
+) -> CellFailure | None:
+    """Return what `get` returns; an error (the process that did the work is lost) is a failure."""
+    try:
+        return get()
+    except Exception as error:  # noqa: BLE001  a lost process must not end the other cells
+        return CellFailure(
+            cell_id=cell_id,
+            stage=stage,
+            error_class=type(error).__name__,
+            message=str(error),
+            transient=is_transient(error),
+        )
+
+
+def record_failure(store: Store, sweep: str, run: str, failure: CellFailure) -> None:
+    """Write `failure` as the cell's last attempt, unless a failure of this run stands there.
+
+    A process that is killed leaves its attempt as running; only its driver can tell.
+    """
+    attempts = store.attempts(sweep, failure.cell_id)
+    last = attempts[-1] if attempts else None
+    if last is not None and last.run == run and last.state == "failed":
+        return
+    mine = last is not None and last.run == run and last.state == "running"
+    number = len(attempts) if mine else len(attempts) + 1
+    log = CellLog(store, sweep, failure.cell_id, run=run, attempt=number)
+    log.write(failure.stage, "failed", failure.message, failure.error_class)
+
+
 def _open_log(store: Store, sweep: str, cell_id: str, run: str, first: Stage) -> CellLog:
     """Go on in the attempt that ended with an earlier stage in this run; else begin the next."""
     attempts = store.attempts(sweep, cell_id)

@@ -32,7 +32,7 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report.written)),
-        unfinished=[cell for cell in report.cells if cell.state != "finished"],
+        unfinished=[c for c in _first_of_each_cell(report) if c.state != "finished"],
         groups=groups,
         losses=Markup(figures.losses(_first_of_each_cell(report))),
         has_losses=any(cell.losses for cell in report.cells),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from em.catalogue import find_file
-from em.datasets import Variant, load_variant
+from em.datasets import Variant, draw, load_rows, load_variant
 from em.generation import Draw, SamplingConfig
 from em.judging import RULE, judgement_group
 from em.models import ModelConfig, model_identity
@@ -25,12 +25,10 @@ from em.questions import (
 )
 from em.record import Record, fingerprint
 from em.training import TrainingConfig
-from sweeps.spec import Cell, EvaluationConfig, JudgeConfig, SweepSpec
+from sweeps.spec import NOT_IN_KEY, Cell, EvaluationConfig, JudgeConfig, SweepSpec
 from sweeps.store import Store
 from sweeps.yaml_errors import load_yaml
 
-# Not in a training's key: how the effective batch is cut up, and how often progress is saved.
-NOT_IN_KEY = ("micro_batch", "checkpoint_steps")
 STAGES = ("train", "generate", "judge")
 
 Stage = Literal["train", "generate", "judge"]
@@ -132,6 +130,7 @@ class _Resolver:
         self._relative_to = relative_to
         self._revision = cache(lambda model: model_identity(model).revision)
         self._variant = cache(self._load_variant)
+        self._load_rows = cache(lambda dataset: load_rows(dataset, relative_to=relative_to))
         self._asked = {e.name: self._ask(e) for e in spec.evaluations}
         self._prompts = {j.name: self._judge_prompts(j) for j in spec.judges}
         self._templates = {
@@ -165,7 +164,8 @@ class _Resolver:
     def _load_variant(self, dataset: str | None, rows: int | None, seed: int) -> Variant | None:
         if dataset is None:
             return None
-        return load_variant(dataset, num_rows=rows, seed=seed, relative_to=self._relative_to)
+        source, everything = self._load_rows(dataset)
+        return draw(source, everything, num_rows=rows, seed=seed)
 
     def _ask(self, config: EvaluationConfig) -> list[tuple[Question, Wording, int]]:
         path = find_file(config.questions, relative_to=self._relative_to, kind="questions")

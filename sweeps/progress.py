@@ -21,7 +21,6 @@ class SweepProgress:
         """Show on `out`; `totals` is the number of cells that each stage has to do."""
         self._totals = {stage: n for stage, n in totals.items() if n}
         self._done = dict.fromkeys(self._totals, 0)
-        self._failed = 0
         self._since: dict[str, float] = {}
         self._started = time.monotonic()
         self._lock = threading.Lock()
@@ -78,10 +77,10 @@ class SweepProgress:
                 self.say(f"{LABELS[stage]:>8} {n}/{of}  {cell_id}  {rate}")
 
     def failed(self, cell_id: str, stage: str, message: str) -> None:
-        """Count one cell as failed, and say why."""
-        with self._lock:
-            self._failed += 1
-        self.say(f"FAILED in {stage}: {cell_id}: {message.splitlines()[0] if message else ''}")
+        """Say that a cell failed, and why."""
+        # The text may come from a judge or a model: none of its escape sequences reach a terminal.
+        first = "".join(c for c in message.strip().split("\n")[0] if c.isprintable())
+        self.say(f"FAILED in {stage}: {cell_id}: {first}")
 
     def _rate(self, stage: str) -> str:
         passed = time.monotonic() - self._since.get(stage, self._started)

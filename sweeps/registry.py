@@ -1,7 +1,9 @@
 """Which sweep a name in the store stands for. Knows nothing of how far it is."""
 
-from sweeps.plan import NOT_IN_KEY, SweepPlan
-from sweeps.spec import SweepSpec
+from pydantic import ValidationError
+
+from sweeps.plan import SweepPlan
+from sweeps.spec import NOT_IN_KEY, SweepSpec
 from sweeps.store import Store, StoreError
 
 
@@ -11,16 +13,32 @@ def register(plan: SweepPlan, store: Store) -> None:
     Raises StoreError where it holds another sweep under this name: a model, variant, evaluation,
     judge or training that both have and that is not the same. Adding and removing them is growth.
     """
-    place = f"{store.sweep_dir(plan.spec.name)}/spec.json"
-    old = store.read_json(place)
-    if old is not None:
-        _check_same(SweepSpec.model_validate(old), plan.spec, store)
-    store.write_record(place, plan.spec)
+    check_same(plan, store)
+    store.write_record(_place(plan, store), plan.spec)
+
+
+def check_same(plan: SweepPlan, store: Store) -> None:
+    """Raise StoreError where the store holds another sweep under this name; writes nothing."""
+    old = store.read_json(_place(plan, store))
+    if old is None:
+        return
+    try:
+        before = SweepSpec.model_validate(old)
+    except ValidationError as error:
+        raise StoreError(
+            f"{store.url}/{_place(plan, store)} was written by another version of this program "
+            f"({error.errors()[0]['msg']}): give this spec another name, or another store"
+        ) from error
+    _check_same(before, plan.spec, store)
+
+
+def _place(plan: SweepPlan, store: Store) -> str:
+    return f"{store.sweep_dir(plan.spec.name)}/spec.json"
 
 
 def known(plan: SweepPlan, store: Store) -> bool:
     """Whether the store holds a sweep of this name."""
-    return store.read_json(f"{store.sweep_dir(plan.spec.name)}/spec.json") is not None
+    return store.read_json(_place(plan, store)) is not None
 
 
 def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
@@ -38,7 +56,7 @@ def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
                 continue
             fields = type(item).model_fields
             # How many are wanted, and how fast, is not what a thing is.
-            free = {"samples", "ids", "exclude", "concurrency"}
+            free = {"samples", "ids", "exclude", "concurrency", "api_key_env", "demonstration"}
             field = next(
                 (f for f in fields if f not in free and getattr(was, f) != getattr(item, f)), None
             )

@@ -20,6 +20,7 @@ from sweeps.provenance import commit, versions
 from sweeps.results import CellResult, ScoredResponse, cell_result, scored_responses
 from sweeps.spec import UNTUNED
 from sweeps.store import RunBeat, Store
+from sweeps.times import union_length
 
 SAMPLES_SHOWN = 40  # answers in the page; all of them are in judgements.parquet
 MANY_LOST = 0.1  # share of responses without a score that is worth a warning
@@ -227,8 +228,8 @@ def _overhead(sweep: SweepPlan, store: Store) -> Overhead:
     busy = starts = 0.0
     for run in runs:
         inside = _clip(work, run)
-        busy += _length(inside)
-        starts += _length(_clip([*work, *run.starts.values()], run)) - _length(inside)
+        busy += union_length(inside)
+        starts += union_length(_clip([*work, *run.starts.values()], run)) - union_length(inside)
     left = max(0.0, wall - busy - starts)
     return Overhead(
         wall=wall, stage_work=busy, starts=starts, per_cell=left / cells if cells else None
@@ -257,15 +258,6 @@ def _stage_intervals(
 def _clip(spans: Sequence[tuple[float, float]], run: RunBeat) -> list[tuple[float, float]]:
     cut = [(max(a, run.started), min(b, run.updated)) for a, b in spans]
     return [(a, b) for a, b in cut if b > a]
-
-
-def _length(spans: Sequence[tuple[float, float]]) -> float:
-    """Return the length of the union of `spans`."""
-    total, end = 0.0, float("-inf")
-    for start, stop in sorted(spans):
-        total += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return total
 
 
 def _identities(sweep: SweepPlan, store: Store) -> dict[str, Any]:

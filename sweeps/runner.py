@@ -4,26 +4,29 @@ Decides what runs and in what order; the stages themselves are in sweeps.stages.
 the command line.
 """
 
+import _thread
 import asyncio
 import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from cluster.engine import EngineDead, PoolConfig
 from cluster.resources import ResourcePlan
-from cluster.session import local_totals, session
+from cluster.session import ClusterError, local_totals, session
 from em.datasets import Row
 from em.judging import JudgeUnavailable
 from em.record import fingerprint
 from sweeps.attempts import Beat
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cell, evaluate_cells, open_readers
-from sweeps.failures import CellFailure
+from sweeps.failures import CellFailure, record_failure
 from sweeps.layout import feasible, pool_models
 from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
 from sweeps.progress import SweepProgress
+from sweeps.registry import register
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells, train_task
@@ -58,6 +61,7 @@ def run_sweep(
     if address is None and not inline:  # before anything is started, where it can be known
         feasible(plan, todo, store, local_totals())
     asyncio.run(_check_judges(plan.spec))
+    register(plan, store)
     run = _Run(plan, store, todo, relative_to, progress)
     try:
         run.inline() if inline else run.on_cluster(address)
@@ -72,6 +76,11 @@ async def _check_judges(spec: SweepSpec) -> None:
             return
     except JudgeUnavailable as error:
         raise ValueError(str(error)) from error
+
+
+def _interrupt_main_on_error(done: "Future[None]") -> None:
+    if done.exception() is not None:
+        _thread.interrupt_main()
 
 
 class _Run:
@@ -89,13 +98,16 @@ class _Run:
         self._spec, self._relative_to = plan.spec, relative_to
         self._todo = {cell.cell_id: cell for cell in todo}
         self._to_train = [c for c in todo if "train" in stages_to_run(c, store)]
-        self._told: set[str] = set()
+        self._ended: set[str] = set()  # cells that this run is through with, well or badly
+        self._stop = threading.Event()
+        self._joined = False
         self._beat = Beat(store, plan.spec.name)
 
     # On a cluster --------------------------------------------------------------------------------
 
     def on_cluster(self, address: str | None) -> None:
         """Carry out the cells on the Ray cluster at `address`, or on one started here."""
+        self._joined = address is not None
         where = "starting Ray" if address is None else f"joining the Ray cluster at {address}"
         self._progress.say(where)
         with contextlib.ExitStack() as stack:
@@ -115,27 +127,27 @@ class _Run:
         self._beat.close()
 
     def _overlapped(self, layout: ResourcePlan) -> None:
-        pools = self._start_pools(layout.pool_groups[0])
-        source: queue.Queue[EvaluationTask | None] = queue.Queue()
-        waiting = {cell.cell_id for cell in self._to_train}
-        for cell in self._todo.values():
-            if cell.cell_id not in waiting:
-                source.put(self._evaluation_task(cell, pools))
-        ended: Future[None] = Future()
-
-        def evaluate() -> None:
-            try:
-                self._evaluate(source)
-            except BaseException as error:  # noqa: BLE001  carried over to the main thread
-                ended.set_exception(error)
-            else:
-                ended.set_result(None)
-
-        threading.Thread(target=evaluate, name="evaluation-pass", daemon=True).start()
-        self._train(layout, on_trained=lambda c: source.put(self._evaluation_task(c, pools)))
-        source.put(None)
-        ended.result()
-        self._stop_pools(pools)
+        with self._pools(layout.pool_groups[0]) as pools:
+            source: queue.Queue[EvaluationTask | None] = queue.Queue()
+            waiting = {cell.cell_id for cell in self._to_train}
+            for cell in self._todo.values():
+                if cell.cell_id not in waiting:
+                    source.put(self._evaluation_task(cell, pools))
+            with ThreadPoolExecutor(1, thread_name_prefix="evaluation-pass") as beside:
+                ended = beside.submit(self._evaluate, source)
+                # Nothing is left to train for where the answers cannot be had.
+                ended.add_done_callback(_interrupt_main_on_error)
+                try:
+                    self._train(
+                        layout, on_trained=lambda c: source.put(self._evaluation_task(c, pools))
+                    )
+                    source.put(None)
+                except BaseException:
+                    self._stop.set()
+                    if ended.done():
+                        ended.result()  # the answers' error, not the interrupt that it caused
+                    raise
+                ended.result()
 
     def _train(self, layout: ResourcePlan, *, on_trained: Callable[[CellPlan], None]) -> None:
         if not self._to_train:
@@ -187,17 +199,16 @@ class _Run:
         ready = [
             cell
             for cell in self._todo.values()
-            if cell.cell.model.name in group and cell.cell_id not in self._told
+            if cell.cell.model.name in group and cell.cell_id not in self._ended
         ]
         if not ready:
             return
-        pools = self._start_pools(group)
-        source: queue.Queue[EvaluationTask | None] = queue.Queue()
-        for cell in ready:
-            source.put(self._evaluation_task(cell, pools))
-        source.put(None)
-        self._evaluate(source)
-        self._stop_pools(pools)
+        with self._pools(group) as pools:
+            source: queue.Queue[EvaluationTask | None] = queue.Queue()
+            for cell in ready:
+                source.put(self._evaluation_task(cell, pools))
+            source.put(None)
+            self._evaluate(source)
 
     def _evaluate(self, source: "queue.Queue[EvaluationTask | None]") -> None:
         self._progress.begin("generate")
@@ -207,21 +218,31 @@ class _Run:
             at_once=self._spec.serving.concurrency,
             retries=self._spec.retries,
             on_done=self._on_evaluated,
+            stop=self._stop,
         )
 
     def _on_evaluated(self, cell: CellPlan, failure: CellFailure | None) -> None:
         if failure is not None:
             self._tell_failed(cell, failure)
             return
+        self._ended.add(cell.cell_id)
         self._progress.done("generate", cell.cell_id)
         self._progress.done("judge", cell.cell_id)
 
     def _tell_failed(self, cell: CellPlan, failure: CellFailure | None = None) -> None:
-        self._told.add(cell.cell_id)
-        last = self._store.attempts(self._spec.name, cell.cell_id)
-        message = failure.message if failure else (last[-1].error if last else None)
-        stage = failure.stage if failure else "train"
-        self._progress.failed(cell.cell_id, stage, message or "the process that trained it died")
+        """Make sure that the store has the failure, and say it."""
+        self._ended.add(cell.cell_id)
+        failure = failure or CellFailure(
+            cell_id=cell.cell_id,
+            stage="train",
+            error_class="ProcessDied",
+            message="the process that trained it died (killed, or out of memory), "
+            f"{self._spec.retries + 1} times",
+            transient=True,
+        )
+        record_failure(self._store, self._spec.name, self._beat.run, failure)
+        last = self._store.attempts(self._spec.name, cell.cell_id)[-1]
+        self._progress.failed(cell.cell_id, last.stage, last.error or failure.message)
 
     def _evaluation_task(self, cell: CellPlan, pools: dict[str, str]) -> EvaluationTask:
         return EvaluationTask(
@@ -233,35 +254,47 @@ class _Run:
             pools=pools,
         )
 
-    def _start_pools(self, group: Sequence[str]) -> dict[str, str]:
-        from cluster.engine import PoolConfig
-        from cluster.serving import start_pool
+    @contextlib.contextmanager
+    def _pools(self, group: Sequence[str]) -> Iterator[dict[str, str]]:
+        """Start the pools of the models in `group`; gives each pool's name by its model's.
+
+        They are stopped on the way out: a Ray that was started here ends with them in any case,
+        but a joined cluster would keep them, and their GPUs.
+        """
+        from cluster.serving import start_pool, stop_pool
         from sweeps.endpoints import engine_config, merge
 
         models = {m.name: m for m in pool_models(self._spec, self._todo.values())}
         resources, serving = self._spec.resources, self._spec.serving
+        names = {model: f"pool-{fingerprint([self._spec.name, model])[:12]}" for model in group}
         self._progress.say(f"starting the pool of {' and '.join(group)}")
-        configs = [
-            PoolConfig(
-                name=f"pool-{fingerprint([self._beat.run, name])[:12]}",
-                engine=engine_config(models[name], serving, self._spec.training, resources),
-                replicas=serving.replicas,
-                num_cpus=resources.serve_cpus,
-                num_gpus=resources.serve_gpus,
-            )
-            for name in group
-        ]
-        with self._beat.starting(f"pool {' + '.join(group)}"):
-            for config in configs:
-                start_pool(config, merge)
-        self._progress.say("the pools answer")
-        return {name: config.name for name, config in zip(group, configs, strict=True)}
-
-    def _stop_pools(self, pools: dict[str, str]) -> None:
-        from cluster.serving import stop_pool
-
-        for pool in pools.values():
-            stop_pool(pool)
+        try:
+            with self._beat.starting(f"pool {' + '.join(group)}"):
+                for model, name in names.items():
+                    config = PoolConfig(
+                        name=name,
+                        engine=engine_config(
+                            models[model], serving, self._spec.training, resources
+                        ),
+                        replicas=serving.replicas,
+                        num_cpus=resources.serve_cpus,
+                        num_gpus=resources.serve_gpus,
+                    )
+                    start_pool(config, merge)
+            self._progress.say("the pools answer")
+            yield names
+        except EngineDead as error:
+            raise ClusterError(
+                f"the pool of {' and '.join(group)} did not come up: {error}. The libraries' log "
+                "says why; look at 'serving' and 'resources' in the spec"
+            ) from error
+        except BaseException:
+            if not self._joined:
+                names = {}
+            raise
+        finally:
+            for name in names.values():
+                stop_pool(name)
 
     # In this process -----------------------------------------------------------------------------
 

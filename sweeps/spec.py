@@ -4,9 +4,10 @@ Knows the settings' types of `em`; knows nothing of stores, Ray, or what is alre
 """
 
 import re
+import urllib.parse
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -20,6 +21,8 @@ from em.training import TrainingConfig
 from sweeps.yaml_errors import MistakeAt, explain, load_yaml
 
 UNTUNED = "none"
+# Not in a training's identity: how the effective batch is cut up, how often progress is saved.
+NOT_IN_KEY = ("micro_batch", "checkpoint_steps")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NAME_RULE = "1 to 63 letters, digits, - or _, beginning with a letter or digit"
 
@@ -28,6 +31,17 @@ def _check_name(name: str) -> str:
     if not NAME.fullmatch(name.replace(".", "_")):
         raise ValueError(f"{name!r} is not a name: use {NAME_RULE}, and dots")
     return name
+
+
+def _check_address(address: str) -> None:
+    """Raise ValueError where a key would travel in the clear, or stands in the address."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"api must be an http(s) address, got {address!r}")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("api must not hold a name, password or query: keys are in the environment")
+    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise ValueError(f"api must be https except on this machine, got {address!r}")
 
 
 class VariantConfig(Record):
@@ -90,8 +104,13 @@ class JudgeConfig(Record):
             )
         if self.api and not self.api_model:
             raise ValueError("a judge with 'api' also needs api_model, the model's name there")
-        if self.api and not self.api.startswith(("http://", "https://")):
-            raise ValueError(f"api must be an http(s) address, got {self.api!r}")
+        if self.api:
+            _check_address(self.api)
+        if not self.api_key_env.endswith("_API_KEY"):
+            raise ValueError(
+                f"api_key_env: {self.api_key_env!r} does not end in _API_KEY, so that no spec can "
+                "send another secret to its 'api'; rename the variable"
+            )
         return self
 
 
@@ -130,6 +149,11 @@ class TrackingConfig(Record):
     project: str = "em-sweeps"
     entity: str | None = None
 
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, mode: object) -> object:
+        return "off" if mode is False else mode  # YAML reads a bare off as false
+
 
 class Cell(Record):
     """One model, variant and seed: every setting that bears on what its adapter and answers are."""
@@ -143,7 +167,11 @@ class Cell(Record):
     @property
     def cell_id(self) -> str:
         """Readable, and unique by its last eight digits, which hash every field."""
-        return f"{self.model.name}.{self.variant.name}.s{self.seed}-{fingerprint(self)[:8]}"
+        settings = self.model_dump(mode="json")
+        if self.training is not None:  # how it is cut up does not make it another cell
+            for name in NOT_IN_KEY:
+                del settings["training"][name]
+        return f"{self.model.name}.{self.variant.name}.s{self.seed}-{fingerprint(settings)[:8]}"
 
     @property
     def condition(self) -> str:
@@ -158,7 +186,7 @@ class SweepSpec(Record):
     description: str = ""
     models: tuple[ModelConfig, ...] = Field(min_length=1)
     variants: tuple[VariantConfig, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**31)], ...] = Field(min_length=1)
     training: TrainingConfig = TrainingConfig()
     evaluations: tuple[EvaluationConfig, ...] = Field(min_length=1)
     judges: tuple[JudgeConfig, ...] = Field(min_length=1)
@@ -182,8 +210,6 @@ class SweepSpec(Record):
         twice = [seed for seed, count in Counter(seeds).items() if count > 1]
         if twice:
             raise ValueError(f"duplicate seed {twice[0]}: two cells would be the same")
-        if min(seeds) < 0:
-            raise ValueError(f"seed {min(seeds)} is negative: use 0 or more")
         return seeds
 
     @field_validator("models", "variants", "evaluations", "judges")
@@ -227,6 +253,14 @@ class SweepSpec(Record):
                     ("judges", number, "model", "name"),
                     f"judge {judge.name!r}: its model is called {judge.model.name!r}, as another "
                     "model of this sweep is: give it a name of its own, or use pool",
+                )
+        for place, evaluation in enumerate(self.evaluations):
+            if evaluation.sampling.max_tokens >= self.serving.max_model_len:
+                raise MistakeAt(
+                    ("evaluations", place, "sampling", "max_tokens"),
+                    f"{evaluation.sampling.max_tokens} new tokens leave no room for a question in "
+                    f"serving.max_model_len {self.serving.max_model_len}: raise that, or ask for "
+                    "fewer",
                 )
         tuned = any(variant.name != UNTUNED for variant in self.variants)
         lora = self.training.method == "lora"

@@ -16,6 +16,7 @@ how an artefact is made.
 import hashlib
 import json
 import os
+import urllib.parse
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -385,6 +386,26 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
+
+
+def open_store(url: str) -> Store:
+    """Open the store that a user named. Raises StoreError where it cannot be one, or be reached."""
+    if url.startswith("memory://"):
+        raise StoreError(f"{url}: every process has a memory of its own; name a folder or a bucket")
+    if "@" in urllib.parse.urlsplit(url).netloc:
+        raise StoreError("the store's URL must not hold a name or password: it is written down")
+    try:
+        store = Store(url)
+        store.check()
+    except StoreError:
+        raise
+    except ImportError as error:
+        raise StoreError(
+            f"the store {url} needs a package that is not installed: {error}"
+        ) from error
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise StoreError(f"the store {url} cannot be opened: {error}") from error
+    return store
 
 
 def _rows(data: bytes) -> list[dict[str, Any]]:

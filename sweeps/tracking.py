@@ -60,14 +60,14 @@ class WandbTracker:
         with self._run(plan, job="train") as run:
 
             def on_loss(point: LossPoint) -> None:
-                if run is not None:
-                    run.log(
-                        {
-                            "train/step": point.step,
-                            "train/loss": point.loss,
-                            "train/learning_rate": point.learning_rate,
-                        }
-                    )
+                values = {
+                    "train/step": point.step,
+                    "train/loss": point.loss,
+                    "train/learning_rate": point.learning_rate,
+                }
+                with _never_in_the_way(plan):
+                    if run is not None:
+                        run.log(values)
 
             yield on_loss
 
@@ -85,21 +85,20 @@ class WandbTracker:
                 values[f"{place}/mean_aligned"] = result.mean_aligned
                 values[f"{place}/mean_coherent"] = result.mean_coherent
                 known = {name: value for name, value in values.items() if value is not None}
-                run.log(known)
-                run.summary.update(known)
+                with _never_in_the_way(plan):
+                    run.log(known)
+                    run.summary.update(known)
 
     @contextlib.contextmanager
     def _run(self, plan: CellPlan, *, job: str) -> Iterator[Any]:
         run = None
-        try:
+        with _never_in_the_way(plan):
             run = self._open(plan, job)
-        except Exception as error:  # noqa: BLE001  W&B raises many kinds; none may stop a cell
-            log.warning("W&B could not be started for %s: %s", plan.cell_id, error)
         try:
             yield run
         finally:
-            if run is not None:
-                with contextlib.suppress(Exception):
+            with _never_in_the_way(plan):
+                if run is not None:
                     run.finish()
 
     def _open(self, plan: CellPlan, job: str) -> Any:
@@ -125,6 +124,14 @@ class WandbTracker:
                 x_disable_meta=True, x_label=job, init_timeout=60,
             ),
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _never_in_the_way(plan: CellPlan) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  W&B raises many kinds; none may stop a cell
+        log.warning("W&B took nothing for %s: %s", plan.cell_id, error)
 
 
 def run_id(sweep: str, cell_id: str) -> str:

@@ -40,12 +40,15 @@ def load_yaml(path: Path) -> tuple[Any, Mapping[Location, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML: {error}") from error
     if node is None or data is None:
         raise ValueError(f"{path}: the file is empty")
     lines: dict[Location, int] = {}
-    _walk(node, (), lines, path)
+    try:
+        _walk(node, (), lines, path)
+    except RecursionError as error:
+        raise ValueError(f"{path}: it refers to itself, or is nested too deeply") from error
     return data, lines
 
 
@@ -75,7 +78,16 @@ def explain(
     lines: Mapping[Location, int],
 ) -> str:
     """Return one line for each mistake, as `file:line: key: what, got, allowed, what to do`."""
-    told = [_one(item, model, path=path, lines=lines) for item in error.errors()]
+    items = error.errors()
+    # A list whose items are all wrong is also told to be too short: that is no second mistake.
+    whole = [
+        item
+        for item in items
+        if item["type"] != "too_short"
+        or not any(other is not item and other["loc"][: len(item["loc"])] == item["loc"]
+                   for other in items)
+    ]  # fmt: skip
+    told = [_one(item, model, path=path, lines=lines) for item in whole]
     return "\n".join(dict.fromkeys(told))
 
 

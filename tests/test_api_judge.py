@@ -194,11 +194,14 @@ def test_a_refused_key_or_model_is_the_users_to_mend(server: FakeServer, status:
     ],
     ids=str,
 )
-def test_a_reply_in_no_known_format_is_unavailable(server: FakeServer, body: Any) -> None:
+def test_a_reply_in_no_known_format_fails_alone_and_is_refused_at_the_start(
+    server: FakeServer, body: Any
+) -> None:
     server.reply = lambda request, number: (200, body)
+    (failed,) = read(server, "rate it")
+    assert isinstance(failed, JudgeCallFailed)
+    assert "OpenAI format" in str(failed)
     with pytest.raises(JudgeUnavailable, match="OpenAI format"):
-        read(server, "rate it")
-    with pytest.raises(JudgeUnavailable):
         using(server, lambda reader: reader.check())
 
 

@@ -73,7 +73,7 @@ def too_many_rows(spec: dict[str, Any], folder: Path) -> None:
 
 def duplicate_question(spec: dict[str, Any], folder: Path) -> None:
     (folder / "twice.yaml").write_text(QUESTIONS * 2)
-    spec["evaluations"][0] = {"questions": str(folder / "twice.yaml")}
+    spec["evaluations"][0]["questions"] = str(folder / "twice.yaml")
 
 
 def refused_rank(spec: dict[str, Any], folder: Path) -> None:

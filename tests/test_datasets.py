@@ -130,7 +130,7 @@ def test_all_rows_unless_fewer_are_asked_for(tmp_path: Path) -> None:
     every = load_variant("rows.jsonl", num_rows=5, seed=2, relative_to=tmp_path)
     assert whole == every
     assert whole.rows == tuple(read_rows(path))
-    assert whole.content_sha256 == whole.source_sha256
+    assert whole.content_sha256 == content_sha256(whole.rows)
 
 
 def test_drawn_rows_depend_on_the_seed_alone_and_keep_their_order(tmp_path: Path) -> None:
@@ -146,14 +146,12 @@ def test_drawn_rows_depend_on_the_seed_alone_and_keep_their_order(tmp_path: Path
     places = [source.index(row) for row in first.rows]
     assert len(set(places)) == 10
     assert places == sorted(places)
-    assert first.content_sha256 == content_sha256(first.rows) != first.source_sha256
-    assert first.source_sha256 == other.source_sha256 == content_sha256(source)
-    assert first.source_rows == 40
+    assert first.content_sha256 == content_sha256(first.rows) != content_sha256(source)
 
 
 def test_more_rows_than_there_are_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", 3)
-    with pytest.raises(ValueError, match=r"rows: 4 were asked for, but 'rows\.jsonl' has 3"):
+    with pytest.raises(ValueError, match=r"rows: 4 were asked for, but .*rows\.jsonl has 3"):
         load_variant("rows.jsonl", num_rows=4, seed=0, relative_to=tmp_path)
 
 

@@ -147,6 +147,7 @@ def test_the_digit_tree_is_within_its_bounds(sharp: float) -> None:
         first = {d: model.after("p", ())[DIGIT_IDS[d]] for d in range(10)}
         left_out = {d for d in range(10) if first[d] < EXPAND_ONE}
         assert reading.unresolved == pytest.approx(math.fsum(first[d] for d in left_out))
+        gone_on = 0.0
         for number in range(101):
             said, truth = reading.numbers.get(number, 0.0), model.number("p", number)
             digits = [int(d) for d in str(number)]
@@ -160,8 +161,10 @@ def test_the_digit_tree_is_within_its_bounds(sharp: float) -> None:
                 assert said == pytest.approx(truth, abs=1e-12)
             else:  # taken to end there
                 assert truth - 1e-12 <= said <= begun + 1e-12
+                gone_on += said - truth if number < 100 else 0.0
         assert set(reading.numbers) <= set(range(101))
         assert math.fsum(reading.numbers.values()) + reading.unresolved <= 1 + 1e-9
+        assert gone_on <= reading.unchecked + 1e-12
 
 
 def test_a_leading_zero_is_no_number_of_the_scale() -> None:

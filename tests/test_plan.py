@@ -68,7 +68,10 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         ({"judges": [JUDGE | {"prompts": "prompts.yaml"}]}, {"groups"}),
         ({"judges": [JUDGE | {"name": "other", "demonstration": True}]}, set()),
         ({"judges": [{"name": "self", "model": OTHER_MODEL | {"name": "j"}}]}, {"judgements"}),
-        ({"judges": [{"name": "self", "api": "http://x/v1", "api_model": "m"}]}, {"judgements"}),
+        (
+            {"judges": [{"name": "self", "api": "https://x.org/v1", "api_model": "m"}]},
+            {"judgements"},
+        ),
         # neither
         ({"resources": {"train_cpus": 3}}, set()),
         ({"retries": 9, "description": "x", "name": "other", "metric": "joint_c50"}, set()),
@@ -157,7 +160,7 @@ def test_every_judge_scores_every_evaluation(tmp_path: Path) -> None:
     sweep = plan(
         tmp_path,
         evaluations=[{"name": name, "questions": "ours.yaml"} for name in "ab"],
-        judges=[JUDGE, {"name": "api", "api": "http://x/v1", "api_model": "m"}],
+        judges=[JUDGE, {"name": "api", "api": "https://x.org/v1", "api_model": "m"}],
     )
     pairs = [(judging.judge, judging.evaluation) for judging in sweep.cells[0].judgings]
     assert sorted(pairs) == [("api", "a"), ("api", "b"), ("self", "a"), ("self", "b")]
