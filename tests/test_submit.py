@@ -39,10 +39,11 @@ def token() -> dict[str, str]:
 @pytest.fixture
 def cluster(token: dict[str, str]) -> Iterator[str]:
     """The dashboard's address of a one-node cluster of its own, ended with everything below it."""
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard, agent = _free_port(), _free_port(), _free_port()
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+               f"--dashboard-agent-listen-port={agent}",
                "--disable-usage-stats"]  # fmt: skip
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     head = subprocess.Popen(
