@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 EMSWEEP = str(Path(sys.executable).with_name("emsweep"))
-WAIT_S = 240
+WAIT_S = 600
 
 
 def tiny_spec(model_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -107,7 +107,9 @@ def run_until(
     deadline = time.monotonic() + WAIT_S
     while not reached():
         assert child.poll() is None, f"ended before it could be stopped: {child.communicate()[0]}"
-        assert time.monotonic() < deadline, "the stage was never reached"
+        if time.monotonic() > deadline:
+            child.terminate()
+            raise AssertionError(f"the stage was never reached: {child.communicate()[0]}")
         time.sleep(0.02)
     family = psutil.Process(child.pid).children(recursive=True)
     os.kill(child.pid, number)

@@ -115,6 +115,7 @@ def test_another_sweep_shares_the_cells(
     assert [cell["stages_to_run"] for cell in told["cells"]] == [[], [], [], []]
 
 
+@pytest.mark.timeout(2400)  # seven runs
 def test_stopped_in_every_stage_and_continued(
     undisturbed: tuple[Path, Path, str], model: Path, tmp_path: Path
 ) -> None:
