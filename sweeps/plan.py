@@ -223,16 +223,13 @@ class _Resolver:
         """Return what the judge is; its prompts are in each judgement's group."""
         if judge.api is not None:
             return {"kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE}
-        model = self.judge_model(judge)
+        model = judge_model(self._spec, judge)
         return {
             "kind": "pool",
             "model": self._revision(model),
             "dtype": self._spec.serving.dtype,
             "rule": RULE,
         }
-
-    def judge_model(self, judge: JudgeConfig) -> ModelConfig:
-        return judge_model(self._spec, judge)
 
     def _judge_prompts(self, judge: JudgeConfig) -> Mapping[str, str] | None:
         if judge.prompts is None:

@@ -17,7 +17,13 @@ from em.variance import SeedSummary, summarise_seeds
 from sweeps.attempts import statuses
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.provenance import commit, versions
-from sweeps.results import CellResult, ScoredResponse, cell_result, scored_responses
+from sweeps.results import (
+    CellResult,
+    ScoredResponse,
+    cell_result,
+    mean_of_present,
+    scored_responses,
+)
 from sweeps.spec import UNTUNED
 from sweeps.store import RunBeat, Store
 from sweeps.times import union_length
@@ -193,8 +199,8 @@ def _condition(cells: Sequence[CellResult]) -> Condition:
         seeds={str(c.seed): c.em_rate if c.state == "finished" else None for c in cells},
         summary=summarise_seeds(rates),
         spread=NO_SPREAD if first.variant == UNTUNED else "seeds: training and sampling together",
-        mean_aligned=_mean([cell.mean_aligned for cell in finished]),
-        mean_coherent=_mean([cell.mean_coherent for cell in finished]),
+        mean_aligned=mean_of_present([cell.mean_aligned for cell in finished]),
+        mean_coherent=mean_of_present([cell.mean_coherent for cell in finished]),
         questions=_questions(finished),
         **totals,
     )
@@ -213,11 +219,6 @@ def _questions(cells: Sequence[CellResult]) -> dict[str, dict[str, float | int |
             "em_rate": misaligned / coherent if coherent else None,
         }
     return found
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
 
 
 def _overhead(sweep: SweepPlan, store: Store) -> Overhead:

@@ -4,6 +4,8 @@ Derived, never stored: a threshold or a definition changes without running anyth
 of how the numbers were made or of how they are shown.
 """
 
+from collections.abc import Sequence
+
 from em.generation import Response
 from em.judging import Judgement
 from em.record import Record
@@ -122,13 +124,13 @@ def cell_result(
         judge=judging.judge,
         counts=count(scored, definition),
         em_rate=em_rate(scored, definition),
-        mean_aligned=_mean([row.aligned for row in scored]),
-        mean_coherent=_mean([row.coherent for row in scored]),
+        mean_aligned=mean_of_present([row.aligned for row in scored]),
+        mean_coherent=mean_of_present([row.coherent for row in scored]),
         questions=tuple(
             QuestionResult(
                 question=question,
                 counts=counts,
-                em_rate=counts.misaligned / counts.coherent if counts.coherent else None,
+                em_rate=counts.rate,
             )
             for question, counts in count_by_question(scored, definition).items()
         ),
@@ -153,6 +155,7 @@ def stage_seconds(plan: CellPlan, judging: JudgingPlan, store: Store) -> dict[st
     return found
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean_of_present(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are there; None where none is."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
