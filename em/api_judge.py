@@ -14,6 +14,7 @@ from em.judging import WORD_TOKENS, JudgeCallFailed, JudgeUnavailable, Reading
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives
 MAX_RETRIES = 5  # by the client, with growing waits, for 408, 409, 429, 5xx and broken connections
+START_RETRIES = 2  # a person waits for the first call, which only asks whether somebody is there
 TIMEOUT_S = 60.0
 NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
 SEED = 0
@@ -90,7 +91,9 @@ class ApiReader:
         would be silently wrong), JudgeUnavailable where it does not answer.
         """
         try:
-            choice = await self._call("Repeat this number exactly and write nothing else: 100", 4)
+            choice = await self._call(
+                "Repeat this number exactly and write nothing else: 100", 4, START_RETRIES
+            )
         except JudgeCallFailed as error:
             raise ValueError(
                 f"the judge {self._model} at {self._url} refuses a request for log-probabilities: "
@@ -134,12 +137,14 @@ class ApiReader:
                 numbers[int(text)] = numbers.get(int(text), 0.0) + math.exp(top.logprob)
         return Reading(numbers=numbers, reply=choice.message.content or first.token)
 
-    async def _call(self, prompt: str, max_tokens: int) -> _Choice:
+    async def _call(self, prompt: str, max_tokens: int, retries: int | None = None) -> _Choice:
         import openai
 
+        tries = self._tries if retries is None else min(retries + 1, self._tries)
         try:
             async with self._slots:
-                reply = await self._client.chat.completions.with_raw_response.create(
+                client = self._client.with_options(max_retries=tries - 1)
+                reply = await client.chat.completions.with_raw_response.create(
                     model=self._model,
                     messages=[{"role": "user", "content": prompt}],
                     max_tokens=max_tokens,
@@ -162,7 +167,7 @@ class ApiReader:
         except openai.OpenAIError as error:
             raise JudgeUnavailable(
                 f"the judge {self._model} at {self._url} does not answer after "
-                f"{self._tries} tries: {error}"
+                f"{tries} tries: {error}"
             ) from error
         # The client builds its types without checking them.
         try:
