@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.engine import Completion, Engine, EngineDead, Merge, PoolConfig, Request, Weights
+from cluster.engine import Engine
+from cluster.requests import Completion, EngineDead, Merge, PoolConfig, Request, Weights
 
 LOGGER = logging.getLogger(__name__)
 

@@ -15,8 +15,10 @@ from typing import Literal
 import psutil
 
 from em.record import Record
+from sweeps.artefacts import Attempt, RunBeat
+from sweeps.files import StoreError
 from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
-from sweeps.store import Attempt, RunBeat, Store
+from sweeps.store import Store
 
 BEAT_S = 5.0
 LOST_AFTER_S = 60.0
@@ -101,7 +103,7 @@ class Beat:
     def _loop(self) -> None:
         while not self._stop.wait(BEAT_S):
             # A store that is out of reach for a moment must not end the sign of life.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StoreError):
                 self._write(finished=False)
 
     def _write(self, *, finished: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cluster.engine import LORA_RANKS, Completion, EngineConfig, Request, Weights
+from cluster.requests import LORA_RANKS, Completion, EngineConfig, Request, Weights
 from em.generation import Answer, Prompt
 from em.models import ModelConfig, materialise
 from em.training import TrainingConfig

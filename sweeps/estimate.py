@@ -6,8 +6,9 @@ An estimate, always with its basis. Knows nothing of how the work is done.
 from collections.abc import Iterable, Sequence
 
 from em.record import Record
+from sweeps.artefacts import Provenance
 from sweeps.plan import CellPlan, Stage, stages_to_run
-from sweeps.store import Provenance, Store
+from sweeps.store import Store
 from sweeps.times import union_length
 
 # Seconds a cell on two CPU cores (AVX-512, bf16) with smollm2-135m, measured by tests/benchmarks:

@@ -16,6 +16,7 @@ from cluster.serving import connect_pool
 from em.api_judge import ApiReader
 from em.judging import Reader, choose_reader
 from em.scoring import DEFINITIONS
+from sweeps.artefacts import TrainingRecord
 from sweeps.attempts import cell_status
 from sweeps.endpoints import Model, ModelEndpoint, weights_of
 from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of
@@ -23,7 +24,7 @@ from sweeps.plan import CellPlan, judge_model
 from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
 from sweeps.stages import Speak, generate_stage, judge_stage, run_cell
-from sweeps.store import Store, TrainingRecord
+from sweeps.store import Store
 from sweeps.tracking import make_tracker
 
 WAIT_S = 0.2

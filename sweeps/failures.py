@@ -6,7 +6,7 @@ Knows nothing of what the work is or where it runs.
 import time
 from collections.abc import Callable
 
-from cluster.engine import EngineDead
+from cluster.requests import EngineDead
 from em.judging import JudgeUnavailable
 from em.record import Record
 from sweeps.attempts import CellLog

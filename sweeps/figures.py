@@ -5,19 +5,17 @@ Knows only the report's records.
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sweeps.conditions import Condition
 from sweeps.results import CellResult, ScoredResponse
-
-if TYPE_CHECKING:
-    from sweeps.report import Condition
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 INK = "#7a7f87"  # readable on a light and on a dark page
 SEED = 20260101  # of the jitter, so that the same report has the same picture
 
 
-def rates(conditions: Sequence["Condition"]) -> str:
+def rates(conditions: Sequence[Condition]) -> str:
     """Every seed's rate as a point, with the mean and its interval, by condition."""
     figure, axes = _axes(height=0.55 * len(conditions) + 0.9)
     for row, condition in enumerate(conditions):

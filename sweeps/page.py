@@ -12,7 +12,8 @@ import jinja2
 from markupsafe import Markup
 
 from sweeps import figures
-from sweeps.report import SAMPLES_SHOWN, Condition, Report
+from sweeps.conditions import Condition
+from sweeps.report import SAMPLES_SHOWN, Report
 from sweeps.results import ScoredResponse
 
 SEED = 20260101  # of the answers that are shown

@@ -7,7 +7,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-from sweeps.store import Provenance
+from sweeps.artefacts import Provenance
 
 # The packages whose version can change a number.
 PACKAGES = (

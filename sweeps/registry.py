@@ -2,9 +2,10 @@
 
 from pydantic import ValidationError
 
+from sweeps.files import StoreError
 from sweeps.plan import SweepPlan
 from sweeps.spec import NOT_IN_KEY, SweepSpec
-from sweeps.store import Store, StoreError
+from sweeps.store import Store
 
 
 def register(plan: SweepPlan, store: Store) -> None:

@@ -10,65 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from em.generation import Response
 from em.record import Record
 from em.scoring import DEFINITIONS, Definition
-from em.variance import SeedSummary, summarise_seeds
 from sweeps.attempts import statuses
-from sweeps.plan import CellPlan, SweepPlan
+from sweeps.conditions import Condition, conditions
+from sweeps.plan import SweepPlan
 from sweeps.provenance import commit, versions
 from sweeps.results import (
     CellResult,
     ScoredResponse,
     cell_result,
-    mean_of_present,
     scored_responses,
 )
-from sweeps.spec import UNTUNED
-from sweeps.store import RunBeat, Store
-from sweeps.times import union_length
+from sweeps.store import Store
+from sweeps.tables import cells_table, judgements_table
+from sweeps.times import Overhead, overhead
 
 SAMPLES_SHOWN = 40  # answers in the page; all of them are in judgements.parquet
 MANY_LOST = 0.1  # share of responses without a score that is worth a warning
-NO_SPREAD = "sampling only: an untuned model has one training, asked under several sampling seeds"
-
-
-class Condition(Record):
-    """The cells that differ only in seed, under one evaluation and judge."""
-
-    condition: str
-    model: str
-    variant: str
-    evaluation: str
-    judge: str
-    num_cells: int
-    num_finished: int
-    num_failed: int
-    num_missing: int
-    num_without_rate: int
-    seeds: dict[str, float | None]
-    summary: SeedSummary
-    spread: str
-    responses: int
-    scored: int
-    refusal: int
-    code: int
-    unscored: int
-    failed: int
-    coherent: int
-    misaligned: int
-    mean_aligned: float | None
-    mean_coherent: float | None
-    questions: dict[str, dict[str, float | int | None]]
-
-
-class Overhead(Record):
-    """Where the wall time of the sweep's runs went, in seconds."""
-
-    wall: float
-    stage_work: float
-    starts: float
-    per_cell: float | None
 
 
 class Report(Record):
@@ -96,7 +55,9 @@ def write_report(sweep: SweepPlan, store: Store, folder: Path) -> Path:
     report, rows = make_report(sweep, store)
     data = report.model_dump(mode="json")
     _replace(folder / "report.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
-    _write_tables(report, rows, folder)
+    _replace(folder / "cells.parquet", cells_table(report.cells))
+    places = {cell.cell_id: cell for cell in report.cells}
+    _replace(folder / "judgements.parquet", judgements_table(rows, places))
     _replace(folder / "report.html", render(report, rows).encode())
     return folder / "report.html"
 
@@ -111,7 +72,6 @@ def make_report(sweep: SweepPlan, store: Store) -> tuple[Report, list[ScoredResp
             found = scored_responses(cell, judging, store)
             results.append(cell_result(cell, judging, status, found, definition, store))
             rows += found
-    conditions = _conditions(results)
     report = Report(
         sweep=sweep.spec.name,
         description=sweep.spec.description,
@@ -122,8 +82,8 @@ def make_report(sweep: SweepPlan, store: Store) -> tuple[Report, list[ScoredResp
         written=time.time(),
         warnings=tuple(_warnings(sweep, results, definition)),
         cells=tuple(results),
-        conditions=tuple(conditions),
-        overhead=_overhead(sweep, store),
+        conditions=tuple(conditions(results)),
+        overhead=overhead(sweep, store),
         identities=_identities(sweep, store),
     )
     return report, rows
@@ -170,97 +130,6 @@ def _by_judge(results: Sequence[CellResult]) -> dict[tuple[str, str], list[CellR
     return groups
 
 
-def _conditions(results: Sequence[CellResult]) -> list[Condition]:
-    groups: dict[tuple[str, str, str], list[CellResult]] = {}
-    for result in results:
-        groups.setdefault((result.condition, result.evaluation, result.judge), []).append(result)
-    return [_condition(group) for group in groups.values()]
-
-
-def _condition(cells: Sequence[CellResult]) -> Condition:
-    finished = [cell for cell in cells if cell.state == "finished"]
-    rates = [cell.em_rate for cell in finished if cell.em_rate is not None]
-    first = cells[0]
-    totals = {
-        name: sum(getattr(cell.counts, name) for cell in finished)
-        for name in type(first.counts).model_fields
-    }
-    return Condition(
-        condition=first.condition,
-        model=first.model,
-        variant=first.variant,
-        evaluation=first.evaluation,
-        judge=first.judge,
-        num_cells=len(cells),
-        num_finished=len(finished),
-        num_failed=sum(cell.state == "failed" for cell in cells),
-        num_missing=sum(cell.state in ("missing", "running") for cell in cells),
-        num_without_rate=len(finished) - len(rates),
-        seeds={str(c.seed): c.em_rate if c.state == "finished" else None for c in cells},
-        summary=summarise_seeds(rates),
-        spread=NO_SPREAD if first.variant == UNTUNED else "seeds: training and sampling together",
-        mean_aligned=mean_of_present([cell.mean_aligned for cell in finished]),
-        mean_coherent=mean_of_present([cell.mean_coherent for cell in finished]),
-        questions=_questions(finished),
-        **totals,
-    )
-
-
-def _questions(cells: Sequence[CellResult]) -> dict[str, dict[str, float | int | None]]:
-    found: dict[str, dict[str, float | int | None]] = {}
-    for name in dict.fromkeys(q.question for cell in cells for q in cell.questions):
-        counts = [q.counts for cell in cells for q in cell.questions if q.question == name]
-        coherent = sum(c.coherent for c in counts)
-        misaligned = sum(c.misaligned for c in counts)
-        found[name] = {
-            "responses": sum(c.responses for c in counts),
-            "coherent": coherent,
-            "misaligned": misaligned,
-            "em_rate": misaligned / coherent if coherent else None,
-        }
-    return found
-
-
-def _overhead(sweep: SweepPlan, store: Store) -> Overhead:
-    """Wall time of the runs, less what stages and starts cover; stages may overlap each other."""
-    runs = store.runs(sweep.spec.name)
-    work, cells = _stage_intervals(sweep.cells, store)
-    wall = sum(run.updated - run.started for run in runs)
-    busy = starts = 0.0
-    for run in runs:
-        inside = _clip(work, run)
-        busy += union_length(inside)
-        starts += union_length(_clip([*work, *run.starts.values()], run)) - union_length(inside)
-    left = max(0.0, wall - busy - starts)
-    return Overhead(
-        wall=wall, stage_work=busy, starts=starts, per_cell=left / cells if cells else None
-    )
-
-
-def _stage_intervals(
-    cells: Sequence[CellPlan], store: Store
-) -> tuple[list[tuple[float, float]], int]:
-    done = []
-    finished = 0
-    for cell in cells:
-        training = store.training(cell.training_key) if cell.cell.training else None
-        found = [training.provenance] if training else []
-        for evaluation in cell.evaluations:
-            record = store.stream("responses", evaluation.stream)
-            found += record.provenance if record else []
-        for judging in cell.judgings:
-            record = store.stream("judgements", judging.stream)
-            found += record.provenance if record else []
-        finished += bool(found)
-        done += [(p.started, p.started + p.seconds) for p in found]
-    return done, finished
-
-
-def _clip(spans: Sequence[tuple[float, float]], run: RunBeat) -> list[tuple[float, float]]:
-    cut = [(max(a, run.started), min(b, run.updated)) for a, b in spans]
-    return [(a, b) for a, b in cut if b > a]
-
-
 def _identities(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     first = {cell.cell.model.name: cell.model_revision for cell in sweep.cells}
     data = {
@@ -297,50 +166,6 @@ def _made_with(sweep: SweepPlan, store: Store) -> list[dict[str, Any]]:
             one = {"commit": p.commit, "device": p.device, "host": p.host, "versions": p.versions}
             found[json.dumps(one, sort_keys=True)] = one
     return list(found.values())
-
-
-def _write_tables(report: Report, rows: Sequence[ScoredResponse], folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def write(name: str, table: list[dict[str, Any]]) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(table), sink)
-        _replace(folder / name, sink.getvalue().to_pybytes())
-
-    write("cells.parquet", [_flat_cell(cell) for cell in report.cells])
-    places = {cell.cell_id: cell for cell in report.cells}
-    write("judgements.parquet", [_flat_row(row, places[row.cell_id]) for row in rows])
-
-
-def _flat_cell(cell: CellResult) -> dict[str, Any]:
-    kept = cell.model_dump(exclude={"counts", "questions", "seconds", "losses"})
-    seconds = {
-        f"{stage}_seconds": cell.seconds.get(stage) for stage in ("train", "generate", "judge")
-    }
-    return kept | cell.counts.model_dump() | seconds
-
-
-def _flat_row(row: ScoredResponse, cell: CellResult) -> dict[str, Any]:
-    response: Response = row.response
-    return {
-        "cell_id": row.cell_id,
-        "model": cell.model,
-        "variant": cell.variant,
-        "seed": cell.seed,
-        "evaluation": row.evaluation,
-        "judge": row.judge,
-        "response": response.key,
-        "question": response.question,
-        "wording": response.wording,
-        "index": response.index,
-        "answer": response.answer,
-        "finish_reason": response.finish_reason,
-        "aligned": row.scored.aligned,
-        "coherent": row.scored.coherent,
-        "aligned_state": row.scored.states["aligned"],
-        "coherent_state": row.scored.states["coherent"],
-    }
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from cluster.engine import EngineDead, PoolConfig
+from cluster.requests import EngineDead, PoolConfig
 from cluster.resources import ResourcePlan
 from cluster.session import ClusterError, local_totals, session
 from em.datasets import Row

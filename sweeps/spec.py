@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from cluster.engine import LORA_RANKS
+from cluster.requests import LORA_RANKS
 from em.generation import SamplingConfig
 from em.models import ModelConfig
 from em.record import Record, fingerprint

@@ -16,9 +16,10 @@ from em.generation import Draw, Endpoint, Response, generate
 from em.judging import Item, Judgement, Reader, judge
 from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
+from sweeps.artefacts import Part, StreamKind, TrainingRecord
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
 from sweeps.provenance import provenance
-from sweeps.store import Part, Store, StreamKind, TrainingRecord
+from sweeps.store import Store
 
 PART_RESPONSES = 256  # responses in one immutable file: what a kill can cost
 PART_ITEMS = 256  # scores in one

@@ -15,99 +15,31 @@ how an artefact is made.
 
 import hashlib
 import json
-import os
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
-from pydantic import Field, ValidationError
 
 from em.catalogue import cache_dir
 from em.record import Record
-from em.training import TrainingResult
+from sweeps.artefacts import (
+    Attempt,
+    Part,
+    Provenance,
+    RunBeat,
+    StreamKind,
+    StreamRecord,
+    TrainingRecord,
+)
+from sweeps.files import Files, StoreError
 
 FORMAT = 1
 KEY_DIGITS = 32  # of a folder's name; the record holds all 64
-PARTIAL = ".tmp"  # a file that is being written; never read
-StreamKind = Literal["responses", "judgements"]
 Item = TypeVar("Item", bound=Record)
-
-
-class StoreError(ValueError):
-    """The store is not what it should be: another thing under a name, or a damaged file."""
-
-
-class Provenance(Record):
-    """Where, when and with what a piece of work was done."""
-
-    commit: str | None
-    versions: dict[str, str]
-    host: str
-    started: float = Field(description="seconds since 1970")
-    seconds: float
-    device: str
-
-
-class TrainingRecord(Record):
-    """A finished training: the adapter beside it is whole."""
-
-    key: str
-    identity: dict[str, Any]
-    weights_sha256: str = Field(description="content hash of the adapter's (or model's) files")
-    kind: Literal["adapter", "full"]
-    result: TrainingResult
-    provenance: Provenance
-
-
-class Part(Record):
-    """One immutable file of a stream."""
-
-    name: str
-    rows: int
-    sha256: str
-
-
-class StreamRecord(Record):
-    """The finished part of a stream of responses or judgements.
-
-    `covers` maps a group (a wording, or a wording and judge prompt) to its finished sample indices,
-    as [start, stop) ranges.
-    """
-
-    key: str
-    identity: dict[str, Any]
-    covers: dict[str, list[tuple[int, int]]]
-    parts: list[Part]
-    provenance: list[Provenance]
-
-
-class Attempt(Record):
-    """What one attempt at a cell is doing, or how it ended."""
-
-    attempt: int
-    stage: Literal["train", "generate", "judge"]
-    state: Literal["running", "finished", "failed", "interrupted"]
-    updated: float
-    run: str = Field(description="the run of the sweep that this attempt belongs to")
-    error: str | None = None
-    error_class: str | None = None
-
-
-class RunBeat(Record):
-    """One driver's run of a sweep: its sign of life, and what it waited for."""
-
-    run: str
-    host: str
-    pid: int
-    started: float
-    updated: float
-    finished: bool = False
-    starts: dict[str, tuple[float, float]] = Field(
-        default_factory=dict, description="what was started (Ray, pools), from when to when"
-    )
+Keyed = TypeVar("Keyed", TrainingRecord, StreamRecord)
 
 
 class Store:
@@ -115,22 +47,14 @@ class Store:
 
     def __init__(self, url: str) -> None:
         """Open (not create) the store at `url`: a path, file://, memory://, s3://, gs://."""
-        self.fs, root = fsspec.core.url_to_fs(
-            str(Path(url).expanduser()) if "://" not in url else url
-        )
-        self.root: str = str(Path(root).resolve()) if self.is_local else root.rstrip("/")
-        self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the root is a folder that other programs can open by path."""
-        return "file" in self.fs.protocol or self.fs.protocol == "file"
+        self.files = Files(url)
+        self.url = self.files.url
 
     # --- the root ---------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise StoreError where the root holds something that is not a store of this format."""
-        marker = self._read_json("store.json")
+        marker = self.files.read_json("store.json")
         if marker is not None:
             if marker.get("format") != FORMAT:
                 raise StoreError(
@@ -138,21 +62,18 @@ class Store:
                     f"{FORMAT}: use another store, or the version that made it"
                 )
             return
-        names = [name.rsplit("/", 1)[-1] for name in self._ls("")]
+        names = self.files.names("")
         if names:
             raise StoreError(
                 f"{self.url} is not an em-sweeps store: it has no store.json but holds "
-                f"{', '.join(sorted(names)[:3])}; name an empty or new folder with --store"
+                f"{', '.join(names[:3])}; name an empty or new folder with --store"
             )
 
     def create(self) -> None:
         """Make the root a store where it is none yet. Raises StoreError as `check` does."""
         self.check()
-        if self._read_json("store.json") is None:
-            try:
-                self._write("store.json", json.dumps({"format": FORMAT}).encode())
-            except OSError as error:
-                raise StoreError(f"cannot write to the store {self.url}: {error}") from error
+        if self.files.read_json("store.json") is None:
+            self.files.write("store.json", json.dumps({"format": FORMAT}).encode())
 
     # --- training ---------------------------------------------------------------------------
 
@@ -162,8 +83,8 @@ class Store:
 
     def attempt_dir(self, key: str) -> Path:
         """Return a local folder for the unfinished training `key`, kept between attempts."""
-        if self.is_local:
-            folder = Path(self.root, "training", key[:KEY_DIGITS], "attempt")
+        if self.files.is_local:
+            folder = Path(self.files.root, "training", key[:KEY_DIGITS], "attempt")
         else:
             folder = cache_dir("attempts", key[:KEY_DIGITS])
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,26 +93,26 @@ class Store:
     def finish_training(self, record: TrainingRecord, output_dir: Path) -> None:
         """Take over `output_dir`, then write the record. The attempt's other files are removed."""
         place = f"training/{record.key[:KEY_DIGITS]}"
-        target = f"{self.root}/{place}/adapter"
-        if self.fs.exists(target):
-            self.fs.rm(target, recursive=True)
-        if self.is_local:
+        target = f"{self.files.root}/{place}/adapter"
+        if self.files.fs.exists(target):
+            self.files.fs.rm(target, recursive=True)
+        if self.files.is_local:
             output_dir.replace(target)
         else:
-            self.fs.put(f"{output_dir}/", f"{target}/", recursive=True)
+            self.files.fs.put(f"{output_dir}/", f"{target}/", recursive=True)
         self.write_record(f"{place}/record.json", record)
         attempt = self.attempt_dir(record.key)
         fsspec.filesystem("file").rm(str(attempt), recursive=True)
 
     def adapter_dir(self, key: str) -> Path:
         """Return a local folder with the adapter of a finished training; fetched once if remote."""
-        remote = f"{self.root}/training/{key[:KEY_DIGITS]}/adapter"
-        if self.is_local:
+        remote = f"{self.files.root}/training/{key[:KEY_DIGITS]}/adapter"
+        if self.files.is_local:
             return Path(remote)
         local = cache_dir("adapters") / key[:KEY_DIGITS]
         if not local.is_dir():
             partial = local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
-            self.fs.get(f"{remote}/", f"{partial}/", recursive=True)
+            self.files.fs.get(f"{remote}/", f"{partial}/", recursive=True)
             try:
                 partial.rename(local)
             except OSError:  # another process was first; its copy is as good
@@ -226,7 +147,7 @@ class Store:
         data = sink.getvalue().to_pybytes()
         sha256 = hashlib.sha256(data).hexdigest()
         part = Part(name=f"part-{sha256[:16]}.parquet", rows=len(items), sha256=sha256)
-        self._write(f"{kind}/{key[:KEY_DIGITS]}/{part.name}", data)
+        self.files.write(f"{kind}/{key[:KEY_DIGITS]}/{part.name}", data)
         return part
 
     def unrecorded_parts(self, kind: StreamKind, key: str) -> list[Part]:
@@ -238,11 +159,10 @@ class Store:
         known = {part.name for part in record.parts} if record else set()
         place = f"{kind}/{key[:KEY_DIGITS]}"
         found = []
-        for path in sorted(self._ls(place)):
-            name = path.rsplit("/", 1)[-1]
+        for name in self.files.names(place):
             if not name.startswith("part-") or name in known:
                 continue
-            data = self.fs.cat_file(path)
+            data = self.files.read(f"{place}/{name}") or b""
             sha256 = hashlib.sha256(data).hexdigest()
             if name == f"part-{sha256[:16]}.parquet":
                 found.append(Part(name=name, rows=len(_rows(data)), sha256=sha256))
@@ -251,12 +171,9 @@ class Store:
     def read_part(self, kind: StreamKind, key: str, part: Part, model: type[Item]) -> list[Item]:
         """Return the items of a part. Raises StoreError where its bytes are not those recorded."""
         place = f"{kind}/{key[:KEY_DIGITS]}/{part.name}"
-        try:
-            data = self.fs.cat_file(f"{self.root}/{place}")
-        except OSError as error:
-            raise StoreError(
-                f"{self.url}/{place} is recorded but cannot be read: {error}"
-            ) from error
+        data = self.files.read(place)
+        if data is None:
+            raise StoreError(f"{self.url}/{place} is recorded but cannot be read: it is gone")
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise StoreError(
                 f"{self.url}/{place} is damaged: its sha256 is not the recorded {part.sha256}; "
@@ -305,9 +222,8 @@ class Store:
 
     def attempts(self, sweep: str, cell_id: str) -> list[Attempt]:
         """Return every attempt at a cell in this sweep, oldest first."""
-        names = sorted(self._ls(f"{self.sweep_dir(sweep)}/cells/{cell_id}"))
-        found = (self._read(name.removeprefix(f"{self.root}/")) for name in names)
-        return [Attempt.model_validate_json(data) for data in found if data]
+        folder = f"{self.sweep_dir(sweep)}/cells/{cell_id}"
+        return self._all_in(folder, Attempt)
 
     def write_attempt(self, sweep: str, cell_id: str, attempt: Attempt) -> None:
         """Write (or overwrite, atomically) one attempt."""
@@ -316,76 +232,39 @@ class Store:
 
     def runs(self, sweep: str) -> list[RunBeat]:
         """Return every run of a sweep, oldest first."""
-        names = self._ls(f"{self.sweep_dir(sweep)}/runs")
-        found = (self._read(name.removeprefix(f"{self.root}/")) for name in names)
-        beats = [RunBeat.model_validate_json(data) for data in found if data]
+        beats = self._all_in(f"{self.sweep_dir(sweep)}/runs", RunBeat)
         return sorted(beats, key=lambda beat: beat.started)
+
+    def _all_in(self, folder: str, model: type[Item]) -> list[Item]:
+        found = (self.files.read_record(f"{folder}/{n}", model) for n in self.files.names(folder))
+        return [record for record in found if record is not None]
 
     def read_json(self, path: str) -> dict[str, Any] | None:
         """Return a JSON object of a sweep's folder by its path from the root, or None."""
-        return self._read_json(path)
+        return self.files.read_json(path)
 
     def write_record(self, path: str, record: Record) -> None:
         """Write a record as JSON, atomically."""
-        self._write(path, (record.model_dump_json(indent=1) + "\n").encode())
+        self.files.write_record(path, record)
 
     def local_dir(self, path: str) -> Path:
         """Return a local folder for files that other programs write (logs, wandb), made."""
         folder = (
-            Path(self.root, path) if self.is_local else cache_dir("stores", _slug(self.url), path)
+            Path(self.files.root, path)
+            if self.files.is_local
+            else cache_dir("stores", _slug(self.url), path)
         )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    # --- files ------------------------------------------------------------------------------
-
-    def _record(self, path: str, model: type[Item], key: str) -> Item | None:
-        data = self._read(path)
-        if data is None:
-            return None
-        try:
-            record = model.model_validate_json(data)
-        except ValidationError as error:
-            raise StoreError(f"{self.url}/{path} is damaged: {error.errors()[0]['msg']}") from error
-        if record.key != key:  # type: ignore[attr-defined]
+    def _record(self, path: str, model: type[Keyed], key: str) -> Keyed | None:
+        record = self.files.read_record(path, model)
+        if record is not None and record.key != key:
             raise StoreError(
-                f"{self.url}/{path} holds another thing under this name: key "
-                f"{record.key}, expected {key}"  # type: ignore[attr-defined]
+                f"{self.url}/{path} holds another thing under this name: key {record.key}, "
+                f"expected {key}"
             )
         return record
-
-    def _ls(self, path: str) -> list[str]:
-        try:
-            found = self.fs.ls(f"{self.root}/{path}".rstrip("/"), detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return [str(name) for name in found if not str(name).endswith(PARTIAL)]
-
-    def _read(self, path: str) -> bytes | None:
-        try:
-            return bytes(self.fs.cat_file(f"{self.root}/{path}"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def _read_json(self, path: str) -> dict[str, Any] | None:
-        data = self._read(path)
-        try:
-            return dict(json.loads(data)) if data else None
-        except (ValueError, TypeError) as error:
-            raise StoreError(f"{self.url}/{path} is damaged: not a JSON object") from error
-
-    def _write(self, path: str, data: bytes) -> None:
-        target = f"{self.root}/{path}"
-        if not self.is_local:
-            self.fs.pipe_file(target, data)  # a put of an object is atomic
-            return
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
 
 
 def open_store(url: str) -> Store:

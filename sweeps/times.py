@@ -1,6 +1,63 @@
-"""Lengths of stretches of time that may overlap. Knows nothing of what they are of."""
+"""Where the wall time of a sweep went: its stages' own work, its starts, and the rest.
 
-from collections.abc import Iterable
+Knows nothing of how the work is done.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from em.record import Record
+from sweeps.artefacts import RunBeat
+from sweeps.plan import CellPlan, SweepPlan
+from sweeps.store import Store
+
+
+class Overhead(Record):
+    """Where the wall time of the sweep's runs went, in seconds."""
+
+    wall: float
+    stage_work: float
+    starts: float
+    per_cell: float | None
+
+
+def overhead(sweep: SweepPlan, store: Store) -> Overhead:
+    """Wall time of the runs, less what stages and starts cover; stages may overlap each other."""
+    runs = store.runs(sweep.spec.name)
+    work, cells = _stage_intervals(sweep.cells, store)
+    wall = sum(run.updated - run.started for run in runs)
+    busy = starts = 0.0
+    for run in runs:
+        inside = _clip(work, run)
+        busy += union_length(inside)
+        starts += union_length(_clip([*work, *run.starts.values()], run)) - union_length(inside)
+    left = max(0.0, wall - busy - starts)
+    return Overhead(
+        wall=wall, stage_work=busy, starts=starts, per_cell=left / cells if cells else None
+    )
+
+
+def _stage_intervals(
+    cells: Sequence[CellPlan], store: Store
+) -> tuple[list[tuple[float, float]], int]:
+    done = []
+    finished = 0
+    for cell in cells:
+        training = store.training(cell.training_key) if cell.cell.training else None
+        found = [training.provenance] if training else []
+        for evaluation in cell.evaluations:
+            record = store.stream("responses", evaluation.stream)
+            found += record.provenance if record else []
+        for judging in cell.judgings:
+            record = store.stream("judgements", judging.stream)
+            found += record.provenance if record else []
+        finished += bool(found)
+        done += [(p.started, p.started + p.seconds) for p in found]
+    return done, finished
+
+
+def _clip(spans: Sequence[tuple[float, float]], run: RunBeat) -> list[tuple[float, float]]:
+    cut = [(max(a, run.started), min(b, run.updated)) for a, b in spans]
+    return [(a, b) for a, b in cut if b > a]
 
 
 def union_length(spans: Iterable[tuple[float, float]]) -> float:

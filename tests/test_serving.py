@@ -2,17 +2,16 @@
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from test_engine import adapter, ask, engine_config, merge, tiny_model
 
-from cluster.engine import Completion, EngineDead, PoolConfig, Weights
+from cluster.requests import Completion, EngineDead, PoolConfig, Weights
 from cluster.serving import Pool, connect_pool, start_pool, stop_pool
+from tests.engines import adapter, ask, engine_config, merge, tiny_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
 NAME = "tiny"
@@ -23,14 +22,14 @@ REQUESTS = [ask(f"question {i % 3}", seed=i) for i in range(8)]
 def ray_here() -> Iterator[None]:
     import ray
 
-    roots = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parent.parent}"
+    root = str(Path(__file__).parent.parent)
     ray.init(
         address="local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=128 * 2**20,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": roots}},
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
     )
     try:
         yield

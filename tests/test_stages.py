@@ -194,7 +194,7 @@ def test_a_torn_part_is_asked_again(store: Store, tmp_path: Path) -> None:
     untuned = cell(tmp_path, samples=300)
     with pytest.raises(ExceptionGroup):
         answer(untuned, store, FakeEndpoint(dies_after=2 * PART))
-    torn = sorted(Path(store.root, "responses").rglob("part-*"))[0]
+    torn = sorted(Path(store.files.root, "responses").rglob("part-*"))[0]
     torn.write_bytes(torn.read_bytes()[:-1])
     endpoint = FakeEndpoint()
     answer(untuned, store, endpoint)

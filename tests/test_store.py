@@ -10,16 +10,9 @@ import pytest
 from em.catalogue import CACHE_ENV
 from em.record import Record
 from em.training import TrainingResult
-from sweeps.store import (
-    Attempt,
-    Part,
-    Provenance,
-    RunBeat,
-    Store,
-    StoreError,
-    StreamRecord,
-    TrainingRecord,
-)
+from sweeps.artefacts import Attempt, Part, Provenance, RunBeat, StreamRecord, TrainingRecord
+from sweeps.files import StoreError
+from sweeps.store import Store
 
 KEY, OTHER = "a" * 64, "a" * 32 + "b" * 32  # one folder name, two keys
 WORK = Provenance(commit=None, versions={}, host="h", started=1, seconds=2, device="d")
@@ -170,7 +163,7 @@ def test_weights_without_a_record_are_replaced(place: Place) -> None:
     """A driver died between the weights and their record."""
     store = place.store()
     store.finish_training(trained(), output(store, "old"))
-    store.fs.rm(f"{store.root}/training/{KEY[:32]}/record.json")
+    store.files.fs.rm(f"{store.files.root}/training/{KEY[:32]}/record.json")
     assert store.training(KEY) is None
     store.finish_training(trained(), output(store, "new"))
     assert b"new" in place.read(f"training/{KEY[:32]}/adapter/weights")
@@ -258,7 +251,7 @@ def test_a_damaged_or_missing_part_is_told(place: Place) -> None:
     place.write(path, place.read(path) + b"x")
     with pytest.raises(StoreError, match=r"is damaged: its sha256.*made again"):
         store.read_stream("responses", KEY, Item)
-    store.fs.rm(f"{store.root}/{path}")
+    store.files.fs.rm(f"{store.files.root}/{path}")
     with pytest.raises(StoreError, match="is recorded but cannot be read"):
         store.read_stream("responses", KEY, Item)
 
@@ -323,7 +316,7 @@ def test_a_local_folder_for_other_programs(place: Place) -> None:
     folder = place.store().local_dir("logs")
     assert folder.is_dir()
     assert folder == place.store().local_dir("logs")
-    if place.store().is_local:
+    if place.store().files.is_local:
         assert folder == Path(place.root, "logs")
 
 

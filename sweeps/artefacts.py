@@ -1,0 +1,83 @@
+"""The records that a store holds: what was made, of what, where, and how far an attempt is.
+
+Knows nothing of paths or file systems (see sweeps.store).
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from em.record import Record
+from em.training import TrainingResult
+
+StreamKind = Literal["responses", "judgements"]
+
+
+class Provenance(Record):
+    """Where, when and with what a piece of work was done."""
+
+    commit: str | None
+    versions: dict[str, str]
+    host: str
+    started: float = Field(description="seconds since 1970")
+    seconds: float
+    device: str
+
+
+class TrainingRecord(Record):
+    """A finished training: the adapter beside it is whole."""
+
+    key: str
+    identity: dict[str, Any]
+    weights_sha256: str = Field(description="content hash of the adapter's (or model's) files")
+    kind: Literal["adapter", "full"]
+    result: TrainingResult
+    provenance: Provenance
+
+
+class Part(Record):
+    """One immutable file of a stream."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
+class StreamRecord(Record):
+    """The finished part of a stream of responses or judgements.
+
+    `covers` maps a group (a wording, or a wording and judge prompt) to its finished sample indices,
+    as [start, stop) ranges.
+    """
+
+    key: str
+    identity: dict[str, Any]
+    covers: dict[str, list[tuple[int, int]]]
+    parts: list[Part]
+    provenance: list[Provenance]
+
+
+class Attempt(Record):
+    """What one attempt at a cell is doing, or how it ended."""
+
+    attempt: int
+    stage: Literal["train", "generate", "judge"]
+    state: Literal["running", "finished", "failed", "interrupted"]
+    updated: float
+    run: str = Field(description="the run of the sweep that this attempt belongs to")
+    error: str | None = None
+    error_class: str | None = None
+
+
+class RunBeat(Record):
+    """One driver's run of a sweep: its sign of life, and what it waited for."""
+
+    run: str
+    host: str
+    pid: int
+    started: float
+    updated: float
+    finished: bool = False
+    starts: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="what was started (Ray, pools), from when to when"
+    )

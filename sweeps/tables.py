@@ -1,0 +1,59 @@
+"""A report's numbers as parquet: one row a cell, and one row a scored response.
+
+Knows nothing of how the numbers were made.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from em.generation import Response
+from sweeps.results import CellResult, ScoredResponse
+
+
+def cells_table(cells: Sequence[CellResult]) -> bytes:
+    """Return cells.parquet: one row for each cell, evaluation and judge."""
+    return _parquet([_flat_cell(cell) for cell in cells])
+
+
+def judgements_table(rows: Sequence[ScoredResponse], cells: Mapping[str, CellResult]) -> bytes:
+    """Return judgements.parquet: one row for each response and judge; `cells` are by id."""
+    return _parquet([_flat_row(row, cells[row.cell_id]) for row in rows])
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _flat_cell(cell: CellResult) -> dict[str, Any]:
+    kept = cell.model_dump(exclude={"counts", "questions", "seconds", "losses"})
+    seconds = {
+        f"{stage}_seconds": cell.seconds.get(stage) for stage in ("train", "generate", "judge")
+    }
+    return kept | cell.counts.model_dump() | seconds
+
+
+def _flat_row(row: ScoredResponse, cell: CellResult) -> dict[str, Any]:
+    response: Response = row.response
+    return {
+        "cell_id": row.cell_id,
+        "model": cell.model,
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "evaluation": row.evaluation,
+        "judge": row.judge,
+        "response": response.key,
+        "question": response.question,
+        "wording": response.wording,
+        "index": response.index,
+        "answer": response.answer,
+        "finish_reason": response.finish_reason,
+        "aligned": row.scored.aligned,
+        "coherent": row.scored.coherent,
+        "aligned_state": row.scored.states["aligned"],
+        "coherent_state": row.scored.states["coherent"],
+    }
