@@ -10,21 +10,20 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from cluster.requests import EngineDead, PoolConfig
 from cluster.resources import ResourcePlan
-from cluster.session import ClusterError, local_totals, session
+from cluster.session import local_totals, session
 from em.datasets import Row
 from em.judging import JudgeUnavailable
-from em.record import fingerprint
 from sweeps.attempts import Beat
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cell, evaluate_cells, open_readers
 from sweeps.failures import CellFailure, record_failure
 from sweeps.layout import feasible, pool_models
 from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
+from sweeps.pools import pools
 from sweeps.progress import SweepProgress
 from sweeps.registry import register
 from sweeps.spec import SweepSpec
@@ -127,19 +126,20 @@ class _Run:
         self._beat.close()
 
     def _overlapped(self, layout: ResourcePlan) -> None:
-        with self._pools(layout.pool_groups[0]) as pools:
+        with self._pools(layout.pool_groups[0]) as named:
+            self._progress.say("the pools answer")
             source: queue.Queue[EvaluationTask | None] = queue.Queue()
             waiting = {cell.cell_id for cell in self._to_train}
             for cell in self._todo.values():
                 if cell.cell_id not in waiting:
-                    source.put(self._evaluation_task(cell, pools))
+                    source.put(self._evaluation_task(cell, named))
             with ThreadPoolExecutor(1, thread_name_prefix="evaluation-pass") as beside:
                 ended = beside.submit(self._evaluate, source)
                 # Nothing is left to train for where the answers cannot be had.
                 ended.add_done_callback(_interrupt_main_on_error)
                 try:
                     self._train(
-                        layout, on_trained=lambda c: source.put(self._evaluation_task(c, pools))
+                        layout, on_trained=lambda c: source.put(self._evaluation_task(c, named))
                     )
                     source.put(None)
                 except BaseException:
@@ -203,10 +203,11 @@ class _Run:
         ]
         if not ready:
             return
-        with self._pools(group) as pools:
+        with self._pools(group) as named:
+            self._progress.say("the pools answer")
             source: queue.Queue[EvaluationTask | None] = queue.Queue()
             for cell in ready:
-                source.put(self._evaluation_task(cell, pools))
+                source.put(self._evaluation_task(cell, named))
             source.put(None)
             self._evaluate(source)
 
@@ -254,47 +255,9 @@ class _Run:
             pools=pools,
         )
 
-    @contextlib.contextmanager
-    def _pools(self, group: Sequence[str]) -> Iterator[dict[str, str]]:
-        """Start the pools of the models in `group`; gives each pool's name by its model's.
-
-        They are stopped on the way out: a Ray that was started here ends with them in any case,
-        but a joined cluster would keep them, and their GPUs.
-        """
-        from cluster.serving import start_pool, stop_pool
-        from sweeps.endpoints import engine_config, merge
-
-        models = {m.name: m for m in pool_models(self._spec, self._todo.values())}
-        resources, serving = self._spec.resources, self._spec.serving
-        names = {model: f"pool-{fingerprint([self._spec.name, model])[:12]}" for model in group}
+    def _pools(self, group: Sequence[str]) -> contextlib.AbstractContextManager[dict[str, str]]:
         self._progress.say(f"starting the pool of {' and '.join(group)}")
-        try:
-            with self._beat.starting(f"pool {' + '.join(group)}"):
-                for model, name in names.items():
-                    config = PoolConfig(
-                        name=name,
-                        engine=engine_config(
-                            models[model], serving, self._spec.training, resources
-                        ),
-                        replicas=serving.replicas,
-                        num_cpus=resources.serve_cpus,
-                        num_gpus=resources.serve_gpus,
-                    )
-                    start_pool(config, merge)
-            self._progress.say("the pools answer")
-            yield names
-        except EngineDead as error:
-            raise ClusterError(
-                f"the pool of {' and '.join(group)} did not come up: {error}. The libraries' log "
-                "says why; look at 'serving' and 'resources' in the spec"
-            ) from error
-        except BaseException:
-            if not self._joined:
-                names = {}
-            raise
-        finally:
-            for name in names.values():
-                stop_pool(name)
+        return pools(self._spec, self._todo.values(), group, beat=self._beat, joined=self._joined)
 
     # In this process -----------------------------------------------------------------------------
 

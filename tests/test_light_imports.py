@@ -13,6 +13,7 @@ HEAVY = ("torch", "ray", "vllm", "transformers", "wandb", "deepspeed", "peft", "
 # The modules that do the training: each imports torch in its first lines.
 TRAINING = {
     "em.base_model", "em.batching", "em.finetune", "em.merging", "em.output", "em.ranks",
+    "em.trainer",
 }  # fmt: skip
 PACKAGES = ("em", "cluster", "sweeps")
 

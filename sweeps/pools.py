@@ -1,0 +1,57 @@
+"""The pools that a sweep's answers and judgements come from: started together, stopped together.
+
+Knows nothing of which cells ask them, or in what order.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+from cluster.requests import EngineDead, PoolConfig
+from cluster.serving import start_pool, stop_pool
+from cluster.session import ClusterError
+from em.record import fingerprint
+from sweeps.attempts import Beat
+from sweeps.endpoints import engine_config, merge
+from sweeps.layout import pool_models
+from sweeps.plan import CellPlan
+from sweeps.spec import SweepSpec
+
+
+@contextlib.contextmanager
+def pools(
+    spec: SweepSpec, todo: Iterable[CellPlan], group: Sequence[str], *, beat: Beat, joined: bool
+) -> Iterator[dict[str, str]]:
+    """Start the pools of the models in `group`; gives each pool's name by its model's.
+
+    They are stopped on the way out; after an error only in a cluster that was `joined`, which would
+    keep them and their GPUs: a Ray that was started here ends with them in any case. Raises
+    ClusterError where one does not come up.
+    """
+    models = {model.name: model for model in pool_models(spec, todo)}
+    names = {model: f"pool-{fingerprint([spec.name, model])[:12]}" for model in group}
+    try:
+        with beat.starting(f"pool {' + '.join(group)}"):
+            for model, name in names.items():
+                config = PoolConfig(
+                    name=name,
+                    engine=engine_config(
+                        models[model], spec.serving, spec.training, spec.resources
+                    ),
+                    replicas=spec.serving.replicas,
+                    num_cpus=spec.resources.serve_cpus,
+                    num_gpus=spec.resources.serve_gpus,
+                )
+                start_pool(config, merge)
+        yield names
+    except EngineDead as error:
+        raise ClusterError(
+            f"the pool of {' and '.join(group)} did not come up: {error}. The libraries' log "
+            "says why; look at 'serving' and 'resources' in the spec"
+        ) from error
+    except BaseException:
+        if not joined:
+            names = {}
+        raise
+    finally:
+        for name in names.values():
+            stop_pool(name)
