@@ -62,17 +62,17 @@ class Attempt(Record):
 
     attempt: int
     stage: Literal["train", "generate", "judge"]
-    state: Literal["running", "finished", "failed", "interrupted"]
+    state: Literal["running", "finished", "failed"]
     updated: float
-    run: str = Field(description="the run of the sweep that this attempt belongs to")
+    driver: str = Field(description="the driver that this attempt belongs to")
     error: str | None = None
     error_class: str | None = None
 
 
-class RunBeat(Record):
-    """One driver's run of a sweep: its sign of life, and what it waited for."""
+class DriverBeat(Record):
+    """One driver (a process that carries out a sweep): its sign of life, what it waited for."""
 
-    run: str
+    driver: str
     host: str
     pid: int
     started: float

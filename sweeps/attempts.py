@@ -15,7 +15,7 @@ from typing import Literal
 import psutil
 
 from em.record import Record
-from sweeps.artefacts import Attempt, RunBeat
+from sweeps.artefacts import Attempt, DriverBeat
 from sweeps.files import StoreError
 from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
 from sweeps.store import Store
@@ -44,14 +44,16 @@ class CellStatus(Record):
 class CellLog:
     """The current attempt at one cell; every write replaces one small file."""
 
-    def __init__(self, store: Store, sweep: str, cell_id: str, *, run: str, attempt: int) -> None:
+    def __init__(
+        self, store: Store, sweep: str, cell_id: str, *, driver: str, attempt: int
+    ) -> None:
         self._store, self._sweep, self._cell_id = store, sweep, cell_id
-        self._run, self._attempt = run, attempt
+        self._driver, self._attempt = driver, attempt
 
     def write(
         self,
         stage: Stage,
-        state: Literal["running", "finished", "failed", "interrupted"],
+        state: Literal["running", "finished", "failed"],
         error: BaseException | str | None = None,
         error_class: str | None = None,
     ) -> None:
@@ -64,7 +66,7 @@ class CellLog:
                 stage=stage,
                 state=state,
                 updated=time.time(),
-                run=self._run,
+                driver=self._driver,
                 error=str(error)[:MAX_MESSAGE] if error is not None else None,
                 error_class=type(error).__name__
                 if isinstance(error, BaseException)
@@ -77,14 +79,14 @@ class Beat:
     """A driver's sign of life, renewed by a thread of its own until it is closed."""
 
     def __init__(self, store: Store, sweep: str) -> None:
-        """Begin a run of the sweep, under a new id `run`."""
-        self.run = uuid.uuid4().hex[:12]
-        self._store, self._path = store, f"{store.sweep_dir(sweep)}/runs/{self.run}.json"
+        """Begin to carry out the sweep, as a new driver with an id of its own."""
+        self.driver = uuid.uuid4().hex[:12]
+        self._store, self._path = store, f"{store.sweep_dir(sweep)}/drivers/{self.driver}.json"
         self._started = time.time()
         self._starts: dict[str, tuple[float, float]] = {}
         self._stop = threading.Event()
         self._write(finished=False)
-        self._thread = threading.Thread(target=self._loop, name="run-beat", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="driver-beat", daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
@@ -107,8 +109,8 @@ class Beat:
                 self._write(finished=False)
 
     def _write(self, *, finished: bool) -> None:
-        beat = RunBeat(
-            run=self.run,
+        beat = DriverBeat(
+            driver=self.driver,
             host=platform.node(),
             pid=os.getpid(),
             started=self._started,
@@ -119,18 +121,18 @@ class Beat:
         self._store.write_record(self._path, beat)
 
 
-def live_run(store: Store, sweep: str) -> RunBeat | None:
+def live_driver(store: Store, sweep: str) -> DriverBeat | None:
     """Return the driver that is at work on the sweep now, or None."""
-    return next((beat for beat in reversed(store.runs(sweep)) if _is_live(beat)), None)
+    return next((beat for beat in reversed(store.drivers(sweep)) if _is_live(beat)), None)
 
 
-def _is_live(beat: RunBeat) -> bool:
+def _is_live(beat: DriverBeat) -> bool:
     if beat.finished or time.time() - beat.updated > LOST_AFTER_S:
         return False
     return beat.host != platform.node() or psutil.pid_exists(beat.pid)
 
 
-def cell_status(plan: CellPlan, store: Store, sweep: str, beat: RunBeat | None) -> CellStatus:
+def cell_status(plan: CellPlan, store: Store, sweep: str, beat: DriverBeat | None) -> CellStatus:
     """Return how far one cell is: what the store holds whole goes before what attempts say."""
     attempts = store.attempts(sweep, plan.cell_id)
     last = attempts[-1] if attempts else None
@@ -140,7 +142,7 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, beat: RunBeat | None) 
         state = "finished"
     elif last and last.state == "failed":
         state = "failed"
-    elif last and last.state == "running" and beat and beat.run == last.run:
+    elif last and last.state == "running" and beat and beat.driver == last.driver:
         state = "running"
     failed = last if last and state == "failed" else None
     return CellStatus(
@@ -158,7 +160,7 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, beat: RunBeat | None) 
 
 def statuses(plan: SweepPlan, store: Store) -> list[CellStatus]:
     """Return how far every cell is, in the plan's order."""
-    beat = live_run(store, plan.spec.name)
+    beat = live_driver(store, plan.spec.name)
     return [cell_status(cell, store, plan.spec.name, beat) for cell in plan.cells]
 
 

@@ -210,12 +210,12 @@ def _carry_out(
     import contextlib
 
     from sweeps import runner
-    from sweeps.attempts import live_run
+    from sweeps.attempts import live_driver
     from sweeps.console import noise_to
     from sweeps.plan import STAGES, stages_to_run
     from sweeps.progress import SweepProgress
 
-    live = live_run(store, sweep.spec.name)
+    live = live_driver(store, sweep.spec.name)
     if live is not None:
         raise ValueError(
             f"the sweep {sweep.spec.name!r} is being run by process {live.pid} on {live.host}: "

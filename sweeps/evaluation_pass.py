@@ -40,7 +40,7 @@ class EvaluationTask:
     spec: SweepSpec
     store: str
     sweep: str
-    run: str
+    driver: str
     pools: Mapping[str, str]
 
 
@@ -103,7 +103,7 @@ def evaluate_cell(
         _answer_and_judge(plan, store, speak, task.spec, models, runner, on_stage)
 
     failure = attempt_cell(
-        store, task.sweep, plan.cell_id, task.run, work, first_stage="generate", tries=tries
+        store, task.sweep, plan.cell_id, task.driver, work, first_stage="generate", tries=tries
     )
     if failure is None:
         _tell(task, store)

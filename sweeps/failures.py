@@ -47,7 +47,7 @@ def attempt_cell(
     store: Store,
     sweep: str,
     cell_id: str,
-    run: str,
+    driver: str,
     work: Callable[[OnStage], None],
     *,
     first_stage: Stage,
@@ -58,7 +58,7 @@ def attempt_cell(
     Each try is an attempt of the cell in the store; `work` says which stage it is in.
     """
     for trial in range(1, tries + 1):
-        log = _open_log(store, sweep, cell_id, run, first_stage)
+        log = _open_log(store, sweep, cell_id, driver, first_stage)
         stage: list[Stage] = [first_stage]
 
         def on_stage(now: Stage, log: CellLog = log, stage: list[Stage] = stage) -> None:
@@ -103,30 +103,33 @@ def outcome_of(
         )
 
 
-def record_failure(store: Store, sweep: str, run: str, failure: CellFailure) -> None:
-    """Write `failure` as the cell's last attempt, unless a failure of this run stands there.
+def record_failure(store: Store, sweep: str, driver: str, failure: CellFailure) -> None:
+    """Write `failure` as the cell's last attempt, unless a failure under this driver stands there.
 
     A process that is killed leaves its attempt as running; only its driver can tell.
     """
     attempts = store.attempts(sweep, failure.cell_id)
     last = attempts[-1] if attempts else None
-    if last is not None and last.run == run and last.state == "failed":
+    if last is not None and last.driver == driver and last.state == "failed":
         return
-    mine = last is not None and last.run == run and last.state == "running"
+    mine = last is not None and last.driver == driver and last.state == "running"
     number = len(attempts) if mine else len(attempts) + 1
-    log = CellLog(store, sweep, failure.cell_id, run=run, attempt=number)
+    log = CellLog(store, sweep, failure.cell_id, driver=driver, attempt=number)
     log.write(failure.stage, "failed", failure.message, failure.error_class)
 
 
-def _open_log(store: Store, sweep: str, cell_id: str, run: str, first: Stage) -> CellLog:
-    """Go on in the attempt that ended with an earlier stage in this run; else begin the next."""
+def _open_log(store: Store, sweep: str, cell_id: str, driver: str, first: Stage) -> CellLog:
+    """Go on in this driver's attempt that ended with an earlier stage; else begin the next."""
     attempts = store.attempts(sweep, cell_id)
     last = attempts[-1] if attempts else None
     goes_on = (
-        last is not None and last.run == run and last.state == "finished" and last.stage != first
+        last is not None
+        and last.driver == driver
+        and last.state == "finished"
+        and last.stage != first
     )
     number = len(attempts) if goes_on else len(attempts) + 1
-    return CellLog(store, sweep, cell_id, run=run, attempt=number)
+    return CellLog(store, sweep, cell_id, driver=driver, attempt=number)
 
 
 def _innermost(error: BaseException) -> BaseException:

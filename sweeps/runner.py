@@ -61,11 +61,11 @@ def run_sweep(
         feasible(plan, todo, store, local_totals())
     asyncio.run(_check_judges(plan.spec))
     register(plan, store)
-    run = _Run(plan, store, todo, relative_to, progress)
+    driver = _Driver(plan, store, todo, relative_to, progress)
     try:
-        run.inline() if inline else run.on_cluster(address)
+        driver.inline() if inline else driver.on_cluster(address)
     finally:
-        run.close()
+        driver.close()
 
 
 async def _check_judges(spec: SweepSpec) -> None:
@@ -82,8 +82,8 @@ def _interrupt_main_on_error(done: "Future[None]") -> None:
         _thread.interrupt_main()
 
 
-class _Run:
-    """One run of a sweep."""
+class _Driver:
+    """The process that carries out a sweep."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class _Run:
         self._spec, self._relative_to = plan.spec, relative_to
         self._todo = {cell.cell_id: cell for cell in todo}
         self._to_train = [c for c in todo if "train" in stages_to_run(c, store)]
-        self._ended: set[str] = set()  # cells that this run is through with, well or badly
+        self._ended: set[str] = set()  # cells that this driver is through with, well or badly
         self._stop = threading.Event()
         self._joined = False
         self._beat = Beat(store, plan.spec.name)
@@ -122,7 +122,7 @@ class _Run:
                 self._evaluate_group(group)
 
     def close(self) -> None:
-        """Say that this run has ended."""
+        """Say that this driver has ended."""
         self._beat.close()
 
     def _overlapped(self, layout: ResourcePlan) -> None:
@@ -190,7 +190,7 @@ class _Run:
             plan=cell.model_copy(update={"evaluations": (), "judgings": ()}),
             store=self._store.url,
             sweep=self._spec.name,
-            run=self._beat.run,
+            driver=self._beat.driver,
             tracking=self._spec.tracking,
             resources=self._spec.resources,
         )
@@ -241,7 +241,7 @@ class _Run:
             f"{self._spec.retries + 1} times",
             transient=True,
         )
-        record_failure(self._store, self._spec.name, self._beat.run, failure)
+        record_failure(self._store, self._spec.name, self._beat.driver, failure)
         last = self._store.attempts(self._spec.name, cell.cell_id)[-1]
         self._progress.failed(cell.cell_id, last.stage, last.error or failure.message)
 
@@ -251,7 +251,7 @@ class _Run:
             spec=self._spec,
             store=self._store.url,
             sweep=self._spec.name,
-            run=self._beat.run,
+            driver=self._beat.driver,
             pools=pools,
         )
 

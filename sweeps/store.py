@@ -8,7 +8,7 @@ how an artefact is made.
     training/<key>/record.json          + adapter/; attempt/ while unfinished
     responses/<key>/record.json         + part-*.parquet
     judgements/<key>/record.json        + part-*.parquet
-    sweeps/<name>/                      spec.json, runs/*.json, report/
+    sweeps/<name>/                      spec.json, drivers/*.json, report/
     sweeps/<name>/cells/<cell_id>/      attempt-*.json
     logs/  wandb/
 """
@@ -27,9 +27,9 @@ from em.catalogue import cache_dir
 from em.record import Record
 from sweeps.artefacts import (
     Attempt,
+    DriverBeat,
     Part,
     Provenance,
-    RunBeat,
     StreamKind,
     StreamRecord,
     TrainingRecord,
@@ -230,9 +230,9 @@ class Store:
         name = f"attempt-{attempt.attempt:04d}.json"
         self.write_record(f"{self.sweep_dir(sweep)}/cells/{cell_id}/{name}", attempt)
 
-    def runs(self, sweep: str) -> list[RunBeat]:
-        """Return every run of a sweep, oldest first."""
-        beats = self._all_in(f"{self.sweep_dir(sweep)}/runs", RunBeat)
+    def drivers(self, sweep: str) -> list[DriverBeat]:
+        """Return every driver of a sweep, oldest first."""
+        beats = self._all_in(f"{self.sweep_dir(sweep)}/drivers", DriverBeat)
         return sorted(beats, key=lambda beat: beat.started)
 
     def _all_in(self, folder: str, model: type[Item]) -> list[Item]:

@@ -6,13 +6,13 @@ Knows nothing of how the work is done.
 from collections.abc import Iterable, Sequence
 
 from em.record import Record
-from sweeps.artefacts import RunBeat
+from sweeps.artefacts import DriverBeat
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.store import Store
 
 
 class Overhead(Record):
-    """Where the wall time of the sweep's runs went, in seconds."""
+    """Where the wall time of the sweep's drivers went, in seconds."""
 
     wall: float
     stage_work: float
@@ -21,15 +21,17 @@ class Overhead(Record):
 
 
 def overhead(sweep: SweepPlan, store: Store) -> Overhead:
-    """Wall time of the runs, less what stages and starts cover; stages may overlap each other."""
-    runs = store.runs(sweep.spec.name)
+    """Wall time of the drivers, less what stages and starts cover; stages may overlap."""
+    drivers = store.drivers(sweep.spec.name)
     work, cells = _stage_intervals(sweep.cells, store)
-    wall = sum(run.updated - run.started for run in runs)
+    wall = sum(driver.updated - driver.started for driver in drivers)
     busy = starts = 0.0
-    for run in runs:
-        inside = _clip(work, run)
+    for driver in drivers:
+        inside = _clip(work, driver)
         busy += union_length(inside)
-        starts += union_length(_clip([*work, *run.starts.values()], run)) - union_length(inside)
+        starts += union_length(_clip([*work, *driver.starts.values()], driver)) - union_length(
+            inside
+        )
     left = max(0.0, wall - busy - starts)
     return Overhead(
         wall=wall, stage_work=busy, starts=starts, per_cell=left / cells if cells else None
@@ -55,8 +57,8 @@ def _stage_intervals(
     return done, finished
 
 
-def _clip(spans: Sequence[tuple[float, float]], run: RunBeat) -> list[tuple[float, float]]:
-    cut = [(max(a, run.started), min(b, run.updated)) for a, b in spans]
+def _clip(spans: Sequence[tuple[float, float]], driver: DriverBeat) -> list[tuple[float, float]]:
+    cut = [(max(a, driver.started), min(b, driver.updated)) for a, b in spans]
     return [(a, b) for a, b in cut if b > a]
 
 

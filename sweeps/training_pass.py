@@ -38,7 +38,7 @@ class TrainTask:
     plan: CellPlan
     store: str
     sweep: str
-    run: str
+    driver: str
     tracking: TrackingConfig
     resources: ResourcesConfig
 
@@ -130,7 +130,9 @@ def train_task(task: TrainTask, rows: Sequence[Row]) -> CellFailure | None:
                 rows=rows,
             )
 
-    return attempt_cell(store, task.sweep, task.plan.cell_id, task.run, work, first_stage="train")
+    return attempt_cell(
+        store, task.sweep, task.plan.cell_id, task.driver, work, first_stage="train"
+    )
 
 
 def _train(
@@ -163,7 +165,7 @@ def _train_on_ranks(
         ranks=job.config.ranks,
         cpus=task.resources.train_cpus,
         gpus=task.resources.train_gpus,
-        name=f"train-{fingerprint(task.plan.training_identity)[:16]}-{task.run}",
+        name=f"train-{fingerprint(task.plan.training_identity)[:16]}-{task.driver}",
         storage_dir=job.checkpoint_dir.parent / "ray-train",
     )
     result = TrainingResult.model_validate_json(result_path.read_text())

@@ -18,6 +18,9 @@ import yaml
 
 EMSWEEP = str(Path(sys.executable).with_name("emsweep"))
 WAIT_S = 600
+# Ray's own, with no work of ours: after a SIGKILL they try for a minute to report to what is gone.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+AGENTS_GONE_WITHIN_S = 120
 
 
 def tiny_spec(model_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -95,10 +98,11 @@ def report(store: Path, name: str = "tiny") -> dict[str, Any]:
 
 def run_until(
     spec: Path, store: Path, reached: Callable[[], bool], number: signal.Signals
-) -> tuple[int, str]:
-    """Start a run, send it `number` as soon as `reached`, and return its exit code and output.
+) -> tuple[int, str, list[psutil.Process]]:
+    """Start a run, send it `number` as soon as `reached`; return its exit code, output and agents.
 
-    Waits until every process that the run started has ended, and fails where one is left.
+    Waits until every process that it started has ended, and fails where one is left. After a
+    SIGKILL the agents are not waited for: `check_gone` looks at them later.
     """
     command = [EMSWEEP, "run", str(spec), "--store", str(store)]
     child = subprocess.Popen(
@@ -114,13 +118,24 @@ def run_until(
     family = psutil.Process(child.pid).children(recursive=True)
     os.kill(child.pid, number)
     output, _ = child.communicate(timeout=60)
-    # After a SIGKILL nobody is left to end Ray's own agents: they notice by themselves, in a while.
-    gone_within_s = 120 if number == signal.SIGKILL else 15
-    _, alive = psutil.wait_procs(family, timeout=gone_within_s)
-    assert not alive, (
-        f"left behind: {[' '.join(p.cmdline())[:100] for p in alive if p.is_running()]}"
-    )
-    return child.returncode, output
+    agents = [p for p in family if _name(p).startswith(AGENTS)] if number == signal.SIGKILL else []
+    check_gone([p for p in family if p not in agents], within_s=15)
+    return child.returncode, output, agents
+
+
+def check_gone(processes: list[psutil.Process], *, within_s: float) -> None:
+    """Fail where one of `processes` does not end."""
+    _, alive = psutil.wait_procs(processes, timeout=within_s)
+    left = [name for process in alive if (name := _name(process))]
+    assert not left, f"left behind: {left}"
+
+
+def _name(process: psutil.Process) -> str:
+    """The process's command, empty once it has ended."""
+    try:
+        return " ".join(process.cmdline())[:100]
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def in_stage(store: Path, stage: str, *, since: float, name: str = "tiny") -> Callable[[], bool]:

@@ -10,7 +10,7 @@ import pytest
 from em.catalogue import CACHE_ENV
 from em.record import Record
 from em.training import TrainingResult
-from sweeps.artefacts import Attempt, Part, Provenance, RunBeat, StreamRecord, TrainingRecord
+from sweeps.artefacts import Attempt, DriverBeat, Part, Provenance, StreamRecord, TrainingRecord
 from sweeps.files import StoreError
 from sweeps.store import Store
 
@@ -284,7 +284,7 @@ def test_what_was_written_is_read_back_as_it_was(place: Place) -> None:
 
 
 def attempt(number: int, **changes: object) -> Attempt:
-    known = {"attempt": number, "stage": "train", "state": "running", "updated": 1.5, "run": "r"}
+    known = {"attempt": number, "stage": "train", "state": "running", "updated": 1.5, "driver": "r"}
     return Attempt.model_validate(known | changes)
 
 
@@ -295,21 +295,21 @@ def test_attempts_are_kept_in_order_and_replaced_by_number(place: Place) -> None
         store.write_attempt("s", "cell-1", attempt(number))
     failed = attempt(2, state="failed", error="boom", error_class="ValueError")
     store.write_attempt("s", "cell-1", failed)
-    store.write_attempt("s", "cell-2", attempt(1, run="other"))
+    store.write_attempt("s", "cell-2", attempt(1, driver="other"))
     assert place.store().attempts("s", "cell-1") == [attempt(1), failed, attempt(11)]
     assert store.attempts("t", "cell-1") == []
 
 
 def test_runs_are_oldest_first(place: Place) -> None:
     store = place.store()
-    assert store.runs("s") == []
+    assert store.drivers("s") == []
     beats = [
-        RunBeat(run=run, host="h", pid=1, started=started, updated=9.0)
-        for run, started in (("b", 2.0), ("a", 3.0), ("c", 1.0))
+        DriverBeat(driver=name, host="h", pid=1, started=started, updated=9.0)
+        for name, started in (("b", 2.0), ("a", 3.0), ("c", 1.0))
     ]
     for beat in beats:
-        store.write_record(f"{store.sweep_dir('s')}/runs/{beat.run}.json", beat)
-    assert [beat.run for beat in store.runs("s")] == ["c", "b", "a"]
+        store.write_record(f"{store.sweep_dir('s')}/drivers/{beat.driver}.json", beat)
+    assert [beat.driver for beat in store.drivers("s")] == ["c", "b", "a"]
 
 
 def test_a_local_folder_for_other_programs(place: Place) -> None:

@@ -14,7 +14,9 @@ from em.training import TrainingResult
 from sweeps.store import Store
 from tests.fakes import tiny_model
 from tests.sweep_runs import (
+    AGENTS_GONE_WITHIN_S,
     artefacts,
+    check_gone,
     emsweep,
     in_stage,
     report,
@@ -124,15 +126,17 @@ def test_stopped_in_every_stage_and_continued(
     serving = tiny_spec(model)["serving"] | {"concurrency": 1}
     spec = write_spec(tmp_path, tiny_spec(model, serving=serving))
     store = tmp_path / "store"
+    agents = []
     for stage in ("train", "generate", "judge"):
         for number in (signal.SIGINT, signal.SIGKILL):
             before = artefacts(store)
-            code, printed = run_until(
+            code, printed, left = run_until(
                 spec, store, in_stage(store, stage, since=time.time()), number
             )
             assert code == (130 if number == signal.SIGINT else -signal.SIGKILL), printed
             kept = {name: state for name, state in artefacts(store).items() if name in before}
             assert kept == before
+            agents += left
     before = artefacts(store)
     emsweep("run", spec, "--store", store)
     after = artefacts(store)
@@ -146,6 +150,7 @@ def test_stopped_in_every_stage_and_continued(
         c["cell_id"] for c in report(whole)["cells"]
     ]
     assert {c["state"] for c in report(store)["cells"]} == {"finished"}
+    check_gone(agents, within_s=AGENTS_GONE_WITHIN_S)
 
 
 def test_inline_makes_the_same_adapters(
