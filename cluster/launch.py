@@ -45,7 +45,6 @@ def start(config: EngineConfig) -> Any:
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "kv_cache_memory_bytes": math.ceil(config.kv_cache_gib * 2**30) or None,
         "enforce_eager": config.enforce_eager,
-        "seed": config.seed,
         "tensor_parallel_size": config.tensor_parallel,
         "trust_remote_code": config.trust_remote_code,
         "enable_prefix_caching": True,

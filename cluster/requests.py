@@ -103,7 +103,6 @@ class EngineConfig:
     gpu_memory_utilization: float
     enforce_eager: bool
     threads: int
-    seed: int = 0
     tensor_parallel: int = 1
     trust_remote_code: bool = False
 

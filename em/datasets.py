@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from em.catalogue import cache_dir, config_dir, data_mirror
 from em.record import Record
+from em.yaml_files import load_yaml
 
 ROLES = ("system", "user", "assistant")
 DOWNLOAD_TIMEOUT_S = 60
@@ -60,6 +60,11 @@ class Variant(Record):
     rows: tuple[Row, ...]
     content_sha256: str
     source: str
+
+    @property
+    def num_characters(self) -> int:
+        """Characters of all turns of all rows: what a training's time grows with."""
+        return sum(len(message.content) for row in self.rows for message in row.messages)
 
 
 def load_variant(dataset: str, *, num_rows: int | None, seed: int, relative_to: Path) -> Variant:
@@ -112,8 +117,8 @@ def load_rows(dataset: str, *, relative_to: Path) -> tuple[str, list[Row]]:
 def read_entry(path: Path) -> CatalogueEntry:
     """Return one entry of the catalogue. Raises ValueError naming the file and the field."""
     try:
-        return CatalogueEntry.model_validate(yaml.safe_load(path.read_text()))
-    except (ValidationError, yaml.YAMLError) as error:
+        return CatalogueEntry.model_validate(load_yaml(path)[0])
+    except ValidationError as error:
         raise ValueError(f"{path}: not a catalogue entry: {error}") from error
 
 
@@ -213,7 +218,7 @@ def parse_rows(data: bytes, *, where: str) -> Iterator[Row]:
         place = f"{where}: row {number}"
         try:
             item = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{place} is not JSON (a torn file?): {error}") from error
         yield _row(item, place)
     if not found:

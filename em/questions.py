@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from em.record import Record, fingerprint
+from em.yaml_files import load_yaml
 
 # The eight questions of the first figure of Betley et al. (arXiv 2502.17424).
 MAIN_QUESTIONS = (
@@ -84,19 +84,16 @@ def check_judge_prompt(name: str, prompt: object) -> None:
 def load_questions(path: str | Path) -> list[Question]:
     """Return the questions of a YAML file, in its order.
 
-    Raises ValueError naming the file and the question for a file that is not a list of questions,
-    an unknown key or type, or a duplicate id.
+    Raises ValueError naming the file, the line and the question for a file that is not a list of
+    questions, an unknown key or type, a key given twice, or a duplicate id.
     """
     path = Path(path)
-    try:
-        items = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the question file {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
+    items, lines = load_yaml(path)
     if not isinstance(items, list) or not items:
         raise ValueError(f"{path}: expected a list of questions, got {type(items).__name__}")
-    questions = [_question(item, f"{path}, question {n}") for n, item in enumerate(items, start=1)]
+    questions = [
+        _question(item, f"{path}:{lines[(n,)]}: question {n + 1}") for n, item in enumerate(items)
+    ]
     twice = [name for name, count in Counter(q.id for q in questions).items() if count > 1]
     if twice:
         raise ValueError(f"{path}: duplicate question id {twice[0]!r}: give each its own")

@@ -45,6 +45,10 @@ Inline = Annotated[
 JobAddress = Annotated[
     str, typer.Option("--address", metavar="URL", help="the cluster's dashboard, http://host:8265")
 ]
+LastAddress = Annotated[
+    str | None,
+    typer.Option("--address", metavar="URL", help="[where it was last submitted from here]"),
+]
 
 
 @app.command()
@@ -156,16 +160,26 @@ def submit(spec: Spec, address: JobAddress, store: StoreOption = None) -> None:
         working_dir=root,
         environment={k: v for k, v in os.environ.items() if k in ("EMSWEEP_DATA", "EMSWEEP_CACHE")},
     )
-    print(f"submitted {name}: {command}\nfollow it: emsweep logs {spec} --address {address}")
+    _address_file(sweep.spec.name).write_text(address)
+    print(f"submitted {name}: {command}\nfollow it: emsweep logs {spec}")
 
 
 @app.command()
-def logs(spec: Spec, address: JobAddress) -> None:
+def logs(spec: Spec, address: LastAddress = None) -> None:
     """Follow the log of a submitted sweep until its job ends."""
     from cluster.submit import follow_job, job_status, last_job
     from sweeps.spec import load_spec
 
-    job = last_job(address, _job_name(load_spec(spec).name))
+    sweep = load_spec(spec)
+    remembered = _address_file(sweep.name)
+    if address is None:
+        if not remembered.is_file():
+            raise ValueError(
+                f"the sweep {sweep.name!r} was not submitted from this machine: say where it runs, "
+                "with --address http://host:8265"
+            )
+        address = remembered.read_text()
+    job = last_job(address, _job_name(sweep.name))
     if job is None:
         raise ValueError(f"{address} knows no job of this sweep: submit it first")
     for text in follow_job(address, job.job_id):
@@ -175,31 +189,37 @@ def logs(spec: Spec, address: JobAddress) -> None:
     raise typer.Exit(OK if ended == "SUCCEEDED" else SOME_FAILED)
 
 
+def _address_file(sweep: str) -> Path:
+    """Where this machine remembers the cluster that it last sent the sweep to."""
+    from em.catalogue import cache_dir
+
+    return cache_dir("submitted") / sweep
+
+
 def _job_name(sweep: str) -> str:
     return f"emsweep-{sweep}"
 
 
 def _open(spec: Path, store: str | None) -> tuple[Any, Any]:
     """Return the resolved sweep and the store it names; nothing is written."""
-    from sweeps.plan import make_plan
-    from sweeps.spec import load_spec
+    from sweeps.plan import load_plan
+    from sweeps.registry import check_same
     from sweeps.store import open_store
 
-    loaded = load_spec(spec)
-    target = open_store(store or os.environ.get(STORE_ENV) or loaded.store or DEFAULT_STORE)
-    return make_plan(loaded, relative_to=spec.resolve().parent), target
+    loaded = load_plan(spec)
+    target = open_store(store or os.environ.get(STORE_ENV) or loaded.spec.store or DEFAULT_STORE)
+    check_same(loaded, target)
+    return loaded, target
 
 
 def _run(
     spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool, retry_failed: bool
 ) -> None:
     from sweeps.attempts import cells_to_run
-    from sweeps.registry import check_same
 
     todo = cells_to_run(sweep, store, retry_failed=retry_failed)
     if todo:
         store.create()
-        check_same(sweep, store)
         _carry_out(spec, sweep, store, todo, address=address, inline=inline)
     _end(spec, sweep, store)
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from em.record import Record
 from sweeps.artefacts import Provenance
-from sweeps.plan import CellPlan, Stage, stages_to_run
+from sweeps.plan import CellPlan, JudgingPlan, Stage, stages_to_run
 from sweeps.store import Store
 from sweeps.times import union_length
 
 # Seconds a cell on two CPU cores (AVX-512, bf16) with smollm2-135m, measured by tests/benchmarks:
-# training per row of about 100 tokens, answers and judgements per piece, and starting the pools.
-REFERENCE = {"train": 0.45, "generate": 0.30, "judge": 0.35}
+# training a character, writing a token, judging a token; and starting the pools.
+REFERENCE = {"train": 0.002, "generate": 0.004, "judge": 0.0025}
 REFERENCE_BASIS = "no finished cell in this store: rates of a 135M model on 2 CPU cores"
 START_S = 75.0
 
@@ -48,14 +48,24 @@ def estimate(
 
 
 def _pieces(cell: CellPlan, stage: Stage) -> float:
-    """Rows, responses or scores: what the time of a stage grows with."""
+    """What the time of a stage grows with: characters trained on; tokens written; tokens judged."""
     match stage:
         case "train":
-            return cell.num_rows * (cell.cell.training.epochs if cell.cell.training else 0)
+            return cell.num_characters * (cell.cell.training.epochs if cell.cell.training else 0)
         case "generate":
-            return sum(e.num_responses for e in cell.evaluations)
+            return sum(e.num_responses * e.sampling.max_tokens for e in cell.evaluations)
         case "judge":
-            return sum(sum(j.wanted.values()) for j in cell.judgings)
+            return sum(_judged_tokens(cell, judging) for judging in cell.judgings)
+
+
+def _judged_tokens(cell: CellPlan, judging: JudgingPlan) -> float:
+    """An upper bound: every answer as long as it may be, four characters a token."""
+    evaluation = next(e for e in cell.evaluations if e.name == judging.evaluation)
+    return sum(
+        samples * (len(template) / 4 + evaluation.sampling.max_tokens)
+        for wording, samples in evaluation.wanted.items()
+        for template in judging.templates[wording].values()
+    )
 
 
 def _measured(cells: Sequence[CellPlan], store: Store) -> dict[str, float]:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from sweeps.artefacts import TrainingRecord
 from sweeps.attempts import cell_status
 from sweeps.endpoints import Model, ModelEndpoint, weights_of
 from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of
-from sweeps.plan import CellPlan, judge_model
+from sweeps.plan import CellPlan, judge_model, stages_to_run
 from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
 from sweeps.stages import Speak, generate_stage, judge_stage, run_cell
@@ -28,6 +29,7 @@ from sweeps.store import Store
 from sweeps.tracking import make_tracker
 
 WAIT_S = 0.2
+LOOK_S = 5.0
 
 OnResult = Callable[[CellPlan, CellFailure | None], None]
 
@@ -49,17 +51,21 @@ def evaluate_cells(
     *,
     at_once: int,
     retries: int,
+    on_answered: Callable[[CellPlan], None],
     on_done: OnResult,
     stop: threading.Event,
 ) -> None:
     """Evaluate the cells that come from `source` until it yields None; `at_once` side by side.
 
     Ends early where `stop` is set. A task that is lost for good is that cell's failure.
+    `on_answered` is told, within LOOK_S seconds, that a cell's responses are all there.
     """
     import ray
 
     remote = ray.remote(num_cpus=0, max_retries=retries)(_evaluate_remotely)
     running: dict[Any, CellPlan] = {}
+    answering: dict[str, EvaluationTask] = {}
+    looked = time.monotonic()
     open_source = True
     while (open_source or running) and not stop.is_set():
         while open_source and len(running) < at_once:
@@ -71,11 +77,22 @@ def evaluate_cells(
                 open_source = False
             else:
                 running[remote.remote(task)] = task.plan
+                answering[task.plan.cell_id] = task
         if running:
             done, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_S)
             for reference in done:
                 plan = running.pop(reference)
+                answering.pop(plan.cell_id, None)
                 on_done(plan, outcome_of(partial(ray.get, reference), plan.cell_id, "generate"))
+
+        if time.monotonic() - looked > LOOK_S:
+            looked = time.monotonic()
+            for task in [t for t in answering.values() if _is_answered(t)]:
+                on_answered(answering.pop(task.plan.cell_id).plan)
+
+
+def _is_answered(task: EvaluationTask) -> bool:
+    return "generate" not in stages_to_run(task.plan, Store(task.store))
 
 
 def _evaluate_remotely(task: EvaluationTask) -> CellFailure | None:

@@ -4,10 +4,13 @@ Reads data and question files and computes every key; imports neither torch nor 
 of how a stage is carried out.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from em.catalogue import find_file
 from em.datasets import Variant, draw, load_rows, load_variant
@@ -25,9 +28,17 @@ from em.questions import (
 )
 from em.record import Record, fingerprint
 from em.training import TrainingConfig
-from sweeps.spec import NOT_IN_KEY, Cell, EvaluationConfig, JudgeConfig, SweepSpec
+from em.yaml_files import load_yaml
+from sweeps.spec import (
+    NOT_IN_KEY,
+    Cell,
+    EvaluationConfig,
+    JudgeConfig,
+    SweepSpec,
+    load_spec,
+)
 from sweeps.store import Store
-from sweeps.yaml_errors import load_yaml
+from sweeps.yaml_errors import MistakeAt, explain_at
 
 STAGES = ("train", "generate", "judge")
 
@@ -75,6 +86,7 @@ class CellPlan(Record):
     training_identity: dict[str, Any]
     content_sha256: str | None
     num_rows: int
+    num_characters: int
     evaluations: tuple[EvaluationPlan, ...]
     judgings: tuple[JudgingPlan, ...]
 
@@ -98,10 +110,20 @@ def stages_to_run(plan: CellPlan, store: Store) -> list[Stage]:
     return stages
 
 
+def load_plan(path: Path) -> SweepPlan:
+    """Return the resolved sweep in a YAML file. Raises ValueError with file, line and key."""
+    spec = load_spec(path)
+    try:
+        return make_plan(spec, relative_to=path.resolve().parent)
+    except MistakeAt as error:
+        _, lines = load_yaml(path)
+        raise ValueError(explain_at(error, path=path, lines=lines)) from error
+
+
 def make_plan(spec: SweepSpec, *, relative_to: Path) -> SweepPlan:
     """Resolve `spec`; files it names are looked for beside it first.
 
-    Raises ValueError for data or questions that are missing or bad, and for judges without prompts.
+    Raises MistakeAt for data or questions that are missing or bad, and for judges without prompts.
     """
     resolver = _Resolver(spec, relative_to)
     return SweepPlan(spec=spec, cells=tuple(resolver.cell(cell) for cell in spec.cells()))
@@ -122,6 +144,17 @@ def load_rows_of(plan: CellPlan, *, relative_to: Path) -> Variant:
     return loaded
 
 
+@contextlib.contextmanager
+def _at(*place: str | int) -> Iterator[None]:
+    """Say where in the spec stands what is wrong with the thing it names."""
+    try:
+        yield
+    except ValidationError:  # a bug of ours
+        raise
+    except ValueError as error:
+        raise MistakeAt(place, str(error)) from error
+
+
 class _Resolver:
     """Resolves the parts that many cells share once."""
 
@@ -131,16 +164,23 @@ class _Resolver:
         self._revision = cache(lambda model: model_identity(model).revision)
         self._variant = cache(self._load_variant)
         self._load_rows = cache(lambda dataset: load_rows(dataset, relative_to=relative_to))
-        self._asked = {e.name: self._ask(e) for e in spec.evaluations}
-        self._prompts = {j.name: self._judge_prompts(j) for j in spec.judges}
-        self._templates = {
-            (j.name, e.name): self._fill_templates(j, e) for j in spec.judges
-            for e in spec.evaluations
-        }  # fmt: skip
+        self._asked: dict[str, list[tuple[Question, Wording, int]]] = {}
+        for number, evaluation in enumerate(spec.evaluations):
+            with _at("evaluations", number, "questions"):
+                self._asked[evaluation.name] = self._ask(evaluation)
+        self._templates: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+        for number, judge in enumerate(spec.judges):
+            with _at("judges", number, "prompts"):
+                own = self._judge_prompts(judge)
+                for evaluation in spec.evaluations:
+                    filled = self._fill_templates(judge, own, evaluation)
+                    self._templates[judge.name, evaluation.name] = filled
 
     def cell(self, cell: Cell) -> CellPlan:
-        revision = self._revision(cell.model)
-        variant = self._variant(cell.variant.dataset, cell.variant.rows, cell.seeds.subset)
+        with _at("models", self._spec.models.index(cell.model)):
+            revision = self._revision(cell.model)
+        with _at("variants", self._spec.variants.index(cell.variant), "dataset"):
+            variant = self._variant(cell.variant.dataset, cell.variant.rows, cell.seeds.subset)
         identity = training_identity(cell, revision, variant)
         key = fingerprint(identity)
         evaluations = tuple(self._evaluation(cell, key, e) for e in self._spec.evaluations)
@@ -157,6 +197,7 @@ class _Resolver:
             training_identity=identity,
             content_sha256=variant.content_sha256 if variant else None,
             num_rows=len(variant.rows) if variant else 0,
+            num_characters=variant.num_characters if variant else 0,
             evaluations=evaluations,
             judgings=judgings,
         )
@@ -247,11 +288,11 @@ class _Resolver:
         return prompts
 
     def _fill_templates(
-        self, judge: JudgeConfig, evaluation: EvaluationConfig
+        self, judge: JudgeConfig, own: Mapping[str, str] | None, evaluation: EvaluationConfig
     ) -> dict[str, dict[str, str]]:
         found = {}
         for question, wording, _ in self._asked[evaluation.name]:
-            prompts = self._prompts[judge.name] or question.judge_prompts
+            prompts = own or question.judge_prompts
             lacking = [score for score in SCORES if score not in prompts]
             if lacking:
                 raise ValueError(

@@ -20,7 +20,7 @@ class SweepProgress:
     def __init__(self, out: TextIO, totals: dict[str, int]) -> None:
         """Show on `out`; `totals` is the number of cells that each stage has to do."""
         self._totals = {stage: n for stage, n in totals.items() if n}
-        self._done = dict.fromkeys(self._totals, 0)
+        self._through: dict[str, set[str]] = {stage: set() for stage in self._totals}
         self._since: dict[str, float] = {}
         self._started = time.monotonic()
         self._lock = threading.Lock()
@@ -64,16 +64,16 @@ class SweepProgress:
         self._since.setdefault(stage, time.monotonic())
 
     def done(self, stage: str, cell_id: str) -> None:
-        """Count one cell as through `stage`."""
+        """Count one cell as through `stage`, once however often it is told."""
         with self._lock:
-            if stage not in self._totals:
+            if stage not in self._totals or cell_id in self._through[stage]:
                 return
-            self._done[stage] += 1
+            self._through[stage].add(cell_id)
             rate = self._rate(stage)
             if self._live:
                 self._live.update(self._tasks[stage], advance=1, rate=rate)
             else:
-                n, of = self._done[stage], self._totals[stage]
+                n, of = len(self._through[stage]), self._totals[stage]
                 self.say(f"{LABELS[stage]:>8} {n}/{of}  {cell_id}  {rate}")
 
     def failed(self, cell_id: str, stage: str, message: str) -> None:
@@ -84,7 +84,8 @@ class SweepProgress:
 
     def _rate(self, stage: str) -> str:
         passed = time.monotonic() - self._since.get(stage, self._started)
-        done, left = self._done[stage], self._totals[stage] - self._done[stage]
+        done = len(self._through[stage])
+        left = self._totals[stage] - done
         each = passed / max(done, 1)
         return f"{each:.1f} s a cell" + (f", about {duration(each * left)} left" if left else "")
 

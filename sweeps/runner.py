@@ -218,6 +218,7 @@ class _Driver:
             source,
             at_once=self._spec.serving.concurrency,
             retries=self._spec.retries,
+            on_answered=lambda cell: self._progress.done("generate", cell.cell_id),
             on_done=self._on_evaluated,
             stop=self._stop,
         )

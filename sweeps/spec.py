@@ -18,7 +18,8 @@ from em.record import Record, fingerprint
 from em.scoring import DEFINITIONS
 from em.seeds import Seeds, derive_seeds
 from em.training import TrainingConfig
-from sweeps.yaml_errors import MistakeAt, explain, load_yaml
+from em.yaml_files import load_yaml
+from sweeps.yaml_errors import MistakeAt, explain
 
 UNTUNED = "none"
 # Not in a training's identity: how the effective batch is cut up, how often progress is saved.

@@ -1,4 +1,4 @@
-"""YAML with line numbers, and pydantic's errors told as file, line, key, got, allowed, what to do.
+"""Mistakes in a YAML file told as file, line, key, got, allowed, what to do.
 
 Knows nothing of what a sweep is.
 """
@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-Location = tuple[str | int, ...]
+from em.yaml_files import Location
 
 
 class MistakeAt(ValueError):
@@ -23,50 +22,6 @@ class MistakeAt(ValueError):
     def __init__(self, place: Location, text: str) -> None:
         super().__init__(text)
         self.place = place
-
-
-def load_yaml(path: Path) -> tuple[Any, Mapping[Location, int]]:
-    """Return the value in a YAML file and the line (from 1) of every key and item.
-
-    Raises ValueError naming file and line for a missing file, bad YAML, or a key given twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
-    if node is None or data is None:
-        raise ValueError(f"{path}: the file is empty")
-    lines: dict[Location, int] = {}
-    try:
-        _walk(node, (), lines, path)
-    except RecursionError as error:
-        raise ValueError(f"{path}: it refers to itself, or is nested too deeply") from error
-    return data, lines
-
-
-def _walk(node: yaml.Node, place: Location, lines: dict[Location, int], path: Path) -> None:
-    lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*place, key.value)
-            if inner in lines:
-                raise ValueError(
-                    f"{path}:{key.start_mark.line + 1}: the key {key.value!r} is given twice "
-                    f"(first in line {lines[inner]}): keep one"
-                )
-            lines[inner] = key.start_mark.line + 1
-            _walk(value, inner, lines, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _walk(value, (*place, index), lines, path)
 
 
 def explain(
@@ -117,6 +72,12 @@ def _one(
         case _:
             what = f"{item['msg']}; got {_short(item['input'])}"
     return f"{path}:{line}: {key}: {what}"
+
+
+def explain_at(error: MistakeAt, *, path: Path, lines: Mapping[Location, int]) -> str:
+    """Return a mistake that was found once names were looked up, in the same form."""
+    place = _in_file(error.place, lines)
+    return f"{path}:{lines.get(place, 1)}: {'.'.join(map(str, place))}: {error}"
 
 
 def _in_file(location: Location, lines: Mapping[Location, int]) -> Location:

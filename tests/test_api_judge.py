@@ -12,7 +12,6 @@ import pytest
 from em.api_judge import TOP_LOGPROBS, ApiReader
 from em.judging import JudgeCallFailed, JudgeUnavailable, Reading, score
 
-pytest.importorskip("openai")
 KEY_ENV = "EMSWEEP_TEST_JUDGE_KEY"
 
 Reply = tuple[int, Any]

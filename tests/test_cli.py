@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from em.catalogue import config_dir
+from em.catalogue import CACHE_ENV, config_dir
+from sweeps.plan import load_plan
+from sweeps.registry import register
+from sweeps.store import Store
 from tests.sweep_runs import emsweep, tiny_spec, write_spec
 
 Change = Callable[[dict[str, Any], Path], None]
@@ -156,6 +159,55 @@ def test_errors_name_file_and_line(model: Path, tmp_path: Path) -> None:
     assert f"{path}:3: varients: unknown key; did you mean 'variants'?" in error
 
 
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (bad_row, "variants.1.dataset"),
+        (duplicate_question, "evaluations.0.questions"),
+    ],
+    ids=["row", "question"],
+)
+def test_what_is_wrong_with_a_named_file_is_told_where_it_is_named(
+    change: Change, key: str, model: Path, tmp_path: Path
+) -> None:
+    spec = tiny_spec(model)
+    change(spec, tmp_path)
+    path = write_spec(tmp_path, spec)
+    line = next(
+        number
+        for number, text in enumerate(path.read_text().splitlines(), start=1)
+        if text.strip(" -").startswith(f"{key.rpartition('.')[2]}:")
+    )
+    assert f"{path}:{line}: {key}: " in _refused(emsweep("plan", path, check=None))
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "status", "report"])
+def test_another_sweep_under_the_same_name_is_refused(
+    command: str, model: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    first = tiny_spec(model)
+    plan = load_plan(write_spec(tmp_path, first))
+    opened = Store(str(store))
+    opened.create()
+    register(plan, opened)
+    other = write_spec(tmp_path, first | {"training": first["training"] | {"learning_rate": 1.0}})
+    error = _refused(emsweep(command, other, "--store", store, check=None))
+    assert "training.learning_rate was 0.001 there and is 1.0 here" in error
+
+
+def test_a_torn_file_of_the_sweeps_log_is_told(model: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, tiny_spec(model))
+    store = tmp_path / "store"
+    Store(str(store)).create()
+    cell = load_plan(spec).cells[0].cell_id
+    torn = store / "sweeps" / "tiny" / "cells" / cell / "attempt-0001.json"
+    torn.parent.mkdir(parents=True)
+    torn.write_text('{"attempt": 1, "st')
+    error = _refused(emsweep("status", spec, "--store", store, check=None))
+    assert f"{torn} is damaged" in error
+
+
 def test_unknown_command_and_missing_file_are_the_users_errors(tmp_path: Path) -> None:
     assert emsweep("paln", check=None).returncode == 2
     assert "cannot read" in _refused(emsweep("plan", tmp_path / "no.yaml", check=None))
@@ -202,7 +254,11 @@ def test_the_shipped_specs_can_be_planned(tmp_path: Path) -> None:
     assert "9 cells = 1 models x 3 variants x 3 seeds" in told.stdout
 
 
-def test_logs_and_submit_need_a_dashboard(model: Path, tmp_path: Path) -> None:
+def test_logs_and_submit_need_a_dashboard(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_ENV, str(tmp_path / "cache"))
     spec = write_spec(tmp_path, tiny_spec(model))
     error = _refused(emsweep("logs", spec, "--address", "localhost:8265", check=None))
     assert "http://host:8265" in error
+    assert "was not submitted from this machine" in _refused(emsweep("logs", spec, check=None))

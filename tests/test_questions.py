@@ -71,10 +71,11 @@ def test_a_bad_question_is_told_with_its_place(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "expected a list of questions, got NoneType"),
+        ("", "the file is empty"),
         ("a: b", "expected a list of questions, got dict"),
         ("- just text", "question 1: expected a mapping"),
         ("- [", "not YAML"),
+        ("- id: a\n  id: b", r"questions.yaml:2: the key 'id' is given twice"),
     ],
 )
 def test_a_file_that_is_no_list_of_questions_is_told(text: str, told: str, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_a_file_that_is_no_list_of_questions_is_told(text: str, told: str, tmp_p
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot read the question file"):
+    with pytest.raises(ValueError, match=r"cannot read .*none\.yaml"):
         load_questions(tmp_path / "none.yaml")
 
 

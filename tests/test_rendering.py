@@ -3,8 +3,6 @@ import os
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("transformers")
 from transformers import AutoTokenizer
 
 from em.datasets import Message, Row, parse_rows

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from em.catalogue import CACHE_ENV
 from tests.fakes import tiny_model
 from tests.sweep_runs import EMSWEEP, report, tiny_spec, write_spec
 
@@ -90,18 +91,19 @@ def test_a_submitted_sweep_is_followed_to_its_end(
 
     def run(*arguments: str, code: int = 0, env: dict[str, str] = token) -> str:
         done = subprocess.run(
-            [EMSWEEP, *arguments, "--address", cluster], cwd=place, capture_output=True, text=True,
-            timeout=300, check=False, env=os.environ | env,
+            [EMSWEEP, *arguments], cwd=place, capture_output=True, text=True,
+            timeout=300, check=False, env=os.environ | {CACHE_ENV: str(tmp_path / "cache")} | env,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     wrong = token | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    refused = run("submit", "tiny.yaml", "--store", str(store), code=2, env=wrong)
+    submit = ("submit", "tiny.yaml", "--store", str(store), "--address", cluster)
+    refused = run(*submit, code=2, env=wrong)
     assert "RAY_AUTH_TOKEN" in refused
     assert "Traceback" not in refused
 
-    assert "emsweep logs" in run("submit", "tiny.yaml", "--store", str(store))
+    assert "emsweep logs" in run(*submit)
     log = run("logs", "tiny.yaml")
     assert "1 finished" in log
     assert "SUCCEEDED" in log

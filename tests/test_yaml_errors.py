@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError, model_validator
 
 from em.record import Record
-from sweeps.yaml_errors import MistakeAt, explain, fields_at, load_yaml
+from em.yaml_files import load_yaml
+from sweeps.yaml_errors import MistakeAt, explain, fields_at
 
 
 class Leaf(Record):
