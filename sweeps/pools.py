@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from cluster.requests import EngineDead, PoolConfig
 from cluster.serving import start_pool, stop_pool
 from cluster.session import ClusterError
+from em.models import ModelConfig
 from em.record import fingerprint
 from sweeps.attempts import Beat
 from sweeps.endpoints import engine_config, merge
@@ -32,22 +33,8 @@ def pools(
     try:
         with beat.starting(f"pool {' + '.join(group)}"):
             for model, name in names.items():
-                config = PoolConfig(
-                    name=name,
-                    engine=engine_config(
-                        models[model], spec.serving, spec.training, spec.resources
-                    ),
-                    replicas=spec.serving.replicas,
-                    num_cpus=spec.resources.serve_cpus,
-                    num_gpus=spec.resources.serve_gpus,
-                )
-                start_pool(config, merge)
+                _start(models[model], name, spec)
         yield names
-    except EngineDead as error:
-        raise ClusterError(
-            f"the pool of {' and '.join(group)} did not come up: {error}. The libraries' log "
-            "says why; look at 'serving' and 'resources' in the spec"
-        ) from error
     except BaseException:
         if not joined:
             names = {}
@@ -55,3 +42,20 @@ def pools(
     finally:
         for name in names.values():
             stop_pool(name)
+
+
+def _start(model: ModelConfig, name: str, spec: SweepSpec) -> None:
+    config = PoolConfig(
+        name=name,
+        engine=engine_config(model, spec.serving, spec.training, spec.resources),
+        replicas=spec.serving.replicas,
+        num_cpus=spec.resources.serve_cpus,
+        num_gpus=spec.resources.serve_gpus,
+    )
+    try:
+        start_pool(config, merge)
+    except EngineDead as error:
+        raise ClusterError(
+            f"the pool of {model.name} did not come up: {error}. The libraries' log says why; look "
+            "at 'serving' and 'resources' in the spec"
+        ) from error
