@@ -36,7 +36,7 @@ from sweeps.artefacts import (
 )
 from sweeps.files import Files, StoreError
 
-FORMAT = 1
+FORMAT = 2
 KEY_DIGITS = 32  # of a folder's name; the record holds all 64
 Item = TypeVar("Item", bound=Record)
 Keyed = TypeVar("Keyed", TrainingRecord, StreamRecord)
