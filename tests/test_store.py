@@ -80,7 +80,7 @@ def test_a_new_root_is_made_a_store_once(place: Place) -> None:
     place.store().create()
     place.store().check()
     assert place.files() == ["store.json"]
-    assert json.loads(place.read("store.json")) == {"format": 1}
+    assert json.loads(place.read("store.json")) == {"format": 2}
     again = Store(place.store().url)  # what tasks are told
     again.check()
     assert again.url == place.store().url
@@ -97,7 +97,7 @@ def test_a_root_with_other_things_is_refused(place: Place) -> None:
 @pytest.mark.parametrize(
     ("marker", "says"),
     [
-        (b'{"format": 2}', "store format is 2, this program writes 1"),
+        (b'{"format": 1}', "store format is 1, this program writes 2"),
         (b"{", "damaged: not a JSON object"),
         (b"[1]", "damaged: not a JSON object"),
     ],
