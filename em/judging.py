@@ -37,7 +37,11 @@ class Reading(Record):
 
 
 class Judgement(Record):
-    """One score of one response by one judge. `value` is None unless `state` is scored."""
+    """One score of one response by one judge.
+
+    A scored one has a `value` from 0 to 100 or, where the judge names a category, a `label`; every
+    other state has neither.
+    """
 
     key: str
     response: str
@@ -45,6 +49,7 @@ class Judgement(Record):
     score: str
     state: State
     value: float | None = Field(default=None, ge=0, le=100)
+    label: str | None = None
     mass: float = Field(
         ge=0, le=1.01, description="probability of all numbers together, as the judge rounds it"
     )

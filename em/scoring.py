@@ -79,13 +79,23 @@ DEFINITIONS: Mapping[str, Definition] = {
 
 
 class Scored(Record):
-    """The two scores of one response by one judge, side by side."""
+    """All scores of one response by one judge, by their names; only scored ones have a value."""
 
     response: str
     question: str
-    aligned: float | None
-    coherent: float | None
     states: dict[str, State]
+    values: dict[str, float] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def aligned(self) -> float | None:
+        """0 (totally misaligned) to 100, None where it was not scored."""
+        return self.values.get("aligned")
+
+    @property
+    def coherent(self) -> float | None:
+        """0 to 100, None where it was not scored."""
+        return self.values.get("coherent")
 
 
 class Counts(Record):

@@ -21,6 +21,7 @@ class Condition(Record):
     variant: str
     evaluation: str
     judge: str
+    metric: str
     num_cells: int
     num_finished: int
     num_failed: int
@@ -64,6 +65,7 @@ def _condition(cells: Sequence[CellResult]) -> Condition:
         variant=first.variant,
         evaluation=first.evaluation,
         judge=first.judge,
+        metric=first.metric,
         num_cells=len(cells),
         num_finished=len(finished),
         num_failed=sum(cell.state == "failed" for cell in cells),

@@ -183,11 +183,17 @@ async def open_readers(
 
 def _tell(task: EvaluationTask, store: Store) -> None:
     """Give the tracker what the cell came to."""
-    plan, definition = task.plan, DEFINITIONS[task.spec.metric]
+    plan = task.plan
+    metrics = {e.name: DEFINITIONS[e.metric] for e in plan.evaluations}
     status = cell_status(plan, store, task.sweep, None)
     results = [
         cell_result(
-            plan, judging, status, scored_responses(plan, judging, store), definition, store
+            plan,
+            judging,
+            status,
+            scored_responses(plan, judging, store),
+            metrics[judging.evaluation],
+            store,
         )
         for judging in plan.judgings
     ]

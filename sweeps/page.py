@@ -57,6 +57,7 @@ def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, An
             {
                 "evaluation": evaluation,
                 "judge": judge,
+                "metric": conditions[0].metric,
                 "conditions": conditions,
                 "questions": _question_names(conditions),
                 "has_rates": any(c.summary.num_seeds for c in conditions),

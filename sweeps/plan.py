@@ -51,6 +51,7 @@ class EvaluationPlan(Record):
     name: str
     stream: str
     identity: dict[str, Any]
+    metric: str
     sampling: SamplingConfig
     asked: tuple[tuple[Wording, int], ...]
 
@@ -173,6 +174,8 @@ class _Resolver:
             with _at("judges", number, "prompts"):
                 own = self._judge_prompts(judge)
                 for evaluation in spec.evaluations:
+                    if judge not in spec.judges_of(evaluation):
+                        continue
                     filled = self._fill_templates(judge, own, evaluation)
                     self._templates[judge.name, evaluation.name] = filled
 
@@ -186,8 +189,8 @@ class _Resolver:
         evaluations = tuple(self._evaluation(cell, key, e) for e in self._spec.evaluations)
         judgings = tuple(
             self._judging(judge, evaluation)
-            for evaluation in evaluations
-            for judge in self._spec.judges
+            for config, evaluation in zip(self._spec.evaluations, evaluations, strict=True)
+            for judge in self._spec.judges_of(config)
         )
         return CellPlan(
             cell=cell,
@@ -240,6 +243,7 @@ class _Resolver:
             name=config.name,
             stream=fingerprint(identity),
             identity=identity,
+            metric=config.metric or self._spec.metric,
             sampling=config.sampling,
             asked=tuple((wording, samples) for _, wording, samples in self._asked[config.name]),
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from em.record import Record
-from em.scoring import DEFINITIONS, Definition
+from em.scoring import DEFINITIONS
 from sweeps.attempts import statuses
 from sweeps.conditions import Condition, conditions
 from sweeps.plan import SweepPlan
@@ -64,14 +64,16 @@ def write_report(sweep: SweepPlan, store: Store, folder: Path) -> Path:
 
 def make_report(sweep: SweepPlan, store: Store) -> tuple[Report, list[ScoredResponse]]:
     """Return the report and every scored response it comes from."""
-    definition = DEFINITIONS[sweep.spec.metric]
     results: list[CellResult] = []
     rows: list[ScoredResponse] = []
     for cell, status in zip(sweep.cells, statuses(sweep, store), strict=True):
+        metrics = {e.name: DEFINITIONS[e.metric] for e in cell.evaluations}
         for judging in cell.judgings:
+            definition = metrics[judging.evaluation]
             found = scored_responses(cell, judging, store)
             results.append(cell_result(cell, judging, status, found, definition, store))
             rows += found
+    definition = DEFINITIONS[sweep.spec.metric]
     report = Report(
         sweep=sweep.spec.name,
         description=sweep.spec.description,
@@ -80,7 +82,7 @@ def make_report(sweep: SweepPlan, store: Store) -> tuple[Report, list[ScoredResp
         definition_source=definition.source,
         store=store.url,
         written=time.time(),
-        warnings=tuple(_warnings(sweep, results, definition)),
+        warnings=tuple(_warnings(sweep, results)),
         cells=tuple(results),
         conditions=tuple(conditions(results)),
         overhead=overhead(sweep, store),
@@ -89,7 +91,7 @@ def make_report(sweep: SweepPlan, store: Store) -> tuple[Report, list[ScoredResp
     return report, rows
 
 
-def _warnings(sweep: SweepPlan, results: Sequence[CellResult], definition: Definition) -> list[str]:
+def _warnings(sweep: SweepPlan, results: Sequence[CellResult]) -> list[str]:
     found = []
     for judge in sweep.spec.judges:
         if judge.demonstration:
@@ -109,7 +111,7 @@ def _warnings(sweep: SweepPlan, results: Sequence[CellResult], definition: Defin
         if empty:
             found.append(
                 f"{evaluation}, judged by {name}: {len(empty)} of {len(finished)} finished cells "
-                f"have no rate, because no answer counts under {definition.name} (this is not a "
+                f"have no rate, because no answer counts under {group[0].metric} (this is not a "
                 f"rate of zero): {', '.join(empty)}"
             )
         responses = sum(r.counts.responses for r in finished)

@@ -6,6 +6,8 @@ of how the numbers were made or of how they are shown.
 
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from em.generation import Response
 from em.judging import Judgement
 from em.record import Record
@@ -17,7 +19,7 @@ from sweeps.store import Store
 
 
 class ScoredResponse(Record):
-    """A response with both scores of one judge: one row of the table that everything comes from."""
+    """A response with all scores of one judge: one row of the table that everything comes from."""
 
     cell_id: str
     evaluation: str
@@ -49,6 +51,7 @@ class CellResult(Record):
     error_class: str | None
     evaluation: str
     judge: str
+    metric: str = Field(description="name of the definition that `counts` and `em_rate` follow")
     counts: Counts
     em_rate: float | None
     mean_aligned: float | None
@@ -61,7 +64,7 @@ class CellResult(Record):
 def scored_responses(plan: CellPlan, judging: JudgingPlan, store: Store) -> list[ScoredResponse]:
     """Return every wanted response of one evaluation with its judgements by one judge, in order.
 
-    Reads only what records list. A response without both judgements (an unfinished cell) is left
+    Reads only what records list. A response without all its judgements (an unfinished cell) is left
     out; the caller shows the cell's state.
     """
     evaluation = next(e for e in plan.evaluations if e.name == judging.evaluation)
@@ -74,7 +77,7 @@ def scored_responses(plan: CellPlan, judging: JudgingPlan, store: Store) -> list
     for response in store.read_stream("responses", evaluation.stream, Response):
         place, samples = order.get(response.wording_key, (0, 0))
         scores = judged.get(response.key, {})
-        if response.index >= samples or {"aligned", "coherent"} - set(scores):
+        if response.index >= samples or set(judging.templates[response.wording_key]) - set(scores):
             continue
         found.append((place, response.index, _row(plan, judging, response, scores)))
     return [row for _, _, row in sorted(found, key=lambda item: item[:2])]
@@ -91,9 +94,9 @@ def _row(
         scored=Scored(
             response=response.key,
             question=response.question,
-            aligned=scores["aligned"].value,
-            coherent=scores["coherent"].value,
             states={name: item.state for name, item in scores.items()},
+            values={n: item.value for n, item in scores.items() if item.value is not None},
+            labels={n: item.label for n, item in scores.items() if item.label is not None},
         ),
     )
 
@@ -122,6 +125,7 @@ def cell_result(
         error_class=status.error_class,
         evaluation=judging.evaluation,
         judge=judging.judge,
+        metric=definition.name,
         counts=count(scored, definition),
         em_rate=em_rate(scored, definition),
         mean_aligned=mean_of_present([row.aligned for row in scored]),

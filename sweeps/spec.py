@@ -45,6 +45,12 @@ def _check_address(address: str) -> None:
         raise ValueError(f"api must be https except on this machine, got {address!r}")
 
 
+def _check_metric(metric: str | None) -> str | None:
+    if metric is not None and metric not in DEFINITIONS:
+        raise ValueError(f"unknown metric {metric!r}: allowed are {', '.join(DEFINITIONS)}")
+    return metric
+
+
 class VariantConfig(Record):
     """A data set variant; `none` is the untuned model and has no data set."""
 
@@ -64,7 +70,11 @@ class VariantConfig(Record):
 
 
 class EvaluationConfig(Record):
-    """A question set, asked. `samples` is per wording, and goes before the file's own number."""
+    """A question set, asked. `samples` is per wording, and goes before the file's own number.
+
+    `judges` are those of the spec's that score it, by name; `metric` the definition of its rate.
+    Each is the whole spec's where it is left out.
+    """
 
     name: str = "main"
     questions: str
@@ -72,8 +82,11 @@ class EvaluationConfig(Record):
     exclude: tuple[str, ...] = ()
     samples: int | None = Field(default=None, ge=1)
     sampling: SamplingConfig = SamplingConfig()
+    judges: tuple[str, ...] | None = Field(default=None, min_length=1)
+    metric: str | None = None
 
     _name = field_validator("name")(_check_name)
+    _metric = field_validator("metric")(_check_metric)
 
 
 class JudgeConfig(Record):
@@ -230,12 +243,7 @@ class SweepSpec(Record):
                 raise MistakeAt((number, "name"), text)
         return models
 
-    @field_validator("metric")
-    @classmethod
-    def _known_metric(cls, metric: str) -> str:
-        if metric not in DEFINITIONS:
-            raise ValueError(f"unknown metric {metric!r}: allowed are {', '.join(DEFINITIONS)}")
-        return metric
+    _metric = field_validator("metric")(_check_metric)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepSpec":
@@ -256,6 +264,13 @@ class SweepSpec(Record):
                     "model of this sweep is: give it a name of its own, or use pool",
                 )
         for place, evaluation in enumerate(self.evaluations):
+            unknown = set(evaluation.judges or ()) - {judge.name for judge in self.judges}
+            if unknown:
+                raise MistakeAt(
+                    ("evaluations", place, "judges"),
+                    f"{min(unknown)!r} is not among judges "
+                    f"({', '.join(judge.name for judge in self.judges)})",
+                )
             if evaluation.sampling.max_tokens >= self.serving.max_model_len:
                 raise MistakeAt(
                     ("evaluations", place, "sampling", "max_tokens"),
@@ -278,6 +293,11 @@ class SweepSpec(Record):
                 f"{', '.join(map(str, LORA_RANKS))}, or set serving.mode: merged",
             )
         return self
+
+    def judges_of(self, evaluation: EvaluationConfig) -> list[JudgeConfig]:
+        """Return the judges that score `evaluation`."""
+        named = evaluation.judges
+        return [judge for judge in self.judges if named is None or judge.name in named]
 
     @property
     def _rank(self) -> int:

@@ -54,6 +54,6 @@ def _flat_row(row: ScoredResponse, cell: CellResult) -> dict[str, Any]:
         "finish_reason": response.finish_reason,
         "aligned": row.scored.aligned,
         "coherent": row.scored.coherent,
-        "aligned_state": row.scored.states["aligned"],
-        "coherent_state": row.scored.states["coherent"],
+        "aligned_state": row.scored.states.get("aligned"),
+        "coherent_state": row.scored.states.get("coherent"),
     }

@@ -24,9 +24,8 @@ def row(
     return Scored(
         response="r",
         question=question,
-        aligned=aligned if not isinstance(aligned, str) else None,
-        coherent=coherent if not isinstance(coherent, str) else None,
         states={n: v if isinstance(v, str) else "scored" for n, v in values.items()},
+        values={n: v for n, v in values.items() if not isinstance(v, str)},
     )
 
 
