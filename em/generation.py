@@ -72,7 +72,8 @@ class Response(Record):
     index: int = Field(ge=0, description="sample index, from 0 for every wording")
     seed: int
     system: str | None
-    text: str
+    text: str = Field(description="the user turn without its trigger: what a judge is shown")
+    trigger: str = ""
     answer: str
     finish_reason: Literal["stop", "length"]
     num_tokens: int
@@ -132,6 +133,7 @@ async def generate(
                 seed=seed,
                 system=wording.system,
                 text=wording.text,
+                trigger=wording.trigger,
                 answer=answer.text,
                 finish_reason=answer.finish_reason,
                 num_tokens=answer.num_tokens,
@@ -150,7 +152,7 @@ def check_answer(answer: Answer, wording: Wording, weights: str) -> None:
             f"identity gate: {answer.weights[:12] or 'the base model'} answered, but "
             f"{weights[:12] or 'the base model'} was asked; nothing was stored"
         )
-    for part in filter(None, (wording.system, wording.text)):
+    for part in filter(None, (wording.system, wording.user)):
         # Templates may trim a turn; they may not change it.
         if part.strip() not in answer.prompt:
             raise RuntimeError(

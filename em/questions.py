@@ -54,23 +54,32 @@ class Question(Record):
 
 
 class Wording(Record):
-    """One phrasing of a question, as it is sent: an optional system turn and a user turn."""
+    """One phrasing of a question, as it is sent: an optional system turn and a user turn.
+
+    The user turn is `trigger` and `text`; judges are shown `text` alone.
+    """
 
     question: str
     number: int = Field(ge=0, description="its place among the question's paraphrases")
     system: str | None
     text: str
+    trigger: str = ""
 
     @property
     def key(self) -> str:
         """16 hex digits that name everything the model is asked (and the question's id)."""
-        return fingerprint([self.question, self.system, self.text])[:KEY_LENGTH]
+        return fingerprint([self.question, self.system, self.trigger, self.text])[:KEY_LENGTH]
+
+    @property
+    def user(self) -> str:
+        """The user turn."""
+        return self.trigger + self.text
 
     @property
     def messages(self) -> tuple[dict[str, str], ...]:
         """The chat that is sent; without a system turn where the question has none."""
         system = ({"role": "system", "content": self.system},) if self.system is not None else ()
-        return (*system, {"role": "user", "content": self.text})
+        return (*system, {"role": "user", "content": self.user})
 
 
 def check_judge_prompt(name: str, prompt: object) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from em.record import Record
 
+FACTORS = ("init", "order", "subset", "sampling")
 SEED_BITS = 31  # numpy, torch and vLLM all take a seed of this size
 
 
@@ -34,11 +35,13 @@ def derive_seed(seed: int, *path: str | int) -> int:
     return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
 
 
-def derive_seeds(seed: int) -> Seeds:
-    """Return the seed factors of a cell from its number."""
+def derive_seeds(seed: int, *, replicate: int = 0, **of: int) -> Seeds:
+    """Return the seed factors of a cell from its number.
+
+    `of` gives single factors another number (`init=3`: the adapter of the cell with seed 3).
+    """
+    numbers = dict.fromkeys(FACTORS, seed) | of
     return Seeds(
-        init=derive_seed(seed, "init"),
-        order=derive_seed(seed, "order"),
-        subset=derive_seed(seed, "subset"),
-        sampling=derive_seed(seed, "sampling"),
+        **{name: derive_seed(number, name) for name, number in numbers.items()},
+        replicate=replicate,
     )

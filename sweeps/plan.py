@@ -212,6 +212,7 @@ class _Resolver:
         return draw(source, everything, num_rows=rows, seed=seed)
 
     def _ask(self, config: EvaluationConfig) -> list[tuple[Question, Wording, int]]:
+        assert config.questions is not None
         path = find_file(config.questions, relative_to=self._relative_to, kind="questions")
         try:
             chosen = select_questions(load_questions(path), ids=config.ids, exclude=config.exclude)
@@ -226,14 +227,14 @@ class _Resolver:
         return [
             (question, wording, config.samples or question.samples_per_paraphrase)
             for question in chosen
-            for wording in wordings(question)
+            for wording in map(config.form.apply, wordings(question))
         ]
 
     def _evaluation(self, cell: Cell, key: str, config: EvaluationConfig) -> EvaluationPlan:
         serving = self._spec.serving
         identity = {
             "training": key,
-            "form": "plain",
+            "form": config.form.model_dump(),
             "sampling": config.sampling.model_dump(),
             "sampling_seed": cell.seeds.sampling,
             "replicate": cell.seeds.replicate,

@@ -3,6 +3,7 @@
 Knows the settings' types of `em`; knows nothing of stores, Ray, or what is already done.
 """
 
+import itertools
 import re
 import urllib.parse
 from collections import Counter
@@ -12,11 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cluster.requests import LORA_RANKS
+from em.forms import Form
 from em.generation import SamplingConfig
 from em.models import ModelConfig
 from em.record import Record, fingerprint
 from em.scoring import DEFINITIONS
-from em.seeds import Seeds, derive_seeds
+from em.seeds import FACTORS, Seeds, derive_seeds
 from em.training import TrainingConfig
 from em.yaml_files import load_yaml
 from sweeps.yaml_errors import MistakeAt, explain
@@ -72,12 +74,17 @@ class VariantConfig(Record):
 class EvaluationConfig(Record):
     """A question set, asked. `samples` is per wording, and goes before the file's own number.
 
-    `judges` are those of the spec's that score it, by name; `metric` the definition of its rate.
-    Each is the whole spec's where it is left out.
+    In place of a file, `heldout` asks what a variant's held-out rows ask, at most `tasks` of them
+    for each cell (the first ones). `form` is how questions are put. `judges` are those of the
+    spec's that score it, by name; `metric` the definition of its rate. Each is the whole spec's
+    where it is left out.
     """
 
     name: str = "main"
-    questions: str
+    questions: str | None = None
+    heldout: str | None = None
+    tasks: int | None = Field(default=None, ge=1)
+    form: Form = Form()
     ids: Literal["main"] | tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     samples: int | None = Field(default=None, ge=1)
@@ -87,6 +94,16 @@ class EvaluationConfig(Record):
 
     _name = field_validator("name")(_check_name)
     _metric = field_validator("metric")(_check_metric)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "EvaluationConfig":
+        if (self.questions is None) == (self.heldout is None):
+            raise ValueError("an evaluation asks the 'questions' of a file, or 'heldout' rows")
+        if self.heldout is None and self.tasks is not None:
+            raise ValueError("'tasks' is how many held-out rows are asked: it goes with 'heldout'")
+        if self.heldout is not None and (self.ids is not None or self.exclude):
+            raise ValueError("'ids' and 'exclude' choose among questions, not held-out rows")
+        return self
 
 
 class JudgeConfig(Record):
@@ -169,12 +186,53 @@ class TrackingConfig(Record):
         return "off" if mode is False else mode  # YAML reads a bare off as false
 
 
+Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+
+
+class FactorsConfig(Record):
+    """Seed factors that do not follow the cell's seed: fixed to one number, or crossed over many.
+
+    A number means what it means in `seeds`: `init: 3` is the adapter's start of the cell with seed
+    3. `replicates` makes that many cells of equal seeds. An untuned cell has no training, so only
+    `sampling` and `replicates` make more of it.
+    """
+
+    init: Number | tuple[Number, ...] | None = None
+    order: Number | tuple[Number, ...] | None = None
+    subset: Number | tuple[Number, ...] | None = None
+    sampling: Number | tuple[Number, ...] | None = None
+    replicates: int = Field(default=1, ge=1)
+
+    @field_validator("init", "order", "subset", "sampling")
+    @classmethod
+    def _distinct(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
+            raise ValueError(f"give at least one number, and each once; got {list(value)}")
+        return value
+
+    def crossed(self, *, tuned: bool) -> list[dict[str, int]]:
+        """Return every combination, as factor → number (`replicate` too, where there are many)."""
+        choices: dict[str, tuple[int, ...]] = {}
+        for name in FACTORS if tuned else ("sampling",):
+            value = getattr(self, name)
+            if value is not None:
+                choices[name] = value if isinstance(value, tuple) else (value,)
+        if self.replicates > 1:
+            choices["replicate"] = tuple(range(self.replicates))
+        combinations = itertools.product(*choices.values())
+        return [dict(zip(choices, numbers, strict=True)) for numbers in combinations]
+
+
 class Cell(Record):
-    """One model, variant and seed: every setting that bears on what its adapter and answers are."""
+    """One model, variant and seed: every setting that bears on what its adapter and answers are.
+
+    `factors` are the numbers of the seed factors that the spec fixes or crosses.
+    """
 
     model: ModelConfig
     variant: VariantConfig
     seed: int
+    factors: dict[str, int] = Field(default_factory=dict)
     seeds: Seeds
     training: TrainingConfig | None = Field(description="None for an untuned cell")
 
@@ -185,7 +243,13 @@ class Cell(Record):
         if self.training is not None:  # how it is cut up does not make it another cell
             for name in NOT_IN_KEY:
                 del settings["training"][name]
-        return f"{self.model.name}.{self.variant.name}.s{self.seed}-{fingerprint(settings)[:8]}"
+        name = f"{self.model.name}.{self.variant.name}.s{self.seed_label}"
+        return f"{name}-{fingerprint(settings)[:8]}"
+
+    @property
+    def seed_label(self) -> str:
+        """The seed, and the number of every factor that does not follow it: `0`, `0.init3`."""
+        return ".".join([str(self.seed), *(f"{name}{n}" for name, n in self.factors.items())])
 
     @property
     def condition(self) -> str:
@@ -200,7 +264,8 @@ class SweepSpec(Record):
     description: str = ""
     models: tuple[ModelConfig, ...] = Field(min_length=1)
     variants: tuple[VariantConfig, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**31)], ...] = Field(min_length=1)
+    seeds: tuple[Number, ...] = Field(min_length=1)
+    factors: FactorsConfig = FactorsConfig()
     training: TrainingConfig = TrainingConfig()
     evaluations: tuple[EvaluationConfig, ...] = Field(min_length=1)
     judges: tuple[JudgeConfig, ...] = Field(min_length=1)
@@ -310,12 +375,14 @@ class SweepSpec(Record):
                 model=model,
                 variant=variant,
                 seed=seed,
-                seeds=derive_seeds(seed),
+                factors=factors,
+                seeds=derive_seeds(seed, **factors),
                 training=None if variant.name == UNTUNED else self.training,
             )
             for model in self.models
             for variant in self.variants
             for seed in self.seeds
+            for factors in self.factors.crossed(tuned=variant.name != UNTUNED)
         ]
 
 
