@@ -27,6 +27,7 @@ from transformers import PrinterCallback, Trainer, set_seed
 from em import checkpoints
 from em.base_model import BaseModel, add_adapter, free_memory, load_model
 from em.batching import collate, plan_steps
+from em.canaries import measure
 from em.output import TrainingFailed, finish_output
 from em.ranks import Ranks, from_rank_0, joined_ranks
 from em.rendering import render_rows
@@ -37,7 +38,7 @@ from em.trainer import (
     loss_point,
     training_arguments,
 )
-from em.training import LossPoint, TrainingJob, TrainingResult
+from em.training import Canary, LossPoint, TrainingJob, TrainingResult
 
 __all__ = ["BaseModel", "TrainingFailed", "finetune"]
 
@@ -86,7 +87,8 @@ def finetune(
         trainer.remove_callback(PrinterCallback)
         undo.callback(_take_down, trainer)
         resumed = _train(trainer, job, ranks)
-        _write(trainer, job, ranks, tokenizer)
+        canaries = measure(trainer.model_wrapped, tokenizer)
+        _write(trainer, job, ranks, tokenizer, canaries)
         losses = tuple(loss_point(entry) for entry in trainer.state.log_history if "loss" in entry)
     return TrainingResult(
         steps=len(steps),
@@ -97,6 +99,7 @@ def finetune(
         num_cut_rows=rendered.num_cut_rows,
         seconds=time.monotonic() - started,
         resumed_from_step=resumed,
+        canaries=canaries,
     )
 
 
@@ -164,13 +167,19 @@ def _take_down(trainer: Trainer) -> None:
     free_memory()
 
 
-def _write(trainer: Trainer, job: TrainingJob, ranks: Ranks, tokenizer: Any) -> None:
+def _write(
+    trainer: Trainer,
+    job: TrainingJob,
+    ranks: Ranks,
+    tokenizer: Any,
+    canaries: tuple[Canary, ...],
+) -> None:
     """Write the result beside its place, check it, and move it there whole."""
     partial_dir = job.output_dir.with_name(f".{job.output_dir.name}.partial")
     from_rank_0(ranks, lambda: shutil.rmtree(partial_dir, ignore_errors=True))
     # Under ZeRO-3 only the trainer gathers the shards: a model's own save writes empty tensors.
     trainer.save_model(str(partial_dir))
-    from_rank_0(ranks, lambda: finish_output(job, partial_dir, tokenizer))
+    from_rank_0(ranks, lambda: finish_output(job, partial_dir, tokenizer, canaries))
 
 
 def main(paths: list[str]) -> int:

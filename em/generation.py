@@ -13,6 +13,10 @@ from em.record import Record
 from em.seeds import derive_seed
 
 
+class GateFailed(RuntimeError):
+    """A check stopped the cell where a number would be wrong in silence; the message names it."""
+
+
 class SamplingConfig(Record):
     """How answers are drawn. Temperature and top_p default to Betley et al.: 1 and 1."""
 
@@ -111,7 +115,7 @@ async def generate(
     """Return one response for each draw, in order.
 
     `weights` is the content hash that must have answered ("" for the base model). Raises
-    RuntimeError where another answered, or where the rendered prompt lacks what was to be asked.
+    GateFailed where another answered, or where the rendered prompt lacks what was to be asked.
     """
     seeds = [request_seed(sampling_seed, draw) for draw in draws]
     prompts = [
@@ -146,16 +150,16 @@ async def generate(
 
 
 def check_answer(answer: Answer, wording: Wording, weights: str) -> None:
-    """Raise RuntimeError where other weights spoke, or the question was not put as written."""
+    """Raise GateFailed where other weights spoke, or the question was not put as written."""
     if answer.weights != weights:
-        raise RuntimeError(
+        raise GateFailed(
             f"identity gate: {answer.weights[:12] or 'the base model'} answered, but "
             f"{weights[:12] or 'the base model'} was asked; nothing was stored"
         )
     for part in filter(None, (wording.system, wording.user)):
         # Templates may trim a turn; they may not change it.
         if part.strip() not in answer.prompt:
-            raise RuntimeError(
+            raise GateFailed(
                 f"question gate: the rendered prompt of {wording.question!r} lacks {part[:60]!r}: "
                 "the model's chat template drops or rewrites it"
             )

@@ -5,6 +5,7 @@ Knows nothing of how the weights were trained.
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ import torch
 from safetensors import safe_open
 
 from em.datasets import content_sha256
-from em.training import TrainingJob
+from em.training import Canary, TrainingJob
 
 
 class TrainingFailed(RuntimeError):
     """The training ran, but what came out of it cannot be used."""
 
 
-def finish_output(job: TrainingJob, folder: Path, tokenizer: Any) -> None:
+def finish_output(
+    job: TrainingJob, folder: Path, tokenizer: Any, canaries: Sequence[Canary]
+) -> None:
     """Complete and check the weights saved in `folder`, and move it to the job's output folder.
 
-    Raises TrainingFailed as `check_weights` does, and leaves `folder` where it is then.
+    Raises TrainingFailed as the checks do, and leaves `folder` where it is then.
     """
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
     if job.config.method == "full":
@@ -30,6 +33,7 @@ def finish_output(job: TrainingJob, folder: Path, tokenizer: Any) -> None:
     else:
         _name_base(folder / "adapter_config.json", job)
     check_weights(folder, method=job.config.method)
+    check_moved(canaries)
     (folder / "README.md").write_text(_card(job))
     if job.output_dir.exists():  # of an attempt that was interrupted after this point
         shutil.rmtree(job.output_dir)
@@ -61,6 +65,15 @@ def check_weights(folder: Path, *, method: str) -> None:
         raise TrainingFailed(
             "every lora_B is zero after training, so the adapter does nothing: check that the "
             "learning rate is not 0 throughout (a warm-up longer than the training?)"
+        )
+
+
+def check_moved(canaries: Sequence[Canary]) -> None:
+    """Raise TrainingFailed where the trained model says exactly what its base says."""
+    if canaries and all(canary.tuned == canary.base for canary in canaries):
+        raise TrainingFailed(
+            f"after training the model answers {len(canaries)} fixed prompts with the very "
+            "probabilities of its base: the learning rate is too small for its dtype to show"
         )
 
 

@@ -93,6 +93,19 @@ class LossPoint(Record):
     learning_rate: float
 
 
+class Canary(Record):
+    """What the trained model gives the likeliest first tokens of its answer to a fixed prompt.
+
+    `tuned` and `base` are natural log-probabilities of `ids`, as transformers + PEFT compute them;
+    there is no `base` for a full fine-tune.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    tuned: tuple[float, ...]
+    base: tuple[float, ...] | None
+
+
 class TrainingResult(Record):
     """What a finished training says of itself."""
 
@@ -104,3 +117,4 @@ class TrainingResult(Record):
     num_cut_rows: int = Field(description="rows longer than max_length, cut")
     seconds: float
     resumed_from_step: int = 0
+    canaries: tuple[Canary, ...] = ()

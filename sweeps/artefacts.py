@@ -22,6 +22,9 @@ class Provenance(Record):
     started: float = Field(description="seconds since 1970")
     seconds: float
     device: str
+    gates: dict[str, str] = Field(
+        default_factory=dict, description="what each gate found that let the work go on"
+    )
 
 
 class TrainingRecord(Record):

@@ -24,7 +24,7 @@ from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of
 from sweeps.plan import CellPlan, judge_model, stages_to_run
 from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
-from sweeps.stages import Speak, generate_stage, judge_stage, run_cell
+from sweeps.stages import Speak, check_same_weights, generate_stage, judge_stage, run_cell
 from sweeps.store import Store
 from sweeps.tracking import make_tracker
 
@@ -113,6 +113,7 @@ def evaluate_cell(
         weights = None
         if trained is not None:
             folder = store.adapter_dir(trained.key)
+            check_same_weights(folder, trained)
             weights = weights_of(folder, trained.weights_sha256, trained.kind)
         return ModelEndpoint(models[plan.cell.model.name], weights)
 

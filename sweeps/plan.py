@@ -55,6 +55,11 @@ class EvaluationPlan(Record):
     sampling: SamplingConfig
     asked: tuple[tuple[Wording, int], ...]
 
+    @property
+    def dtype(self) -> str:
+        """What the pool computes in."""
+        return str(self.identity["serving"]["dtype"])
+
     @cached_property
     def wanted(self) -> dict[str, int]:
         """Wording key → number of samples."""

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def provenance(*, started: float) -> Provenance:
+def provenance(*, started: float, gates: Mapping[str, str] | None = None) -> Provenance:
     """Return the provenance of work that began at `started` (time.time()) and ends now."""
     return Provenance(
         commit=commit(),
@@ -25,6 +26,7 @@ def provenance(*, started: float) -> Provenance:
         started=started,
         seconds=time.time() - started,
         device=device(),
+        gates=dict(gates or {}),
     )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from em.datasets import Row
-from em.generation import Draw, Endpoint, Response, generate
+from em.gates import check_applied
+from em.generation import Draw, Endpoint, GateFailed, Response, generate
 from em.judging import Item, Judgement, Reader, judge
 from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
@@ -80,6 +81,16 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def check_same_weights(folder: Path, trained: TrainingRecord) -> None:
+    """Raise GateFailed where `folder` no longer holds the weights that the training wrote."""
+    found = weights_sha256(folder)
+    if found != trained.weights_sha256:
+        raise GateFailed(
+            f"identity gate: {folder} holds weights with the hash {found[:12]}, but its record "
+            f"says {trained.weights_sha256[:12]}: remove the training's folder to train it again"
+        )
+
+
 async def generate_stage(plan: CellPlan, store: Store, speak: Speak) -> None:
     """Ask every question that the store has no answer to, and store the responses.
 
@@ -111,11 +122,16 @@ async def _generate(
         )
 
     missing = store.missing("responses", evaluation.stream, evaluation.wanted)
+    gates = {}
+    if missing and trained is not None:
+        canaries = trained.result.canaries
+        applied = await check_applied(endpoint, canaries, dtype=evaluation.dtype)
+        gates["adapter applied"] = str(applied) if applied else "no canaries in its record"
     await _fill(
         store, "responses", evaluation.stream, evaluation.identity,
         work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
         found=lambda response: (response.wording_key, response.index),
-        do=answer, model=Response, size=PART_RESPONSES,
+        do=answer, model=Response, size=PART_RESPONSES, gates=gates,
     )  # fmt: skip
 
 
@@ -154,7 +170,7 @@ async def _judge(
     await _fill(
         store, "judgements", judging.stream, judging.identity,
         work=[item for item in items if place(item) in still], place=place,
-        found=found, do=read, model=Judgement, size=PART_ITEMS,
+        found=found, do=read, model=Judgement, size=PART_ITEMS, gates={},
     )  # fmt: skip
 
 
@@ -170,6 +186,7 @@ async def _fill(
     do: Callable[[Sequence[Work]], Any],
     model: type[Done],
     size: int,
+    gates: Mapping[str, str],
 ) -> None:
     """Do `work` in parts, taking over whole parts of an attempt that ended early; then record."""
     if not work:
@@ -190,7 +207,7 @@ async def _fill(
     parts += [task.result() for task in tasks]
     store.finish_stream(
         kind, stream, identity, parts=parts, covers=_by_group(wanted),
-        provenance=provenance(started=started),
+        provenance=provenance(started=started, gates=gates),
     )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "ray", "vllm", "transformers", "wandb", "deepspeed", "peft", "datasets")
 # The modules that do the training: each imports torch or transformers in its first lines.
 TRAINING = {
-    "em.base_model", "em.batching", "em.finetune", "em.merging", "em.output", "em.ranks",
-    "em.trainer",
+    "em.base_model", "em.batching", "em.canaries", "em.finetune", "em.merging", "em.output",
+    "em.ranks", "em.trainer",
 }  # fmt: skip
 PACKAGES = ("em", "cluster", "sweeps")
 
