@@ -6,6 +6,7 @@ Knows nothing of what is run there.
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cluster.resources import Totals
 
 OBJECT_STORE_BYTES = 256 * 2**20  # what crosses processes is small: rows, answers
 KILL_AFTER_S = 5.0
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ClusterError(ValueError):
@@ -41,7 +43,8 @@ def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Tot
     }
     try:
         if address is None:
-            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            # A worker that holds no GPU must not see one, or it would use one that another holds.
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
             ray.init(
                 address="local",
                 num_cpus=os.cpu_count(),
@@ -60,7 +63,7 @@ def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Tot
     try:
         yield totals()
     finally:
-        # A second Ctrl-C during the clean-up would leave processes: hold it back.
+        # A second Ctrl-C or SIGTERM during the clean-up would leave processes: hold it back.
         with _no_interrupt():
             # Looked up first: what outlives its parent is nobody's child any more.
             family = [c for c in psutil.Process().children(recursive=True) if c.pid not in before]
@@ -101,13 +104,12 @@ def end(processes: list[psutil.Process]) -> None:
 
 @contextlib.contextmanager
 def _no_interrupt() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread: nothing to hold back
+    if threading.current_thread() is not threading.main_thread():  # signals go to that one
         yield
         return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

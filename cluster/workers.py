@@ -17,7 +17,7 @@ def run_on_ranks(
     gpus: float,
     name: str,
     storage_dir: Path,
-    failures: int = 2,
+    failures: int,
 ) -> None:
     """Call `function(value)` on `ranks` processes of one torch process group, and wait for all.
 

@@ -10,16 +10,22 @@ from em.generation import Answer, Endpoint, GateFailed, Prompt
 from em.record import Record
 from em.training import Canary
 
-# Root mean square difference, in nats, between the log-probabilities of one model computed by
-# transformers + PEFT and by a serving engine. Measured: see DECISIONS.md.
+# Root mean square difference, in nats, that one model's log-probabilities may have between
+# transformers + PEFT and a serving engine. Measured on smollm2-135m in bfloat16 (CPU): 0.10 to 0.17
+# for the adapter itself, 1.0 for the base model in its place (48 rows, 6 steps).
 TOLERANCE = {"bfloat16": 0.25, "float32": 0.02}
 
 
 class Applied(Record):
-    """How far what answers is from the trained model, and from its base (nats, RMS)."""
+    """How far what answers is from the trained model, and from its base (nats, RMS).
+
+    `telling`: the training moved the model by more than the tolerance, so that the base in its
+    place would have been noticed.
+    """
 
     to_tuned: float
     to_base: float | None
+    telling: bool
 
 
 async def check_applied(
@@ -28,7 +34,8 @@ async def check_applied(
     """Return how near `endpoint` is to the model that was trained; None without canaries.
 
     Raises GateFailed where it is farther than TOLERANCE from what the training process computed,
-    or no nearer to it than to the base model: the adapter is not applied, or another one is.
+    or, where that is farther than this from the base, no nearer to it than to the base: the adapter
+    is not applied, or another one is.
     """
     if not canaries:
         return None
@@ -36,16 +43,20 @@ async def check_applied(
     spoken = [_log_probabilities(a, c) for a, c in zip(answers, canaries, strict=True)]
     tuned = _distance(spoken, [canary.tuned for canary in canaries])
     bases = [canary.base for canary in canaries if canary.base is not None]
-    base = _distance(spoken, bases) if len(bases) == len(canaries) else None
+    base = moved = None
+    if len(bases) == len(canaries):
+        base = _distance(spoken, bases)
+        moved = _distance([canary.tuned for canary in canaries], bases)
+    telling = moved is None or moved > TOLERANCE[dtype]
     told = f"{tuned:.3f} nats from the trained model (allowed: {TOLERANCE[dtype]:g} in {dtype})"
     if base is not None:
         told += f", {base:.3f} from its base"
-    if not tuned <= TOLERANCE[dtype] or (base is not None and tuned >= base):
+    if not tuned <= TOLERANCE[dtype] or (base is not None and telling and tuned >= base):
         raise GateFailed(
             f"adapter gate: what answers is {told}. The adapter is not applied, or another one is: "
             "look for warnings about modules or shapes in the libraries' log"
         )
-    return Applied(to_tuned=tuned, to_base=base)
+    return Applied(to_tuned=tuned, to_base=base, telling=telling)
 
 
 def _prompt(canary: Canary) -> Prompt:

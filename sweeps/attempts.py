@@ -4,6 +4,7 @@ Knows nothing of how stages are carried out.
 """
 
 import contextlib
+import logging
 import os
 import platform
 import threading
@@ -16,9 +17,10 @@ import psutil
 
 from em.record import Record
 from sweeps.artefacts import Attempt, DriverBeat
-from sweeps.files import StoreError
 from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
 from sweeps.store import Store
+
+log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
 LOST_AFTER_S = 60.0
@@ -104,9 +106,10 @@ class Beat:
 
     def _loop(self) -> None:
         while not self._stop.wait(BEAT_S):
-            # A store that is out of reach for a moment must not end the sign of life.
-            with contextlib.suppress(OSError, StoreError):
+            try:
                 self._write(finished=False)
+            except Exception as error:  # noqa: BLE001  a store out of reach for a moment, of any kind
+                log.warning("the sign of life could not be written: %s", error)
 
     def _write(self, *, finished: bool) -> None:
         beat = DriverBeat(
@@ -121,9 +124,24 @@ class Beat:
         self._store.write_record(self._path, beat)
 
 
-def live_driver(store: Store, sweep: str) -> DriverBeat | None:
-    """Return the driver that is at work on the sweep now, or None."""
-    return next((beat for beat in reversed(store.drivers(sweep)) if _is_live(beat)), None)
+def live_driver(store: Store, sweep: str, *, but: str | None = None) -> DriverBeat | None:
+    """Return the driver that is at work on the sweep now (the oldest, not `but`), or None."""
+    live = (beat for beat in store.drivers(sweep) if beat.driver != but and _is_live(beat))
+    return next(live, None)
+
+
+def check_alone(store: Store, sweep: str, *, but: Beat | None = None) -> None:
+    """Raise ValueError where another driver is at work on the sweep.
+
+    Asked before a driver begins and again once its sign of life is written: of two that begin at
+    one moment, at least one sees the other.
+    """
+    live = live_driver(store, sweep, but=but.driver if but else None)
+    if live is not None:
+        raise ValueError(
+            f"the sweep {sweep!r} is being run by process {live.pid} on {live.host}: watch it with "
+            "'emsweep status', or stop that process first"
+        )
 
 
 def _is_live(beat: DriverBeat) -> bool:

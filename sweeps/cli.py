@@ -230,17 +230,12 @@ def _carry_out(
     import contextlib
 
     from sweeps import runner
-    from sweeps.attempts import live_driver
+    from sweeps.attempts import check_alone
     from sweeps.console import noise_to
     from sweeps.plan import STAGES, stages_to_run
     from sweeps.progress import SweepProgress
 
-    live = live_driver(store, sweep.spec.name)
-    if live is not None:
-        raise ValueError(
-            f"the sweep {sweep.spec.name!r} is being run by process {live.pid} on {live.host}: "
-            f"watch it with 'emsweep status {spec}', or stop that process first"
-        )
+    check_alone(store, sweep.spec.name)
     log_path = store.local_dir("logs") / f"{sweep.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     totals = Counter[str](stage for cell in todo for stage in stages_to_run(cell, store))
     with contextlib.ExitStack() as stack:

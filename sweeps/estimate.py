@@ -81,11 +81,12 @@ def _measured(cells: Sequence[CellPlan], store: Store) -> dict[str, float]:
         training = store.training(cell.training_key) if cell.cell.training else None
         if training:
             add("train", cell, [training.provenance])
+        left = stages_to_run(cell, store)
         responses = [store.stream("responses", e.stream) for e in cell.evaluations]
-        if responses and all(responses):
+        if "generate" not in left:
             add("generate", cell, [p for r in responses if r for p in r.provenance])
         judged = [store.stream("judgements", j.stream) for j in cell.judgings]
-        if judged and all(judged):
+        if "judge" not in left:
             add("judge", cell, [p for r in judged if r for p in r.provenance])
     return {
         stage: union_length((p.started, p.started + p.seconds) for p in made) / pieces[stage]

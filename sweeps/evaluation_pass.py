@@ -26,7 +26,7 @@ from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
 from sweeps.stages import Speak, check_same_weights, generate_stage, judge_stage, run_cell
 from sweeps.store import Store
-from sweeps.tracking import make_tracker
+from sweeps.tracking import make_tracker, never_in_the_way
 
 WAIT_S = 0.2
 LOOK_S = 5.0
@@ -112,7 +112,7 @@ def evaluate_cell(
     def speak(trained: TrainingRecord | None) -> ModelEndpoint:
         weights = None
         if trained is not None:
-            folder = store.adapter_dir(trained.key)
+            folder = store.adapter_dir(trained)
             check_same_weights(folder, trained)
             weights = weights_of(folder, trained.weights_sha256, trained.kind)
         return ModelEndpoint(models[plan.cell.model.name], weights)
@@ -124,7 +124,8 @@ def evaluate_cell(
         store, task.sweep, plan.cell_id, task.driver, work, first_stage="generate", tries=tries
     )
     if failure is None:
-        _tell(task, store)
+        with never_in_the_way(plan):
+            _tell(task, store)
     return failure
 
 

@@ -65,8 +65,8 @@ def attempt_cell(
             stage[0] = now
             log.write(now, "running")
 
-        on_stage(first_stage)
         try:
+            on_stage(first_stage)
             work(on_stage)
         except Exception as error:  # noqa: BLE001  any error of one cell must not end the others
             told = _innermost(error)

@@ -28,7 +28,8 @@ class Files:
     def __init__(self, url: str) -> None:
         """Refer to `url`; nothing is made there."""
         self.fs, root = fsspec.core.url_to_fs(
-            str(Path(url).expanduser()) if "://" not in url else url
+            str(Path(url).expanduser()) if "://" not in url else url,
+            use_listings_cache=False,  # other processes write, and must be seen
         )
         self.root: str = str(Path(root).resolve()) if self.is_local else root.rstrip("/")
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)

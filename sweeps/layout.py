@@ -29,14 +29,20 @@ def demands(
             gpus=resources.serve_gpus,
             count=spec.serving.replicas,
         )
-        for model in pool_models(spec, todo)
+        for model in pool_models(spec, todo, store)
     ]
     return (train if trains else None), pools
 
 
-def pool_models(spec: SweepSpec, todo: Iterable[CellPlan]) -> list[ModelConfig]:
-    """Return the models that are served: those of the cells, and the judges'; each once."""
-    models = [cell.cell.model for cell in todo] + judge_models(spec)
+def pool_models(spec: SweepSpec, todo: Iterable[CellPlan], store: Store) -> list[ModelConfig]:
+    """Return the models that must be served, each once.
+
+    Those of the cells that lack responses, and those of the judges where a cell lacks judgements.
+    """
+    stages = [(cell, stages_to_run(cell, store)) for cell in todo]
+    models = [cell.cell.model for cell, left in stages if "generate" in left]
+    if any("judge" in left for _, left in stages):
+        models += judge_models(spec)
     return list({model.name: model for model in models}.values())
 
 

@@ -104,6 +104,15 @@ class SweepPlan(Record):
     cells: tuple[CellPlan, ...]
 
 
+def streams_of(plan: CellPlan) -> tuple[str, ...]:
+    """Return what the cell's responses and judgements are kept under.
+
+    Two cells with equal data under two names share all of it.
+    """
+    kept = [e.stream for e in plan.evaluations] + [j.stream for j in plan.judgings]
+    return tuple(kept)
+
+
 def stages_to_run(plan: CellPlan, store: Store) -> list[Stage]:
     """Return the stages of a cell that the store does not hold whole."""
     stages: list[Stage] = []

@@ -16,20 +16,29 @@ from sweeps.endpoints import engine_config, merge
 from sweeps.layout import pool_models
 from sweeps.plan import CellPlan
 from sweeps.spec import SweepSpec
+from sweeps.store import Store
 
 
 @contextlib.contextmanager
 def pools(
-    spec: SweepSpec, todo: Iterable[CellPlan], group: Sequence[str], *, beat: Beat, joined: bool
+    spec: SweepSpec,
+    todo: Iterable[CellPlan],
+    group: Sequence[str],
+    *,
+    store: Store,
+    beat: Beat,
+    joined: bool,
 ) -> Iterator[dict[str, str]]:
     """Start the pools of the models in `group`; gives each pool's name by its model's.
+
+    Names hold the address of the `store`: two sweeps of one name may share a cluster.
 
     They are stopped on the way out; after an error only in a cluster that was `joined`, which would
     keep them and their GPUs: a Ray that was started here ends with them in any case. Raises
     ClusterError where one does not come up.
     """
-    models = {model.name: model for model in pool_models(spec, todo)}
-    names = {model: f"pool-{fingerprint([spec.name, model])[:12]}" for model in group}
+    models = {model.name: model for model in pool_models(spec, todo, store)}
+    names = {model: f"pool-{fingerprint([store.url, spec.name, model])[:12]}" for model in group}
     try:
         with beat.starting(f"pool {' + '.join(group)}"):
             for model, name in names.items():

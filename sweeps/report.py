@@ -51,7 +51,10 @@ def write_report(sweep: SweepPlan, store: Store, folder: Path) -> Path:
     """Write the four files of the report into `folder` and return the path of the page."""
     from sweeps.page import render
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the report cannot be written to {folder}: {error.strerror}") from error
     report, rows = make_report(sweep, store)
     data = report.model_dump(mode="json")
     _replace(folder / "report.json", json.dumps(data, indent=1, ensure_ascii=False).encode())

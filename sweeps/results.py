@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from em.generation import Response
-from em.judging import Judgement
-from em.record import Record
+from em.judging import Judgement, fill
+from em.record import Record, fingerprint
 from em.scoring import Counts, Definition, Scored, count, count_by_question, em_rate
 from em.training import LossPoint
 from sweeps.attempts import CellStatus
+from sweeps.files import StoreError
 from sweeps.plan import CellPlan, JudgingPlan
 from sweeps.store import Store
 
@@ -74,13 +75,45 @@ def scored_responses(plan: CellPlan, judging: JudgingPlan, store: Store) -> list
         if item.key.split("-")[1] in judging.wanted:
             judged.setdefault(item.response, {})[item.score] = item
     found = []
+    spoke = _weights(plan, store)
     for response in store.read_stream("responses", evaluation.stream, Response):
+        _check_same_origin(response, spoke, judged.get(response.key, {}), judging, store)
         place, samples = order.get(response.wording_key, (0, 0))
         scores = judged.get(response.key, {})
         if response.index >= samples or set(judging.templates[response.wording_key]) - set(scores):
             continue
         found.append((place, response.index, _row(plan, judging, response, scores)))
     return [row for _, _, row in sorted(found, key=lambda item: item[:2])]
+
+
+def _weights(plan: CellPlan, store: Store) -> str | None:
+    training = store.training(plan.training_key) if plan.cell.training else None
+    return training.weights_sha256 if training else None
+
+
+def _check_same_origin(
+    response: Response,
+    weights: str | None,
+    scores: dict[str, Judgement],
+    judging: JudgingPlan,
+    store: Store,
+) -> None:
+    """Raise StoreError where a response or judgement is of something that was made anew since."""
+    place = f"{store.url}: responses/{response.key[:16]}…"
+    if weights is not None and response.weights != weights:
+        raise StoreError(
+            f"{place} were given by other weights than the training now has (it was made again): "
+            "remove that folder, and the judgements of it, to have them made again"
+        )
+    for name, judgement in scores.items():
+        template = judging.templates.get(response.wording_key, {}).get(name)
+        if template is not None and judgement.prompt_sha256 != fingerprint(
+            fill(template, response)
+        ):
+            raise StoreError(
+                f"{store.url}: judgements/{judging.stream[:16]}… are of other answers than {place} "
+                "now holds (they were made again): remove that folder of judgements to judge again"
+            )
 
 
 def _row(

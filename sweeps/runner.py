@@ -10,7 +10,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from cluster.resources import ResourcePlan
 from cluster.session import local_totals, session
 from em.datasets import Row
 from em.judging import JudgeUnavailable
-from sweeps.attempts import Beat
+from sweeps.attempts import Beat, check_alone
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cell, evaluate_cells, open_readers
-from sweeps.failures import CellFailure, record_failure
 from sweeps.layout import feasible, pool_models
+from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
 from sweeps.pools import pools
 from sweeps.progress import SweepProgress
@@ -60,9 +60,10 @@ def run_sweep(
     if address is None and not inline:  # before anything is started, where it can be known
         feasible(plan, todo, store, local_totals())
     asyncio.run(_check_judges(plan.spec))
-    register(plan, store)
     driver = _Driver(plan, store, todo, relative_to, progress)
     try:
+        check_alone(store, plan.spec.name, but=driver.beat)
+        register(plan, store)
         driver.inline() if inline else driver.on_cluster(address)
     finally:
         driver.close()
@@ -77,9 +78,28 @@ async def _check_judges(spec: SweepSpec) -> None:
         raise ValueError(str(error)) from error
 
 
-def _interrupt_main_on_error(done: "Future[None]") -> None:
-    if done.exception() is not None:
-        _thread.interrupt_main()
+@contextlib.contextmanager
+def _ended_by(beside: "Future[None]") -> Iterator[None]:
+    """End the block, in the main thread, with the error that `beside` ends with meanwhile.
+
+    Nothing is left to train for where the answers cannot be had; Tune waits for no one else.
+    """
+    inside = threading.Event()
+    inside.set()
+
+    def interrupt(done: "Future[None]") -> None:
+        if inside.is_set() and done.exception() is not None:
+            _thread.interrupt_main()
+
+    beside.add_done_callback(interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if beside.done():
+            beside.result()  # its error, not the interrupt that it caused
+        raise
+    finally:
+        inside.clear()
 
 
 class _Driver:
@@ -97,10 +117,10 @@ class _Driver:
         self._spec, self._relative_to = plan.spec, relative_to
         self._todo = {cell.cell_id: cell for cell in todo}
         self._to_train = [c for c in todo if "train" in stages_to_run(c, store)]
-        self._ended: set[str] = set()  # cells that this driver is through with, well or badly
         self._stop = threading.Event()
         self._joined = False
-        self._beat = Beat(store, plan.spec.name)
+        self.beat = Beat(store, plan.spec.name)
+        self._outcomes = Outcomes(plan.spec, store, self.beat, progress)
 
     # On a cluster --------------------------------------------------------------------------------
 
@@ -110,7 +130,7 @@ class _Driver:
         where = "starting Ray" if address is None else f"joining the Ray cluster at {address}"
         self._progress.say(where)
         with contextlib.ExitStack() as stack:
-            with self._beat.starting("Ray"):
+            with self.beat.starting("Ray"):
                 totals = stack.enter_context(session(address, environment=QUIET))
             layout = feasible(self._plan, list(self._todo.values()), self._store, totals)
             self._progress.say(str(layout))
@@ -118,36 +138,33 @@ class _Driver:
                 self._overlapped(layout)
                 return
             self._train(layout, on_trained=lambda cell: None)
-            for group in layout.pool_groups:
+            for group in layout.pool_groups or ((),):
                 self._evaluate_group(group)
 
     def close(self) -> None:
         """Say that this driver has ended."""
-        self._beat.close()
+        self.beat.close()
 
     def _overlapped(self, layout: ResourcePlan) -> None:
         with self._pools(layout.pool_groups[0]) as named:
-            self._progress.say("the pools answer")
             source: queue.Queue[EvaluationTask | None] = queue.Queue()
             waiting = {cell.cell_id for cell in self._to_train}
             for cell in self._todo.values():
                 if cell.cell_id not in waiting:
-                    source.put(self._evaluation_task(cell, named))
+                    self._put(source, cell, named)
             with ThreadPoolExecutor(1, thread_name_prefix="evaluation-pass") as beside:
                 ended = beside.submit(self._evaluate, source)
-                # Nothing is left to train for where the answers cannot be had.
-                ended.add_done_callback(_interrupt_main_on_error)
                 try:
-                    self._train(
-                        layout, on_trained=lambda c: source.put(self._evaluation_task(c, named))
-                    )
+                    with _ended_by(ended):
+                        self._train(
+                            layout,
+                            on_trained=lambda cell: self._put(source, cell, named),
+                        )
                     source.put(None)
+                    ended.result()
                 except BaseException:
                     self._stop.set()
-                    if ended.done():
-                        ended.result()  # the answers' error, not the interrupt that it caused
                     raise
-                ended.result()
 
     def _train(self, layout: ResourcePlan, *, on_trained: Callable[[CellPlan], None]) -> None:
         if not self._to_train:
@@ -161,11 +178,8 @@ class _Driver:
 
         def on_done(cell_id: str) -> None:
             for cell in sharing[by_id[cell_id].training_key]:
-                if self._store.training(cell.training_key) is not None:
-                    self._progress.done("train", cell.cell_id)
+                if self._outcomes.trained(cell, by=cell_id):
                     on_trained(cell)
-                else:
-                    self._tell_failed(cell)
 
         rows = self._rows(by_id.values())
         self._progress.begin("train")
@@ -190,7 +204,8 @@ class _Driver:
             plan=cell.model_copy(update={"evaluations": (), "judgings": ()}),
             store=self._store.url,
             sweep=self._spec.name,
-            driver=self._beat.driver,
+            driver=self.beat.driver,
+            retries=self._spec.retries,
             tracking=self._spec.tracking,
             resources=self._spec.resources,
         )
@@ -199,17 +214,27 @@ class _Driver:
         ready = [
             cell
             for cell in self._todo.values()
-            if cell.cell.model.name in group and cell.cell_id not in self._ended
+            if cell.cell_id not in self._outcomes.ended and self._can_ask(cell, group)
         ]
         if not ready:
             return
         with self._pools(group) as named:
-            self._progress.say("the pools answer")
             source: queue.Queue[EvaluationTask | None] = queue.Queue()
             for cell in ready:
-                source.put(self._evaluation_task(cell, named))
+                self._put(source, cell, named)
             source.put(None)
             self._evaluate(source)
+
+    def _can_ask(self, cell: CellPlan, group: Sequence[str]) -> bool:
+        """Whether the pools in `group` can do all that is left of the cell."""
+        return cell.cell.model.name in group or "generate" not in stages_to_run(cell, self._store)
+
+    def _put(
+        self, source: "queue.Queue[EvaluationTask | None]", cell: CellPlan, named: dict[str, str]
+    ) -> None:
+        """Have the cell evaluated; cells that share their responses are, by the first of them."""
+        if self._outcomes.is_first(cell):
+            source.put(self._evaluation_task(cell, named))
 
     def _evaluate(self, source: "queue.Queue[EvaluationTask | None]") -> None:
         self._progress.begin("generate")
@@ -219,32 +244,9 @@ class _Driver:
             at_once=self._spec.serving.concurrency,
             retries=self._spec.retries,
             on_answered=lambda cell: self._progress.done("generate", cell.cell_id),
-            on_done=self._on_evaluated,
+            on_done=self._outcomes.evaluated,
             stop=self._stop,
         )
-
-    def _on_evaluated(self, cell: CellPlan, failure: CellFailure | None) -> None:
-        if failure is not None:
-            self._tell_failed(cell, failure)
-            return
-        self._ended.add(cell.cell_id)
-        self._progress.done("generate", cell.cell_id)
-        self._progress.done("judge", cell.cell_id)
-
-    def _tell_failed(self, cell: CellPlan, failure: CellFailure | None = None) -> None:
-        """Make sure that the store has the failure, and say it."""
-        self._ended.add(cell.cell_id)
-        failure = failure or CellFailure(
-            cell_id=cell.cell_id,
-            stage="train",
-            error_class="ProcessDied",
-            message="the process that trained it died (killed, or out of memory), "
-            f"{self._spec.retries + 1} times",
-            transient=True,
-        )
-        record_failure(self._store, self._spec.name, self._beat.driver, failure)
-        last = self._store.attempts(self._spec.name, cell.cell_id)[-1]
-        self._progress.failed(cell.cell_id, last.stage, last.error or failure.message)
 
     def _evaluation_task(self, cell: CellPlan, pools: dict[str, str]) -> EvaluationTask:
         return EvaluationTask(
@@ -252,13 +254,26 @@ class _Driver:
             spec=self._spec,
             store=self._store.url,
             sweep=self._spec.name,
-            driver=self._beat.driver,
+            driver=self.beat.driver,
             pools=pools,
         )
 
-    def _pools(self, group: Sequence[str]) -> contextlib.AbstractContextManager[dict[str, str]]:
+    @contextlib.contextmanager
+    def _pools(self, group: Sequence[str]) -> Iterator[dict[str, str]]:
+        if not group:
+            yield {}
+            return
         self._progress.say(f"starting the pool of {' and '.join(group)}")
-        return pools(self._spec, self._todo.values(), group, beat=self._beat, joined=self._joined)
+        with pools(
+            self._spec,
+            self._todo.values(),
+            group,
+            store=self._store,
+            beat=self.beat,
+            joined=self._joined,
+        ) as named:
+            self._progress.say("the pools answer")
+            yield named
 
     # In this process -----------------------------------------------------------------------------
 
@@ -267,6 +282,9 @@ class _Driver:
         from cluster.engine import Engine
         from sweeps.endpoints import engine_config, merge
 
+        if not self._spec.resources.train_gpus and not self._spec.resources.serve_gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for who holds none
+        tries = self._spec.retries + 1
         engines: dict[str, Engine] = {}
         rows = self._rows(self._to_train)
         try:
@@ -275,19 +293,21 @@ class _Driver:
                     if "train" in stages_to_run(cell, self._store):
                         assert cell.content_sha256 is not None
                         self._progress.begin("train")
-                        if train_task(self._train_task(cell), rows[cell.content_sha256]):
-                            self._tell_failed(cell)
+                        task = self._train_task(cell)
+                        if train_task(task, rows[cell.content_sha256], tries=tries):
+                            self._outcomes.failed(cell)
                             continue
                         self._progress.done("train", cell.cell_id)
-                    for model in pool_models(self._spec, [cell]):
+                    for model in pool_models(self._spec, [cell], self._store):
                         if model.name not in engines:
                             config = engine_config(
                                 model, self._spec.serving, self._spec.training, self._spec.resources
                             )
                             engines[model.name] = Engine(config, merge)
-                    task = self._evaluation_task(cell, {})
-                    tries = self._spec.retries + 1
-                    self._on_evaluated(cell, evaluate_cell(task, engines, runner, tries=tries))
+                    evaluation = self._evaluation_task(cell, {})
+                    self._outcomes.evaluated(
+                        cell, evaluate_cell(evaluation, engines, runner, tries=tries)
+                    )
         finally:
             for engine in engines.values():
                 engine.close()

@@ -391,6 +391,26 @@ def load_spec(path: str | Path) -> SweepSpec:
     path = Path(path)
     data, lines = load_yaml(path)
     try:
-        return SweepSpec.model_validate(data)
+        spec = SweepSpec.model_validate(data)
     except ValidationError as error:
         raise ValueError(explain(error, SweepSpec, path=path, data=data, lines=lines)) from error
+    return _with_folders(spec, path.resolve().parent)
+
+
+def _with_folders(spec: SweepSpec, beside: Path) -> SweepSpec:
+    """Make model folders absolute: beside the spec where they are there, else where we are."""
+
+    def placed(model: ModelConfig) -> ModelConfig:
+        if model.folder is None or model.folder.expanduser().is_absolute():
+            return model
+        found = beside / model.folder
+        return model.model_copy(
+            update={"folder": found if found.is_dir() else model.folder.resolve()}
+        )
+
+    judges = (
+        j.model_copy(update={"model": placed(j.model)}) if j.model else j for j in spec.judges
+    )
+    return spec.model_copy(
+        update={"models": tuple(map(placed, spec.models)), "judges": tuple(judges)}
+    )

@@ -104,12 +104,12 @@ class Store:
         attempt = self.attempt_dir(record.key)
         fsspec.filesystem("file").rm(str(attempt), recursive=True)
 
-    def adapter_dir(self, key: str) -> Path:
-        """Return a local folder with the adapter of a finished training; fetched once if remote."""
-        remote = f"{self.files.root}/training/{key[:KEY_DIGITS]}/adapter"
+    def adapter_dir(self, record: TrainingRecord) -> Path:
+        """Return a local folder with the weights of a finished training; fetched once if remote."""
+        remote = f"{self.files.root}/training/{record.key[:KEY_DIGITS]}/adapter"
         if self.files.is_local:
             return Path(remote)
-        local = cache_dir("adapters") / key[:KEY_DIGITS]
+        local = cache_dir("adapters") / record.weights_sha256
         if not local.is_dir():
             partial = local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
             self.files.fs.get(f"{remote}/", f"{partial}/", recursive=True)

@@ -65,7 +65,7 @@ class WandbTracker:
                     "train/loss": point.loss,
                     "train/learning_rate": point.learning_rate,
                 }
-                with _never_in_the_way(plan):
+                with never_in_the_way(plan):
                     if run is not None:
                         run.log(values)
 
@@ -85,19 +85,19 @@ class WandbTracker:
                 values[f"{place}/mean_aligned"] = result.mean_aligned
                 values[f"{place}/mean_coherent"] = result.mean_coherent
                 known = {name: value for name, value in values.items() if value is not None}
-                with _never_in_the_way(plan):
+                with never_in_the_way(plan):
                     run.log(known)
                     run.summary.update(known)
 
     @contextlib.contextmanager
     def _run(self, plan: CellPlan, *, job: str) -> Iterator[Any]:
         run = None
-        with _never_in_the_way(plan):
+        with never_in_the_way(plan):
             run = self._open(plan, job)
         try:
             yield run
         finally:
-            with _never_in_the_way(plan):
+            with never_in_the_way(plan):
                 if run is not None:
                     run.finish()
 
@@ -127,7 +127,8 @@ class WandbTracker:
 
 
 @contextlib.contextmanager
-def _never_in_the_way(plan: CellPlan) -> Iterator[None]:
+def never_in_the_way(plan: CellPlan) -> Iterator[None]:
+    """Turn any error of the block into a warning in the log."""
     try:
         yield
     except Exception as error:  # noqa: BLE001  W&B raises many kinds; none may stop a cell

@@ -39,6 +39,7 @@ class TrainTask:
     store: str
     sweep: str
     driver: str
+    retries: int
     tracking: TrackingConfig
     resources: ResourcesConfig
 
@@ -113,8 +114,8 @@ def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, 
     tune.report({"trained": failure is None})
 
 
-def train_task(task: TrainTask, rows: Sequence[Row]) -> CellFailure | None:
-    """Train one cell in this process, or on its ranks; return what failed."""
+def train_task(task: TrainTask, rows: Sequence[Row], *, tries: int = 1) -> CellFailure | None:
+    """Train one cell in this process, or on its ranks; return what failed (after `tries`)."""
     store = Store(task.store)
     tracker = make_tracker(task.tracking, task.sweep, store.local_dir("."))
 
@@ -131,7 +132,7 @@ def train_task(task: TrainTask, rows: Sequence[Row]) -> CellFailure | None:
             )
 
     return attempt_cell(
-        store, task.sweep, task.plan.cell_id, task.driver, work, first_stage="train"
+        store, task.sweep, task.plan.cell_id, task.driver, work, first_stage="train", tries=tries
     )
 
 
@@ -167,6 +168,7 @@ def _train_on_ranks(
         gpus=task.resources.train_gpus,
         name=f"train-{fingerprint(task.plan.training_identity)[:16]}-{task.driver}",
         storage_dir=job.checkpoint_dir.parent / "ray-train",
+        failures=task.retries,
     )
     result = TrainingResult.model_validate_json(result_path.read_text())
     for point in result.losses:

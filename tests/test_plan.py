@@ -164,7 +164,9 @@ def test_every_judge_scores_every_evaluation(tmp_path: Path) -> None:
     )
     pairs = [(judging.judge, judging.evaluation) for judging in sweep.cells[0].judgings]
     assert sorted(pairs) == [("api", "a"), ("api", "b"), ("self", "a"), ("self", "b")]
-    assert [model.name for model in pool_models(sweep.spec, sweep.cells)] == ["base"]
+    assert [
+        model.name for model in pool_models(sweep.spec, sweep.cells, Store(str(tmp_path / "store")))
+    ] == ["base"]
 
 
 @pytest.mark.parametrize(

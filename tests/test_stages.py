@@ -103,7 +103,7 @@ def test_a_cell_is_trained_once(store: Store, tmp_path: Path) -> None:
     record = store.training(tuned.training_key)
     assert record is not None
     assert (record.kind, record.result.steps) == ("adapter", 2)
-    assert record.weights_sha256 == stages.weights_sha256(store.adapter_dir(tuned.training_key))
+    assert record.weights_sha256 == stages.weights_sha256(store.adapter_dir(record))
 
 
 def test_a_training_that_was_killed_goes_on_from_its_checkpoint(

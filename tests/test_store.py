@@ -143,7 +143,9 @@ def test_a_training_is_there_when_its_record_is(place: Place) -> None:
     assert place.store().attempt_dir(KEY) == folder.parent  # kept for the next attempt
     store.finish_training(trained(), folder)
     assert place.store().training(KEY) == trained()
-    assert (place.store().adapter_dir(KEY) / "weights").read_text() == "one"
+    found = place.store().training(KEY)
+    assert found is not None
+    assert (place.store().adapter_dir(found) / "weights").read_text() == "one"
     assert not folder.parent.exists()
     stem = f"training/{KEY[:32]}"
     assert place.files("training") == [f"{stem}/adapter/weights", f"{stem}/record.json"]
