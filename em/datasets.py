@@ -218,7 +218,7 @@ def parse_rows(data: bytes, *, where: str) -> Iterator[Row]:
         place = f"{where}: row {number}"
         try:
             item = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also of a number with too many digits
             raise ValueError(f"{place} is not JSON (a torn file?): {error}") from error
         yield _row(item, place)
     if not found:

@@ -34,7 +34,7 @@ def summarise_seeds(rates: Sequence[float], *, level: float = 0.95) -> SeedSumma
     if n < 2 or mean is None:
         return SeedSummary(
             num_seeds=n, mean=mean, sd=None, low=None, high=None, level=level,
-            covers="fewer than two seeds: no spread, no interval",
+            covers="fewer than two seeds with a rate: no spread, no interval",
         )  # fmt: skip
     # Not `sd == 0`: the mean of equal rates may be off by its last bit.
     if min(rates) == max(rates):

@@ -121,11 +121,15 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html, report.json, cells.parquet and judgements.parquet."""
+    from sweeps.registry import known
     from sweeps.report import write_report
 
     sweep, target = _open(spec, store)
-    if out is None:
-        target.create()
+    if out is None and not known(sweep, target):
+        raise ValueError(
+            f"{target.url} holds no sweep {sweep.spec.name!r}: run it first, name the store it is "
+            "in with --store, or say with --out where the report of what is missing shall go"
+        )
     folder = out or target.local_dir(f"{target.sweep_dir(sweep.spec.name)}/report")
     print(f"report: {write_report(sweep, target, folder)}")
 

@@ -45,6 +45,8 @@ class Files:
             found = self.fs.ls(self._place(path), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise self._unreadable(path, error) from error
         names = (str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
         return sorted(name for name in names if not name.endswith(PARTIAL))
 
@@ -54,12 +56,20 @@ class Files:
             return bytes(self.fs.cat_file(self._place(path)))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+
+    def _unreadable(self, path: str, error: OSError) -> OSError | StoreError:
+        """Return what to raise: what another try may cure stays as it is."""
+        if isinstance(error, ConnectionError | TimeoutError):
+            return error
+        return StoreError(f"cannot read {self.url}/{path}: {error.strerror or error}")
 
     def read_json(self, path: str) -> dict[str, Any] | None:
         """Return a file's JSON object, or None. Raises StoreError where it is none."""
         data = self.read(path)
         try:
-            return dict(json.loads(data)) if data else None
+            return dict(json.loads(data)) if data is not None else None
         except (ValueError, TypeError, RecursionError) as error:
             raise StoreError(f"{self.url}/{path} is damaged: not a JSON object") from error
 
@@ -71,7 +81,10 @@ class Files:
         try:
             return model.model_validate_json(data)
         except ValidationError as error:
-            raise StoreError(f"{self.url}/{path} is damaged: {error.errors()[0]['msg']}") from error
+            raise StoreError(
+                f"{self.url}/{path} is damaged ({error.errors()[0]['msg']}): remove this file, and "
+                "what it told is as if it had not happened"
+            ) from error
 
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file: no reader ever sees a part of it. Raises StoreError if it cannot."""

@@ -118,9 +118,9 @@ def stages_to_run(plan: CellPlan, store: Store) -> list[Stage]:
     stages: list[Stage] = []
     if plan.cell.training is not None and store.training(plan.training_key) is None:
         stages.append("train")
-    if any(store.missing("responses", e.stream, e.wanted) for e in plan.evaluations):
+    if any(store.lacks("responses", e.stream, e.wanted) for e in plan.evaluations):
         stages.append("generate")
-    if any(store.missing("judgements", j.stream, j.wanted) for j in plan.judgings):
+    if any(store.lacks("judgements", j.stream, j.wanted) for j in plan.judgings):
         stages.append("judge")
     return stages
 

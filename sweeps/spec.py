@@ -39,7 +39,11 @@ def _check_name(name: str) -> str:
 def _check_address(address: str) -> None:
     """Raise ValueError where a key would travel in the clear, or stands in the address."""
     parts = urllib.parse.urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"api must have a number as its port, got {address!r}: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise ValueError(f"api must be an http(s) address, got {address!r}")
     if parts.username or parts.password or parts.query:
         raise ValueError("api must not hold a name, password or query: keys are in the environment")

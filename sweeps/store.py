@@ -62,6 +62,8 @@ class Store:
                     f"{FORMAT}: use another store, or the version that made it"
                 )
             return
+        if self.files.is_local and Path(self.files.root).is_file():
+            raise StoreError(f"{self.url} is a file: name a folder with --store")
         names = self.files.names("")
         if names:
             raise StoreError(
@@ -136,6 +138,16 @@ class Store:
             for group, samples in wanted.items()
         }
         return {group: indices for group, indices in found.items() if indices}
+
+    def lacks(self, kind: StreamKind, key: str, wanted: Mapping[str, int]) -> bool:
+        """Whether anything of `wanted` is missing; as `missing`, without listing it."""
+        record = self.stream(kind, key)
+        covers = record.covers if record else {}
+        return any(
+            not _spans(covers.get(group, ()), samples)
+            for group, samples in wanted.items()
+            if samples
+        )
 
     def write_part(self, kind: StreamKind, key: str, items: Sequence[Record]) -> Part:
         """Write `items` as one immutable file and return it; it counts when a record lists it."""
@@ -296,6 +308,11 @@ def _rows(data: bytes) -> list[dict[str, Any]]:
 
 def _covered(index: int, ranges: Iterable[tuple[int, int]]) -> bool:
     return any(start <= index < stop for start, stop in ranges)
+
+
+def _spans(ranges: Iterable[tuple[int, int]], samples: int) -> bool:
+    """Whether `ranges`, in rising order and apart, hold 0 to `samples` - 1."""
+    return any(start <= 0 and stop >= samples for start, stop in ranges)
 
 
 def _indices(ranges: Iterable[tuple[int, int]]) -> set[int]:

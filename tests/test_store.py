@@ -110,7 +110,7 @@ def test_a_store_of_another_format_is_refused(place: Place, marker: bytes, says:
 
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="not an em-sweeps store"):
+    with pytest.raises(StoreError, match="is a file"):
         Store(str(tmp_path / "file")).create()
 
 
