@@ -12,6 +12,15 @@ import yaml
 Location = tuple[str | int, ...]
 """Where in a file: keys and list indices from the outside in."""
 
+
+class MistakeAt(ValueError):
+    """A mistake found inside a record at `place`, which is relative to that record."""
+
+    def __init__(self, place: Location, text: str) -> None:
+        super().__init__(text)
+        self.place = place
+
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from em.catalogue import find_file
-from em.datasets import Variant, draw, load_rows, load_variant
 from em.generation import Draw, SamplingConfig
 from em.judging import RULE, judgement_group
 from em.models import ModelConfig, model_identity
@@ -27,7 +26,10 @@ from em.questions import (
     wordings,
 )
 from em.record import Record, fingerprint
+from em.sources import load_source
 from em.training import TrainingConfig
+from em.variant_config import UNTUNED, VariantConfig
+from em.variants import Step, Variant, build_variant
 from em.yaml_files import load_yaml
 from sweeps.spec import (
     NOT_IN_KEY,
@@ -93,6 +95,9 @@ class CellPlan(Record):
     content_sha256: str | None
     num_rows: int
     num_characters: int
+    num_held_out: int
+    steps: tuple[Step, ...]  # how the rows were made, in order
+    data_warnings: tuple[str, ...]
     evaluations: tuple[EvaluationPlan, ...]
     judgings: tuple[JudgingPlan, ...]
 
@@ -146,17 +151,13 @@ def make_plan(spec: SweepSpec, *, relative_to: Path) -> SweepPlan:
 
 def load_rows_of(plan: CellPlan, *, relative_to: Path) -> Variant:
     """Return the rows of a tuned cell again, proved to be those that were planned."""
-    variant = plan.cell.variant
-    assert variant.dataset is not None
-    loaded = load_variant(
-        variant.dataset,
-        num_rows=variant.rows,
-        seed=plan.cell.seeds.subset,
-        relative_to=relative_to,
+    built = build_variant(
+        plan.cell.variant, subset_seed=plan.cell.seeds.subset, relative_to=relative_to
     )
-    if loaded.content_sha256 != plan.content_sha256:
-        raise ValueError(f"data set {variant.dataset!r} changed while the sweep was running")
-    return loaded
+    if built.content_sha256 != plan.content_sha256:
+        named = " or ".join(map(repr, plan.cell.variant.datasets))
+        raise ValueError(f"data set {named} changed while the sweep was running")
+    return built
 
 
 @contextlib.contextmanager
@@ -167,7 +168,8 @@ def _at(*place: str | int) -> Iterator[None]:
     except ValidationError:  # a bug of ours
         raise
     except ValueError as error:
-        raise MistakeAt(place, str(error)) from error
+        inside = error.place if isinstance(error, MistakeAt) else ()
+        raise MistakeAt((*place, *inside), str(error)) from error
 
 
 class _Resolver:
@@ -178,7 +180,7 @@ class _Resolver:
         self._relative_to = relative_to
         self._revision = cache(lambda model: model_identity(model).revision)
         self._variant = cache(self._load_variant)
-        self._load_rows = cache(lambda dataset: load_rows(dataset, relative_to=relative_to))
+        self._load_source = cache(lambda name: load_source(name, relative_to=relative_to))
         self._asked: dict[str, list[tuple[Question, Wording, int]]] = {}
         for number, evaluation in enumerate(spec.evaluations):
             with _at("evaluations", number, "questions"):
@@ -196,8 +198,8 @@ class _Resolver:
     def cell(self, cell: Cell) -> CellPlan:
         with _at("models", self._spec.models.index(cell.model)):
             revision = self._revision(cell.model)
-        with _at("variants", self._spec.variants.index(cell.variant), "dataset"):
-            variant = self._variant(cell.variant.dataset, cell.variant.rows, cell.seeds.subset)
+        with _at("variants", self._spec.variants.index(cell.variant)):
+            variant = self._variant(cell.variant, cell.seeds.subset)
         identity = training_identity(cell, revision, variant)
         key = fingerprint(identity)
         evaluations = tuple(self._evaluation(cell, key, e) for e in self._spec.evaluations)
@@ -215,15 +217,22 @@ class _Resolver:
             content_sha256=variant.content_sha256 if variant else None,
             num_rows=len(variant.rows) if variant else 0,
             num_characters=variant.num_characters if variant else 0,
+            num_held_out=len(variant.held_out) if variant else 0,
+            steps=variant.steps if variant else (),
+            data_warnings=variant.warnings if variant else (),
             evaluations=evaluations,
             judgings=judgings,
         )
 
-    def _load_variant(self, dataset: str | None, rows: int | None, seed: int) -> Variant | None:
-        if dataset is None:
+    def _load_variant(self, config: VariantConfig, subset_seed: int) -> Variant | None:
+        if config.name == UNTUNED:
             return None
-        source, everything = self._load_rows(dataset)
-        return draw(source, everything, num_rows=rows, seed=seed)
+        return build_variant(
+            config,
+            subset_seed=subset_seed,
+            relative_to=self._relative_to,
+            load=self._load_source,
+        )
 
     def _ask(self, config: EvaluationConfig) -> list[tuple[Question, Wording, int]]:
         assert config.questions is not None

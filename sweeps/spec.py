@@ -20,10 +20,11 @@ from em.record import Record, fingerprint
 from em.scoring import DEFINITIONS
 from em.seeds import FACTORS, Seeds, derive_seeds
 from em.training import TrainingConfig
+from em.variant_config import UNTUNED as UNTUNED
+from em.variant_config import VariantConfig as VariantConfig
 from em.yaml_files import load_yaml
 from sweeps.yaml_errors import MistakeAt, explain
 
-UNTUNED = "none"
 # Not in a training's identity: how the effective batch is cut up, how often progress is saved.
 NOT_IN_KEY = ("micro_batch", "checkpoint_steps")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -55,24 +56,6 @@ def _check_metric(metric: str | None) -> str | None:
     if metric is not None and metric not in DEFINITIONS:
         raise ValueError(f"unknown metric {metric!r}: allowed are {', '.join(DEFINITIONS)}")
     return metric
-
-
-class VariantConfig(Record):
-    """A data set variant; `none` is the untuned model and has no data set."""
-
-    name: str
-    dataset: str | None = None
-    rows: int | None = Field(default=None, ge=1, description="drawn by the cell's subset seed")
-
-    _name = field_validator("name")(_check_name)
-
-    @model_validator(mode="after")
-    def _has_data(self) -> "VariantConfig":
-        if self.name == UNTUNED and (self.dataset or self.rows):
-            raise ValueError("the variant 'none' is the untuned model: it takes no dataset or rows")
-        if self.name != UNTUNED and not self.dataset:
-            raise ValueError(f"the variant {self.name!r} needs a dataset (only 'none' has none)")
-        return self
 
 
 class EvaluationConfig(Record):
@@ -303,14 +286,14 @@ class SweepSpec(Record):
             raise ValueError(f"duplicate name {twice[0]!r}: give each its own")
         return items
 
-    @field_validator("models")
+    @field_validator("models", "variants")
     @classmethod
-    def _models_have_names(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
-        for number, model in enumerate(models):  # a cell's folder is called after it
-            if not NAME.fullmatch(model.name.replace(".", "_")):
-                text = f"{model.name!r} is not a name: use {NAME_RULE}, and dots"
+    def _have_names(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        for number, item in enumerate(items):  # a cell's folder is called after both
+            if not NAME.fullmatch(item.name.replace(".", "_")):
+                text = f"{item.name!r} is not a name: use {NAME_RULE}, and dots"
                 raise MistakeAt((number, "name"), text)
-        return models
+        return items
 
     _metric = field_validator("metric")(_check_metric)
 

@@ -14,14 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from em.yaml_files import Location
-
-
-class MistakeAt(ValueError):
-    """A mistake that a validator of a whole record found at a place inside it."""
-
-    def __init__(self, place: Location, text: str) -> None:
-        super().__init__(text)
-        self.place = place
+from em.yaml_files import MistakeAt as MistakeAt
 
 
 def explain(

@@ -62,7 +62,7 @@ def test_the_small_spec_is_sound(tmp_path: Path) -> None:
         ("seeds: [0, 1]", "seeds: []", 9, "seeds: Tuple should have at least 1 item"),
         ("seeds: [0, 1]", "seeds: [3, 1, 3]", 9, "seeds: duplicate seed 3: two cells would be"),
         ("seeds: [0, 1]", "seeds: [0, -1]", 9, "seeds.1: Input should be greater than or"),
-        ("  - name: ours", "  - name: none", 7, "variants.1: the variant 'none' is the untuned"),
+        ("  - name: ours", "  - name: none", 8, "variants.1.dataset: the variant 'none' is"),
         ("    dataset: ours.jsonl\n", "", 7, "variants.1: the variant 'ours' needs a dataset"),
         ("  - name: ours", "  - name: a\n    dataset: x\n  - name: a", 5, "variants: duplicate na"),
         ("    pool: base", "    pool: bass", 17, "judges.0.pool: judge 'self': pool names the mod"),

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from small_sweep import FakeEndpoint, FakeReader, plan
 
-from em.datasets import load_rows
 from em.generation import Prompt, Response
 from em.judging import Judgement, JudgeUnavailable
+from em.sources import load_source
 from em.training import TrainingJob, TrainingResult
 from sweeps import stages
 from sweeps.plan import CellPlan, Stage, stages_to_run
@@ -85,7 +85,7 @@ class FakeTrainer:
 
 
 def train(plan: CellPlan, store: Store, trainer: FakeTrainer, folder: Path) -> None:
-    _, rows = load_rows("ours.jsonl", relative_to=folder)
+    rows = load_source("ours.jsonl", relative_to=folder).rows
     train_stage(plan, store, trainer, model_dir=Path("model"), rows=rows)
 
 
