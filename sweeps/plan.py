@@ -27,6 +27,7 @@ from em.questions import (
     wordings,
 )
 from em.record import Record, fingerprint
+from em.scoring import DEFINITIONS, check_metric
 from em.training import TrainingConfig
 from em.yaml_files import load_yaml
 from sweeps.spec import (
@@ -124,7 +125,8 @@ def load_plan(path: Path) -> SweepPlan:
 def make_plan(spec: SweepSpec, *, relative_to: Path) -> SweepPlan:
     """Resolve `spec`; files it names are looked for beside it first.
 
-    Raises MistakeAt for data or questions that are missing or bad, and for judges without prompts.
+    Raises MistakeAt for data or questions that are missing or bad, for judges without prompts, and
+    for a metric that no judge of its evaluation gives the scores of.
     """
     resolver = _Resolver(spec, relative_to)
     return SweepPlan(spec=spec, cells=tuple(resolver.cell(cell) for cell in spec.cells()))
@@ -178,6 +180,19 @@ class _Resolver:
                         continue
                     filled = self._fill_templates(judge, own, evaluation)
                     self._templates[judge.name, evaluation.name] = filled
+        for number, evaluation in enumerate(spec.evaluations):
+            with _at("evaluations", number, "metric"):
+                definition = DEFINITIONS[evaluation.metric or spec.metric]
+                check_metric(definition, self._scores_by_judge(evaluation))
+
+    def _scores_by_judge(self, evaluation: EvaluationConfig) -> dict[str, set[str]]:
+        """Return the scores that each judge gives to every wording of `evaluation`."""
+        return {
+            judge.name: set.intersection(
+                *(set(scores) for scores in self._templates[judge.name, evaluation.name].values())
+            )
+            for judge in self._spec.judges_of(evaluation)
+        }
 
     def cell(self, cell: Cell) -> CellPlan:
         with _at("models", self._spec.models.index(cell.model)):
