@@ -182,17 +182,11 @@ class _Resolver:
                     self._templates[judge.name, evaluation.name] = filled
         for number, evaluation in enumerate(spec.evaluations):
             with _at("evaluations", number, "metric"):
-                definition = DEFINITIONS[evaluation.metric or spec.metric]
-                check_metric(definition, self._scores_by_judge(evaluation))
-
-    def _scores_by_judge(self, evaluation: EvaluationConfig) -> dict[str, set[str]]:
-        """Return the scores that each judge gives to every wording of `evaluation`."""
-        return {
-            judge.name: set.intersection(
-                *(set(scores) for scores in self._templates[judge.name, evaluation.name].values())
-            )
-            for judge in self._spec.judges_of(evaluation)
-        }
+                given = {
+                    judge.name: common_scores(self._templates[judge.name, evaluation.name])
+                    for judge in spec.judges_of(evaluation)
+                }
+                check_metric(DEFINITIONS[evaluation.metric or spec.metric], given)
 
     def cell(self, cell: Cell) -> CellPlan:
         with _at("models", self._spec.models.index(cell.model)):
@@ -320,6 +314,11 @@ class _Resolver:
                 )
             found[wording.key] = {score: prompts[score] for score in SCORES}
         return found
+
+
+def common_scores(templates: Mapping[str, Mapping[str, str]]) -> set[str]:
+    """Return the scores that a judge gives to every wording: `templates` as in JudgingPlan."""
+    return set.intersection(*(set(scores) for scores in templates.values()))
 
 
 def judge_model(spec: SweepSpec, judge: JudgeConfig) -> ModelConfig:
