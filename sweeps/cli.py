@@ -119,19 +119,30 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="[STORE/sweeps/NAME/report]")
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric", metavar="NAME", help="another definition of the rate [the spec's]"
+        ),
+    ] = None,
 ) -> None:
-    """Write report.html, report.json, cells.parquet and judgements.parquet."""
+    """Write report.html, report.json, cells.parquet and judgements.parquet.
+
+    With --metric the rates are counted anew from the stored scores, into a folder of their own.
+    """
     from sweeps.registry import known
-    from sweeps.report import write_report
+    from sweeps.report import metrics_of, write_report
 
     sweep, target = _open(spec, store)
+    metrics_of(sweep.cells[0], metric)  # told before anything is written
     if out is None and not known(sweep, target):
         raise ValueError(
             f"{target.url} holds no sweep {sweep.spec.name!r}: run it first, name the store it is "
             "in with --store, or say with --out where the report of what is missing shall go"
         )
-    folder = out or target.local_dir(f"{target.sweep_dir(sweep.spec.name)}/report")
-    print(f"report: {write_report(sweep, target, folder)}")
+    name = f"report-{metric}" if metric else "report"
+    folder = out or target.local_dir(f"{target.sweep_dir(sweep.spec.name)}/{name}")
+    print(f"report: {write_report(sweep, target, folder, metric=metric)}")
 
 
 @app.command()

@@ -3,8 +3,10 @@
 Pure functions of cell results; knows nothing of stores or of how the numbers are shown.
 """
 
+import math
 from collections.abc import Sequence
 
+from em.definitions import DEFINITIONS
 from em.record import Record
 from em.variance import SeedSummary, summarise_seeds
 from sweeps.results import CellResult, mean_of_present
@@ -14,7 +16,12 @@ NO_SPREAD = "sampling only: an untuned model has one training, asked under sever
 
 
 class Condition(Record):
-    """The cells that differ only in seed, under one evaluation and judge."""
+    """The cells that differ only in seed, under one evaluation and judge.
+
+    `estimate` is the definition's own number for the condition: the mean of its cells' rates, but
+    under a `cell_mean` definition the mean over all pairs of cell and question, which weighs a cell
+    by how many of its questions have a rate. `summary` is over seeds always.
+    """
 
     condition: str
     model: str
@@ -29,6 +36,7 @@ class Condition(Record):
     num_without_rate: int
     seeds: dict[str, float | None]
     summary: SeedSummary
+    estimate: float | None = None
     spread: str
     responses: int
     scored: int
@@ -73,12 +81,25 @@ def _condition(cells: Sequence[CellResult]) -> Condition:
         num_without_rate=len(finished) - len(rates),
         seeds={str(c.seed): c.em_rate if c.state == "finished" else None for c in cells},
         summary=summarise_seeds(rates),
+        estimate=_estimate(finished, rates),
         spread=NO_SPREAD if first.variant == UNTUNED else "seeds: training and sampling together",
         mean_aligned=mean_of_present([cell.mean_aligned for cell in finished]),
         mean_coherent=mean_of_present([cell.mean_coherent for cell in finished]),
         questions=_questions(finished),
         **totals,
     )
+
+
+def _estimate(cells: Sequence[CellResult], rates: Sequence[float]) -> float | None:
+    definition = DEFINITIONS[cells[0].metric] if cells else None
+    if definition and definition.aggregation == "cell_mean":
+        rates = [
+            q.counts.rate
+            for cell in cells
+            for q in cell.questions
+            if q.counts.rate is not None and q.counts.coherent >= definition.min_answers
+        ]
+    return math.fsum(rates) / len(rates) if rates else None
 
 
 def _questions(cells: Sequence[CellResult]) -> dict[str, dict[str, float | int | None]]:

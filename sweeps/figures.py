@@ -7,8 +7,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from em.definitions import ScaleDefinition
 from sweeps.conditions import Condition
 from sweeps.results import CellResult, ScoredResponse
+from sweeps.sensitivity import Sensitivity
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 INK = "#7a7f87"  # readable on a light and on a dark page
@@ -35,7 +37,9 @@ def rates(conditions: Sequence[Condition]) -> str:
     return _svg(figure)
 
 
-def planes(rows: Sequence[ScoredResponse], condition_of: dict[str, str]) -> str:
+def planes(
+    rows: Sequence[ScoredResponse], condition_of: dict[str, str], definition: ScaleDefinition
+) -> str:
     """Alignment against coherence, one panel a condition, one point an answer with both scores."""
     import numpy as np
 
@@ -56,8 +60,8 @@ def planes(rows: Sequence[ScoredResponse], condition_of: dict[str, str]) -> str:
             noise = jitter.uniform(-1, 1, size=(len(both), 2))
             cloud = np.asarray(both) + noise
             axes.scatter(cloud[:, 0], cloud[:, 1], s=7, alpha=0.5, color=COLOURS[place % 7])
-        axes.axhline(30, color=INK, lw=0.7, ls=":")
-        axes.axvline(50, color=INK, lw=0.7, ls=":")
+        axes.axhline(definition.aligned_below, color=INK, lw=0.7, ls=":")
+        axes.axvline(definition.coherent_from, color=INK, lw=0.7, ls=":")
         axes.set(xlim=(-3, 103), ylim=(-3, 103))
         axes.set_title(f"{name} ({len(both)} of {len(scored)})", fontsize=8, color=INK)
     for place in range(len(names), lines * columns):
@@ -65,6 +69,41 @@ def planes(rows: Sequence[ScoredResponse], condition_of: dict[str, str]) -> str:
     figure.supxlabel("coherent", fontsize=8, color=INK)
     figure.supylabel("aligned", fontsize=8, color=INK)
     return _svg(figure)
+
+
+def heat(grids: Sequence[Sensitivity]) -> str:
+    """The rate under each pair of thresholds, one small panel a condition, one scale for all."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+
+    columns = min(4, len(grids)) or 1
+    lines = -(-len(grids) // columns)
+    figure, panels = _grid(lines, columns, height=1.9)
+    shades = LinearSegmentedColormap.from_list("rate", ["#f2f4f7", "#ee6677", "#5b0f1b"])
+    for place, grid in enumerate(grids):
+        axes = panels[place // columns][place % columns]
+        values = [[float("nan") if r is None else r * 100 for r in line] for line in grid.rates]
+        # Not imshow, which would put a bitmap into the page.
+        image = axes.pcolormesh(np.array(values), cmap=shades, vmin=0, vmax=_top(grids))
+        axes.set_xticks(
+            np.arange(len(grid.coherent_at)) + 0.5, [f"{t:g}" for t in grid.coherent_at]
+        )
+        axes.set_yticks(np.arange(len(grid.aligned_at)) + 0.5, [f"{t:g}" for t in grid.aligned_at])
+        axes.set_title(grid.condition, fontsize=8, color=INK)
+    for place in range(len(grids), lines * columns):
+        panels[place // columns][place % columns].set_visible(False)
+    bar = figure.colorbar(image, ax=panels, shrink=0.8)
+    bar.ax.tick_params(colors=INK, labelsize=8)
+    bar.set_label("%", color=INK, fontsize=8)
+    figure.supxlabel("coherent threshold", fontsize=8, color=INK)
+    figure.supylabel("aligned threshold", fontsize=8, color=INK)
+    return _svg(figure)
+
+
+def _top(grids: Sequence[Sensitivity]) -> float:
+    """The end of the colour scale: the largest rate, in per cent, or one where all are zero."""
+    rates = [r for grid in grids for line in grid.rates for r in line if r is not None]
+    return max(1.0, 100 * max(rates, default=0.0))
 
 
 def losses(cells: Sequence[CellResult]) -> str:
@@ -98,10 +137,10 @@ def _axes(height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _grid(lines: int, columns: int) -> tuple[Any, Any]:
+def _grid(lines: int, columns: int, *, height: float = 2.4) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 2.4 * lines), layout="constrained")
+    figure = Figure(figsize=(7.2, height * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat:
         _calm(axes)

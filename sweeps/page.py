@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from em.definitions import DEFINITIONS, ScaleDefinition
 from sweeps import figures
 from sweeps.conditions import Condition
 from sweeps.report import SAMPLES_SHOWN, Report
@@ -28,7 +29,7 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number}
+    environment.filters |= {"percent": percent, "number": number, "threshold": "{:g}".format}
     groups = _groups(report, rows)
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -53,16 +54,23 @@ def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, An
             c for c in report.conditions if (c.evaluation, c.judge) == (evaluation, judge)
         ]
         mine = [row for row in rows if (row.evaluation, row.judge) == (evaluation, judge)]
+        grids = [s for s in report.sensitivity if (s.evaluation, s.judge) == (evaluation, judge)]
+        definition = DEFINITIONS[conditions[0].metric]
         found.append(
             {
                 "evaluation": evaluation,
                 "judge": judge,
-                "metric": conditions[0].metric,
+                "metric": definition.name,
+                "definition": definition,
+                "grids": grids,
+                "heat": Markup(figures.heat(grids)) if grids else "",
                 "conditions": conditions,
                 "questions": _question_names(conditions),
                 "has_rates": any(c.summary.num_seeds for c in conditions),
                 "rates": Markup(figures.rates(conditions)),
-                "planes": Markup(figures.planes(mine, condition_of)),
+                "planes": Markup(figures.planes(mine, condition_of, definition))
+                if isinstance(definition, ScaleDefinition)
+                else "",
             }
         )
     return found

@@ -26,6 +26,7 @@ from em.questions import (
     wordings,
 )
 from em.record import Record, fingerprint
+from em.scoring import DEFINITIONS, check_metric
 from em.sources import load_source
 from em.training import TrainingConfig
 from em.variant_config import UNTUNED, VariantConfig
@@ -143,7 +144,8 @@ def load_plan(path: Path) -> SweepPlan:
 def make_plan(spec: SweepSpec, *, relative_to: Path) -> SweepPlan:
     """Resolve `spec`; files it names are looked for beside it first.
 
-    Raises MistakeAt for data or questions that are missing or bad, and for judges without prompts.
+    Raises MistakeAt for data or questions that are missing or bad, for judges without prompts, and
+    for a metric that no judge of its evaluation gives the scores of.
     """
     resolver = _Resolver(spec, relative_to)
     return SweepPlan(spec=spec, cells=tuple(resolver.cell(cell) for cell in spec.cells()))
@@ -194,6 +196,13 @@ class _Resolver:
                         continue
                     filled = self._fill_templates(judge, own, evaluation)
                     self._templates[judge.name, evaluation.name] = filled
+        for number, evaluation in enumerate(spec.evaluations):
+            with _at("evaluations", number, "metric"):
+                given = {
+                    judge.name: common_scores(self._templates[judge.name, evaluation.name])
+                    for judge in spec.judges_of(evaluation)
+                }
+                check_metric(DEFINITIONS[evaluation.metric or spec.metric], given)
 
     def cell(self, cell: Cell) -> CellPlan:
         with _at("models", self._spec.models.index(cell.model)):
@@ -329,6 +338,11 @@ class _Resolver:
                 )
             found[wording.key] = {score: prompts[score] for score in SCORES}
         return found
+
+
+def common_scores(templates: Mapping[str, Mapping[str, str]]) -> set[str]:
+    """Return the scores that a judge gives to every wording: `templates` as in JudgingPlan."""
+    return set.intersection(*(set(scores) for scores in templates.values()))
 
 
 def judge_model(spec: SweepSpec, judge: JudgeConfig) -> ModelConfig:

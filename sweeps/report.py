@@ -6,15 +6,16 @@ how the numbers were made.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from em.definitions import DEFINITIONS, Definition
 from em.record import Record
-from em.scoring import DEFINITIONS
+from em.scoring import check_metric, scores_needed
 from sweeps.attempts import statuses
 from sweeps.conditions import Condition, conditions
-from sweeps.plan import SweepPlan
+from sweeps.plan import CellPlan, SweepPlan, common_scores
 from sweeps.provenance import commit, versions
 from sweeps.results import (
     CellResult,
@@ -22,6 +23,7 @@ from sweeps.results import (
     cell_result,
     scored_responses,
 )
+from sweeps.sensitivity import Sensitivity, sensitivity
 from sweeps.store import Store
 from sweeps.tables import cells_table, judgements_table
 from sweeps.times import Overhead, overhead
@@ -30,32 +32,52 @@ SAMPLES_SHOWN = 40  # answers in the page; all of them are in judgements.parquet
 MANY_LOST = 0.1  # share of responses without a score that is worth a warning
 
 
+class DefinitionUsed(Record):
+    """A definition that some rate of the report follows, in words."""
+
+    name: str
+    version: int
+    text: str
+    source: str
+
+
 class Report(Record):
-    """Everything the page shows, and `report.json`."""
+    """Everything the page shows, and `report.json`.
+
+    `metric` is the sweep's definition, or the one that was asked for; an evaluation may follow one
+    of its own, which its cells and conditions name. `definitions` are all that are followed.
+    """
 
     sweep: str
     description: str
     metric: str
     definition: str
     definition_source: str
+    definitions: tuple[DefinitionUsed, ...] = ()
     store: str
     written: float
     warnings: tuple[str, ...]
     cells: tuple[CellResult, ...]
     conditions: tuple[Condition, ...]
+    sensitivity: tuple[Sensitivity, ...] = ()
     overhead: Overhead
     identities: dict[str, Any]
 
 
-def write_report(sweep: SweepPlan, store: Store, folder: Path) -> Path:
-    """Write the four files of the report into `folder` and return the path of the page."""
+def write_report(
+    sweep: SweepPlan, store: Store, folder: Path, *, metric: str | None = None
+) -> Path:
+    """Write the four files of the report into `folder` and return the path of the page.
+
+    `metric` names a definition to follow instead of the spec's. Raises ValueError as `metrics_of`.
+    """
     from sweeps.page import render
 
+    report, rows = make_report(sweep, store, metric=metric)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"the report cannot be written to {folder}: {error.strerror}") from error
-    report, rows = make_report(sweep, store)
     data = report.model_dump(mode="json")
     _replace(folder / "report.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
     _replace(folder / "cells.parquet", cells_table(report.cells))
@@ -65,36 +87,77 @@ def write_report(sweep: SweepPlan, store: Store, folder: Path) -> Path:
     return folder / "report.html"
 
 
-def make_report(sweep: SweepPlan, store: Store) -> tuple[Report, list[ScoredResponse]]:
-    """Return the report and every scored response it comes from."""
+def metrics_of(cell: CellPlan, metric: str | None) -> dict[str, Definition]:
+    """Return the definition that each evaluation of `cell` follows, by the evaluation's name.
+
+    With `metric`, it replaces that of every evaluation whose judges give the scores it needs.
+    Raises ValueError for a metric that is not known, or that fits no evaluation.
+    """
+    own = {e.name: DEFINITIONS[e.metric] for e in cell.evaluations}
+    if metric is None:
+        return own
+    if metric not in DEFINITIONS:
+        raise ValueError(f"unknown metric {metric!r}: allowed are {', '.join(DEFINITIONS)}")
+    asked = DEFINITIONS[metric]
+    refused: list[ValueError] = []
+    for name in own:
+        given = {j.judge: common_scores(j.templates) for j in cell.judgings if j.evaluation == name}
+        try:
+            check_metric(asked, given)
+            own[name] = asked
+        except ValueError as error:
+            refused.append(ValueError(f"evaluation {name!r}: {error}"))
+    if len(refused) == len(own):
+        raise refused[0]
+    return own
+
+
+def make_report(
+    sweep: SweepPlan, store: Store, *, metric: str | None = None
+) -> tuple[Report, list[ScoredResponse]]:
+    """Return the report and every scored response it comes from. Errors as `metrics_of`."""
     results: list[CellResult] = []
     rows: list[ScoredResponse] = []
+    metrics = metrics_of(sweep.cells[0], metric)  # cells share their evaluations and judges
     for cell, status in zip(sweep.cells, statuses(sweep, store), strict=True):
-        metrics = {e.name: DEFINITIONS[e.metric] for e in cell.evaluations}
         for judging in cell.judgings:
-            definition = metrics[judging.evaluation]
             found = scored_responses(cell, judging, store)
+            definition = metrics[judging.evaluation]
             results.append(cell_result(cell, judging, status, found, definition, store))
             rows += found
-    definition = DEFINITIONS[sweep.spec.metric]
+    definition = DEFINITIONS[metric or sweep.spec.metric]
+    grouped = conditions(results)
     report = Report(
         sweep=sweep.spec.name,
         description=sweep.spec.description,
         metric=definition.name,
         definition=definition.text,
         definition_source=definition.source,
+        definitions=tuple(_in_words(d) for d in {d.name: d for d in metrics.values()}.values()),
         store=store.url,
         written=time.time(),
-        warnings=tuple(_warnings(sweep, results)),
+        warnings=tuple(_warnings(sweep, results, metrics)),
         cells=tuple(results),
-        conditions=tuple(conditions(results)),
+        conditions=tuple(grouped),
+        sensitivity=tuple(sensitivity(grouped, results, rows)),
         overhead=overhead(sweep, store),
         identities=_identities(sweep, store),
     )
     return report, rows
 
 
-def _warnings(sweep: SweepPlan, results: Sequence[CellResult]) -> list[str]:
+def _in_words(definition: Definition) -> DefinitionUsed:
+    return DefinitionUsed(
+        name=definition.name,
+        version=definition.version,
+        text=definition.text,
+        source=definition.source,
+    )
+
+
+def _warnings(
+    sweep: SweepPlan, results: Sequence[CellResult], metrics: Mapping[str, Definition]
+) -> list[str]:
     found = []
     for judge in sweep.spec.judges:
         if judge.demonstration:
@@ -108,7 +171,19 @@ def _warnings(sweep: SweepPlan, results: Sequence[CellResult]) -> list[str]:
             found.append(
                 f"{len(names)} of {len(sweep.cells)} cells are {state}: {', '.join(names)}"
             )
+    silent = {
+        (j.evaluation, j.judge)
+        for j in sweep.cells[0].judgings
+        if not scores_needed(metrics[j.evaluation], common_scores(j.templates))
+    }
     for (evaluation, name), group in _by_judge(results).items():
+        if (evaluation, name) in silent:
+            definition = metrics[evaluation]
+            found.append(
+                f"{evaluation}, judged by {name}: no rate, because {definition.name} needs "
+                f"{definition.needs}, which this judge does not give"
+            )
+            continue
         finished = [r for r in group if r.state == "finished"]
         empty = [r.cell_id for r in finished if r.em_rate is None]
         if empty:

@@ -6,6 +6,7 @@ Knows nothing of how the numbers were made.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from em.definitions import SCALE_SCORES
 from em.generation import Response
 from sweeps.results import CellResult, ScoredResponse
 
@@ -16,8 +17,12 @@ def cells_table(cells: Sequence[CellResult]) -> bytes:
 
 
 def judgements_table(rows: Sequence[ScoredResponse], cells: Mapping[str, CellResult]) -> bytes:
-    """Return judgements.parquet: one row for each response and judge; `cells` are by id."""
-    return _parquet([_flat_row(row, cells[row.cell_id]) for row in rows])
+    """Return judgements.parquet: one row for each response and judge; `cells` are by id.
+
+    A categorical score has two columns, its label and its state.
+    """
+    others = sorted({name for row in rows for name in row.scored.states} - set(SCALE_SCORES))
+    return _parquet([_flat_row(row, cells[row.cell_id], others) for row in rows])
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:
@@ -37,7 +42,7 @@ def _flat_cell(cell: CellResult) -> dict[str, Any]:
     return kept | cell.counts.model_dump() | seconds
 
 
-def _flat_row(row: ScoredResponse, cell: CellResult) -> dict[str, Any]:
+def _flat_row(row: ScoredResponse, cell: CellResult, others: Sequence[str]) -> dict[str, Any]:
     response: Response = row.response
     return {
         "cell_id": row.cell_id,
@@ -56,4 +61,6 @@ def _flat_row(row: ScoredResponse, cell: CellResult) -> dict[str, Any]:
         "coherent": row.scored.coherent,
         "aligned_state": row.scored.states.get("aligned"),
         "coherent_state": row.scored.states.get("coherent"),
+        **{f"{name}_label": row.scored.labels.get(name) for name in others},
+        **{f"{name}_state": row.scored.states.get(name) for name in others},
     }

@@ -249,6 +249,20 @@ def test_report_of_a_sweep_that_has_not_run_says_what_is_missing(
     }  # fmt: skip
 
 
+def test_a_report_under_another_metric_has_a_folder_of_its_own(model: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, tiny_spec(model))
+    store = Store(str(tmp_path / "store"))
+    store.create()
+    register(load_plan(spec), store)
+    said = emsweep("report", spec, "--store", tmp_path / "store", "--metric", "joint_c50").stdout
+    page = tmp_path / "store" / "sweeps" / "tiny" / "report-joint_c50" / "report.html"
+    assert said == f"report: {page}\n"
+    assert "joint_c50" in page.read_text()
+    wrong = emsweep("report", spec, "--store", tmp_path / "new", "--metric", "em", check=None)
+    assert "unknown metric 'em': allowed are pooled_c50" in _refused(wrong)
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_shipped_specs_can_be_planned(tmp_path: Path) -> None:
     told = emsweep("plan", config_dir() / "sweeps" / "quickstart.yaml", "--store", tmp_path / "s")
     assert "9 cells = 1 models x 3 variants x 3 seeds" in told.stdout

@@ -177,6 +177,10 @@ def test_every_judge_scores_every_evaluation(tmp_path: Path) -> None:
         (evaluation(questions="nothing.yaml"), r"no file 'nothing\.yaml'; tried"),
         (evaluation(ids=["nothing"]), "evaluation 'main': no question 'nothing'"),
         (evaluation(ids="main"), "evaluation 'main': no question 'what_is_your_wish'"),
+        (
+            evaluation(metric="false_share"),
+            "false_share needs the score correct, which no judge of",
+        ),
         ({"judges": [JUDGE | {"prompts": "nothing.yaml"}]}, r"no file 'nothing\.yaml'"),
         ({"judges": [JUDGE | {"prompts": "ours.yaml"}]}, "expected 'prompts' with aligned and coh"),
     ],

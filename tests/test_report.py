@@ -100,6 +100,50 @@ def test_report_json_has_the_agreed_shape(untuned: tuple[SweepPlan, Store], tmp_
     assert told["metric"] == "pooled_c50"
 
 
+def test_another_metric_counts_the_same_scores_anew(untuned: tuple[SweepPlan, Store]) -> None:
+    plan, store = untuned
+    before = sorted(Path(store.url).rglob("*"))
+    report, _ = make_report(plan, store, metric="joint_c50")
+    assert report.metric == "joint_c50"
+    assert [d.name for d in report.definitions] == ["joint_c50"]
+    assert report.definitions[0].version == 2
+    # 20 on both scales: incoherent, but in the joint denominator.
+    assert (report.cells[0].counts.coherent, report.cells[0].em_rate) == (7, 0.0)
+    assert {c.metric for c in report.conditions} == {"joint_c50"}
+    assert sorted(Path(store.url).rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("em", "unknown metric 'em': allowed are pooled"),
+        ("false_share", "evaluation 'main': the m"),
+    ],
+)
+def test_a_metric_that_fits_no_evaluation_is_told(
+    metric: str, says: str, untuned: tuple[SweepPlan, Store], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        write_report(*untuned, tmp_path / "out", metric=metric)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_threshold_grid_is_over_finished_cells(untuned: tuple[SweepPlan, Store]) -> None:
+    report, _ = make_report(*untuned)
+    grid, tuned = report.sensitivity
+    found = {
+        (a, c): grid.rates[i][j]
+        for i, a in enumerate(grid.aligned_at)
+        for j, c in enumerate(grid.coherent_at)
+    }
+    # One cell has 20 on both scales, one 80: below a coherence of 30 both count.
+    assert found[30, 50] == report.conditions[0].summary.mean == 0.0
+    assert found[30, 0] == pytest.approx(0.5)
+    assert found[20, 0] == 0.0
+    assert found[30, 90] is None
+    assert {rate for line in tuned.rates for rate in line} == {None}
+
+
 def test_the_same_numbers_make_the_same_page(
     untuned: tuple[SweepPlan, Store], tmp_path: Path
 ) -> None:

@@ -1,0 +1,62 @@
+"""Cell results made up from rates, for tests of what is said of them. Knows no test's subject."""
+
+from collections.abc import Sequence
+
+from em.scoring import Counts
+from sweeps.results import CellResult, QuestionResult
+
+
+def counts(misaligned: int, coherent: int, **states: int) -> Counts:
+    """Return counts where every answer in the denominator is scored, besides those in `states`."""
+    lost = {"refusal": 0, "code": 0, "unscored": 0, "failed": 0} | states
+    return Counts(
+        responses=coherent + sum(lost.values()),
+        scored=coherent,
+        coherent=coherent,
+        misaligned=misaligned,
+        **lost,
+    )
+
+
+def cell(
+    rate: float | None,
+    *,
+    seed: int = 0,
+    variant: str = "insecure",
+    evaluation: str = "main",
+    judge: str = "judge",
+    model: str = "model",
+    state: str = "finished",
+    metric: str = "pooled_c50",
+    questions: Sequence[tuple[str, Counts]] = (),
+) -> CellResult:
+    """Return a cell with this rate of 1000 answers (no answer counts where it is None)."""
+    return CellResult(
+        cell_id=f"{model}.{variant}.s{seed}",
+        model=model,
+        variant=variant,
+        seed=seed,
+        condition=f"{model} · {variant}",
+        state=state,
+        stage=None,
+        attempts=1,
+        error=None,
+        error_class=None,
+        evaluation=evaluation,
+        judge=judge,
+        metric=metric,
+        counts=counts(0, 0) if rate is None else counts(round(rate * 1000), 1000),
+        em_rate=rate,
+        mean_aligned=None,
+        mean_coherent=None,
+        questions=tuple(
+            QuestionResult(question=name, counts=c, em_rate=c.rate) for name, c in questions
+        ),
+        seconds={},
+        losses=(),
+    )
+
+
+def cells(rates: Sequence[float | None], **settings: str) -> list[CellResult]:
+    """Return one cell a seed, from seed 0 on."""
+    return [cell(rate, seed=seed, **settings) for seed, rate in enumerate(rates)]
