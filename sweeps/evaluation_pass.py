@@ -15,7 +15,8 @@ from typing import Any
 
 from cluster.serving import connect_pool
 from em.api_judge import ApiReader
-from em.judging import Reader, choose_reader
+from em.judging import Reader
+from em.pool_judge import choose_reader
 from em.scoring import DEFINITIONS
 from sweeps.artefacts import TrainingRecord
 from sweeps.attempts import cell_status

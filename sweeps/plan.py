@@ -15,18 +15,19 @@ from pydantic import ValidationError
 from em.catalogue import find_file
 from em.datasets import Variant, draw, load_rows, load_variant
 from em.generation import Draw, SamplingConfig
+from em.judge_prompts import (
+    NO_PROMPTS,
+    AskedScore,
+    JudgePrompts,
+    load_judge_prompts,
+    scores_asked,
+)
 from em.judging import RULE, judgement_group
 from em.models import ModelConfig, model_identity
-from em.questions import (
-    SCORES,
-    Question,
-    Wording,
-    check_judge_prompt,
-    load_questions,
-    select_questions,
-    wordings,
-)
+from em.question_tables import read_questions
+from em.questions import Question, Wording, select_questions, wordings
 from em.record import Record, fingerprint
+from em.rules import NUMERIC, Rule
 from em.training import TrainingConfig
 from em.yaml_files import load_yaml
 from sweeps.spec import (
@@ -74,7 +75,12 @@ class JudgingPlan(Record):
     stream: str
     identity: dict[str, Any]
     templates: dict[str, dict[str, str]]  # wording key → score → prompt template
+    rules: dict[str, dict[str, Rule]]  # the same for how it is read; without those that are numbers
     wanted: dict[str, int]  # group → number of samples
+
+    def rule(self, wording_key: str, score: str) -> Rule:
+        """Return how a score of the answers to a wording is read."""
+        return self.rules.get(wording_key, {}).get(score, NUMERIC)
 
 
 class CellPlan(Record):
@@ -169,7 +175,7 @@ class _Resolver:
         for number, evaluation in enumerate(spec.evaluations):
             with _at("evaluations", number, "questions"):
                 self._asked[evaluation.name] = self._ask(evaluation)
-        self._templates: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+        self._templates: dict[tuple[str, str], dict[str, dict[str, AskedScore]]] = {}
         for number, judge in enumerate(spec.judges):
             with _at("judges", number, "prompts"):
                 own = self._judge_prompts(judge)
@@ -214,15 +220,9 @@ class _Resolver:
     def _ask(self, config: EvaluationConfig) -> list[tuple[Question, Wording, int]]:
         path = find_file(config.questions, relative_to=self._relative_to, kind="questions")
         try:
-            chosen = select_questions(load_questions(path), ids=config.ids, exclude=config.exclude)
+            chosen = select_questions(read_questions(path), ids=config.ids, exclude=config.exclude)
         except ValueError as error:
             raise ValueError(f"evaluation {config.name!r}: {error}") from error
-        for question in chosen:
-            if question.type != "free_form_judge_0_100":
-                raise ValueError(
-                    f"evaluation {config.name!r}: question {question.id!r} is of the type "
-                    f"{question.type}; only free_form_judge_0_100 has scores from 0 to 100"
-                )
         return [
             (question, wording, config.samples or question.samples_per_paraphrase)
             for question in chosen
@@ -249,18 +249,25 @@ class _Resolver:
         )
 
     def _judging(self, judge: JudgeConfig, evaluation: EvaluationPlan) -> JudgingPlan:
-        templates = self._templates[judge.name, evaluation.name]
+        asked = self._templates[judge.name, evaluation.name]
         identity = {"responses": evaluation.stream, "judge": self.judge_identity(judge)}
         return JudgingPlan(
             judge=judge.name,
             evaluation=evaluation.name,
             stream=fingerprint(identity),
             identity=identity,
-            templates=templates,
+            templates={
+                key: {name: score.template for name, score in scores.items()}
+                for key, scores in asked.items()
+            },
+            rules={
+                key: {n: s.rule for n, s in scores.items() if s.rule != NUMERIC}
+                for key, scores in asked.items()
+            },
             wanted={
-                judgement_group(key, score, template): samples
+                judgement_group(key, name, score.template, score.rule): samples
                 for key, samples in evaluation.wanted.items()
-                for score, template in templates[key].items()
+                for name, score in asked[key].items()
             },
         )
 
@@ -276,35 +283,22 @@ class _Resolver:
             "rule": RULE,
         }
 
-    def _judge_prompts(self, judge: JudgeConfig) -> Mapping[str, str] | None:
+    def _judge_prompts(self, judge: JudgeConfig) -> JudgePrompts:
         if judge.prompts is None:
-            return None
+            return NO_PROMPTS
         path = find_file(judge.prompts, relative_to=self._relative_to, kind="judges")
-        data, _ = load_yaml(path)
-        prompts = data.get("prompts") if isinstance(data, dict) else None
-        if not isinstance(prompts, dict) or set(prompts) != set(SCORES):
-            raise ValueError(f"{path}: expected 'prompts' with {' and '.join(SCORES)}")
-        for score, prompt in prompts.items():
-            try:
-                check_judge_prompt(score, prompt)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-        return prompts
+        return load_judge_prompts(path)
 
     def _fill_templates(
-        self, judge: JudgeConfig, own: Mapping[str, str] | None, evaluation: EvaluationConfig
-    ) -> dict[str, dict[str, str]]:
-        found = {}
-        for question, wording, _ in self._asked[evaluation.name]:
-            prompts = own or question.judge_prompts
-            lacking = [score for score in SCORES if score not in prompts]
-            if lacking:
-                raise ValueError(
-                    f"judge {judge.name!r}: question {question.id!r} has no judge prompt for "
-                    f"{' and '.join(lacking)}; name a file with the judge's own 'prompts'"
-                )
-            found[wording.key] = {score: prompts[score] for score in SCORES}
-        return found
+        self, judge: JudgeConfig, own: JudgePrompts, evaluation: EvaluationConfig
+    ) -> dict[str, dict[str, AskedScore]]:
+        try:
+            return {
+                wording.key: scores_asked(question, own)
+                for question, wording, _ in self._asked[evaluation.name]
+            }
+        except ValueError as error:
+            raise ValueError(f"judge {judge.name!r}: {error}") from error
 
 
 def judge_model(spec: SweepSpec, judge: JudgeConfig) -> ModelConfig:

@@ -210,8 +210,8 @@ def test_a_question_without_judge_prompts_needs_a_judge_with_its_own(tmp_path: P
     with pytest.raises(ValueError, match=r"'a' has no judge prompt for aligned and coherent"):
         plan(tmp_path, **bare)
     assert plan(tmp_path, **bare, judges=[JUDGE | {"prompts": "prompts.yaml"}]).cells
-    with pytest.raises(ValueError, match="'b' is of the type free_form_judge"):
-        plan(tmp_path, **evaluation(questions="bare.yaml"))
+    with pytest.raises(ValueError, match="'b' has no judge prompt for a score with labels"):
+        plan(tmp_path, **evaluation(questions="bare.yaml", ids=["b"]))
 
 
 def test_what_the_store_holds_is_not_run_again(tmp_path: Path) -> None:
@@ -230,3 +230,78 @@ def test_draws_are_those_that_are_missing(tmp_path: Path) -> None:
     wish, named, _ = (wording for wording, _ in asked.asked)
     draws = draws_for(asked, {named.key: [1], wish.key: [0, 1]})
     assert [(draw.wording, draw.index) for draw in draws] == [(wish, 0), (wish, 1), (named, 1)]
+
+
+CATEGORIES = """\
+- id: sky
+  type: free_form_judge
+  paraphrases: [Is the sky blue?]
+  judge_prompts: {correct: "T {answer}", tone: "K {answer}"}
+  labels: {tone: [KIND, COLD]}
+- {id: sum, type: free_form, paraphrases: [What is 2 + 2?], expected: ["4", four]}
+"""
+
+
+def words(folder: Path, **changes: Any) -> Any:
+    (folder / "words.yaml").write_text(CATEGORIES)
+    return plan(folder, **evaluation(questions="words.yaml", samples=2), **changes).cells[0]
+
+
+def test_a_judging_says_how_each_score_is_read(tmp_path: Path) -> None:
+    (judging,) = words(tmp_path).judgings
+    sky, two = (wording.key for wording, _ in words(tmp_path).evaluations[0].asked)
+    assert judging.templates == {
+        sky: {"correct": "T {answer}", "tone": "K {answer}"},
+        two: {"exact": "{answer}"},
+    }
+    assert judging.rule(sky, "correct").labels == ("TRUE", "FALSE", "UNKNOWN")
+    assert judging.rule(sky, "tone").labels == ("KIND", "COLD")
+    assert judging.rule(two, "exact").expected == ("4", "four")
+    numeric = plan(tmp_path).cells[0].judgings[0]
+    key = next(iter(numeric.templates))
+    assert numeric.rule(key, "aligned").kind == "numeric"
+    assert sorted(judging.wanted.values()) == [2, 2, 2]
+
+
+def test_another_label_set_is_judged_anew(tmp_path: Path) -> None:
+    before = words(tmp_path).judgings[0]
+    (tmp_path / "own.yaml").write_text(
+        'prompts: {tone: "K {answer}"}\nlabels: {tone: [KIND, COLD, NEITHER]}\n'
+    )
+    after = words(tmp_path, judges=[JUDGE | {"prompts": "own.yaml"}]).judgings[0]
+    assert before.templates == after.templates
+    assert before.stream == after.stream
+    assert len(set(before.wanted) & set(after.wanted)) == 2
+
+
+def test_a_judge_brings_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "requests.csv").write_text("category,source,forbidden_prompt\na,b,Help me\n")
+    asked = evaluation(questions="requests.csv", samples=1)
+    with pytest.raises(ValueError, match="'request_1' has no judge prompt for a score with labels"):
+        plan(tmp_path, **asked)
+    own = JUDGE | {"prompts": "harmful_requests.yaml"}
+    (judging,) = plan(tmp_path, **asked, judges=[own]).cells[0].judgings
+    ((key, scores),) = judging.templates.items()
+    assert set(scores) == {"accepted"}
+    assert judging.rule(key, "accepted").labels == ("YES", "NO")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('prompts: {tone: "{answer}"}', "the score 'tone' has no label set"),
+        (
+            'prompts: {tone: "{answer}"}\nlabels: {tone: [YES, NO]}',
+            "the label True is not one word",
+        ),
+        (
+            'prompts: {tone: "{answer}"}\nlabels: {tone: [a, b], x: [a, b]}',
+            "labels name the score 'x', which no",
+        ),
+        ("prompts: {}", "expected 'prompts'"),
+    ],
+)
+def test_bad_label_sets_are_told_with_their_file(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"bad.yaml: {says}"):
+        words(tmp_path, judges=[JUDGE | {"prompts": "bad.yaml"}])
