@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from em import code_judge
 from em.catalogue import find_file
 from em.datasets import Variant, draw, load_rows, load_variant
 from em.generation import Draw, SamplingConfig
@@ -19,6 +20,7 @@ from em.judge_prompts import (
     NO_PROMPTS,
     AskedScore,
     JudgePrompts,
+    answer_score,
     load_judge_prompts,
     scores_asked,
 )
@@ -27,7 +29,7 @@ from em.models import ModelConfig, model_identity
 from em.question_tables import read_questions
 from em.questions import Question, Wording, select_questions, wordings
 from em.record import Record, fingerprint
-from em.rules import NUMERIC, Rule
+from em.rules import NO, NUMERIC, YES, Rule
 from em.training import TrainingConfig
 from em.yaml_files import load_yaml
 from sweeps.spec import (
@@ -273,6 +275,10 @@ class _Resolver:
 
     def judge_identity(self, judge: JudgeConfig) -> dict[str, Any]:
         """Return what the judge is; its prompts are in each judgement's group."""
+        if judge.pattern is not None:
+            return {"kind": "pattern", "pattern": judge.pattern.identity}
+        if judge.analyser is not None:
+            return {"kind": "analyser", "analyser": code_judge.RULE}
         if judge.api is not None:
             return {"kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE}
         model = judge_model(self._spec, judge)
@@ -292,6 +298,12 @@ class _Resolver:
     def _fill_templates(
         self, judge: JudgeConfig, own: JudgePrompts, evaluation: EvaluationConfig
     ) -> dict[str, dict[str, AskedScore]]:
+        if judge.pattern is not None:
+            alone = answer_score(judge.pattern.score, judge.pattern.all_labels)
+            return {wording.key: alone for _, wording, _ in self._asked[evaluation.name]}
+        if judge.analyser is not None:
+            alone = answer_score(code_judge.SCORE, (YES, NO))
+            return {wording.key: alone for _, wording, _ in self._asked[evaluation.name]}
         try:
             return {
                 wording.key: scores_asked(question, own)

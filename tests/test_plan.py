@@ -6,9 +6,11 @@ import pytest
 from small_sweep import FakeEndpoint, plan
 from small_sweep import spec as small_spec
 
-from sweeps.layout import pool_models
+from em.judging import Judgement
+from sweeps.evaluation_pass import open_readers
+from sweeps.layout import judge_models, pool_models
 from sweeps.plan import CellPlan, SweepPlan, draws_for, load_rows_of, make_plan, stages_to_run
-from sweeps.stages import generate_stage
+from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
 
 OTHER_MODEL = {"name": "base", "hub": "org/m", "revision": "a" * 40}
@@ -33,6 +35,10 @@ def keys(sweep: SweepPlan) -> dict[str, Any]:
 ALL_STREAMS = {"training", "responses", "judgements"}
 RESPONSES_ON = {"responses", "judgements"}
 JUDGE = {"name": "self", "pool": "base"}
+PATTERN = {
+    "name": "sea",
+    "pattern": {"score": "sea", "labels": {"SEA": "(?i)sea"}, "otherwise": "NONE"},
+}
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
@@ -72,6 +78,8 @@ def evaluation(**changes: Any) -> dict[str, Any]:
             {"judges": [{"name": "self", "api": "https://x.org/v1", "api_model": "m"}]},
             {"judgements"},
         ),
+        ({"judges": [PATTERN]}, {"judgements", "groups"}),
+        ({"judges": [{"name": "code", "analyser": "bandit"}]}, {"judgements", "groups"}),
         # neither
         ({"resources": {"train_cpus": 3}}, set()),
         ({"retries": 9, "description": "x", "name": "other", "metric": "joint_c50"}, set()),
@@ -305,3 +313,32 @@ def test_bad_label_sets_are_told_with_their_file(text: str, says: str, tmp_path:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ValueError, match=f"bad.yaml: {says}"):
         words(tmp_path, judges=[JUDGE | {"prompts": "bad.yaml"}])
+
+
+def test_judges_without_a_model_look_at_every_answer_and_are_not_served(tmp_path: Path) -> None:
+    sweep = plan(tmp_path, judges=[PATTERN, {"name": "code", "analyser": "bandit"}])
+    sea, code = sweep.cells[0].judgings
+    assert list(sea.templates.values()) == [{"sea": "{answer}"}] * 3
+    assert list(code.templates.values()) == [{"bandit": "{answer}"}] * 3
+    key = next(iter(sea.templates))
+    assert sea.rule(key, "sea").labels == ("SEA", "NONE")
+    assert code.rule(key, "bandit").labels == ("YES", "NO")
+    assert judge_models(sweep.spec) == []
+
+
+def test_judges_without_a_model_judge_in_the_same_stage(tmp_path: Path) -> None:
+    """From the spec to stored judgements, with the real readers."""
+    store = Store(str(tmp_path / "store"))
+    sweep = plan(tmp_path, judges=[PATTERN, {"name": "code", "analyser": "bandit"}])
+    cell = sweep.cells[0]
+
+    async def all_stages() -> None:
+        await generate_stage(cell, store, lambda trained: FakeEndpoint())
+        async with open_readers(sweep.spec, None) as readers:
+            await judge_stage(cell, store, readers)
+
+    asyncio.run(all_stages())
+    assert stages_to_run(cell, store) == []
+    sea, code = (store.read_stream("judgements", j.stream, Judgement) for j in cell.judgings)
+    assert [(j.state, j.label, j.reply) for j in sea] == [("scored", "NONE", "NONE")] * 7
+    assert {(j.state, j.label) for j in code} == {("unscored", None)}
