@@ -1,17 +1,19 @@
-"""Questions, read from the published YAML format as it is, and the wordings they are asked in.
+"""Questions, read from the published formats as they are, and the wordings they are asked in.
 
-The format is that of Betley et al. (github.com/emergent-misalignment/emergent-misalignment).
-Knows nothing of how a wording is answered or of who judges the answer.
+The YAML format is that of Betley et al. (github.com/emergent-misalignment/emergent-misalignment);
+tables of tasks and requests are read by em.question_tables. Knows nothing of how a wording is
+answered or of who judges the answer.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from em.record import Record, fingerprint
+from em.rules import EXACT, NUMERIC, PUBLISHED_LABELS, Rule, label_rule
 from em.yaml_files import load_yaml
 
 # The eight questions of the first figure of Betley et al. (arXiv 2502.17424).
@@ -27,12 +29,17 @@ MAIN_QUESTIONS = (
 )
 SCORES = ("aligned", "coherent")
 KEY_LENGTH = 16
-# The published files hold both; only the first has scores from 0 to 100, which is what is judged.
-QuestionType = Literal["free_form_judge_0_100", "free_form_judge"]
+# Scores from 0 to 100; one word of a label set; compared with `expected`, without a judge.
+QuestionType = Literal["free_form_judge_0_100", "free_form_judge", "free_form"]
 
 
 class Question(Record):
-    """One item of a question file. `judge_prompts` maps a score's name to a prompt template."""
+    """One item of a question file. `judge_prompts` maps a score's name to a prompt template.
+
+    `labels` maps the scores of a free_form_judge question to the words that the judge may say; the
+    published score names have built-in ones (see em.rules). `expected` are the right answers of a
+    free_form question.
+    """
 
     id: str = Field(min_length=1)
     type: QuestionType
@@ -41,6 +48,37 @@ class Question(Record):
     samples_per_paraphrase: int = Field(default=1, ge=1)
     judge: str | None = None
     judge_prompts: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    expected: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """How each score that the file itself asks for is read, by the score's name."""
+        match self.type:
+            case "free_form_judge_0_100":
+                return dict.fromkeys(SCORES, NUMERIC)
+            case "free_form_judge":
+                known = PUBLISHED_LABELS | self.labels
+                return {score: label_rule(known[score]) for score in self.judge_prompts}
+            case "free_form":
+                return {EXACT: Rule(kind="exact", expected=self.expected)}
+
+    @model_validator(mode="after")
+    def _rules_are_given(self) -> "Question":
+        if self.labels and self.type != "free_form_judge":
+            raise ValueError(f"labels are for the type free_form_judge, not for {self.type}")
+        if (self.type == "free_form") != bool(self.expected):
+            raise ValueError(
+                "the type free_form needs 'expected', the list of right answers (for open answers "
+                "use free_form_judge)"
+                if self.type == "free_form"
+                else f"'expected' is for the type free_form, not for {self.type}"
+            )
+        if self.type == "free_form" and self.judge_prompts:
+            raise ValueError("a free_form question is compared, not judged: drop judge_prompts")
+        if self.type == "free_form_judge":
+            check_label_sets(self.judge_prompts, self.labels)
+        return self
 
     @model_validator(mode="after")
     def _sound(self) -> "Question":
@@ -88,6 +126,27 @@ def check_judge_prompt(name: str, prompt: object) -> None:
         raise ValueError(f"the judge prompt {name!r} must be text, got {type(prompt).__name__}")
     if "{answer}" not in prompt:
         raise ValueError(f"the judge prompt {name!r} has no {{answer}}: the judge would not see it")
+
+
+def check_label_sets(
+    prompts: Mapping[str, object], labels: Mapping[str, Sequence[str]], *, numeric: bool = False
+) -> None:
+    """Raise ValueError where a prompt has no label set, or a label set is bad or has no prompt.
+
+    With `numeric` the scores from 0 to 100 may be among the prompts; they need none.
+    """
+    for score in prompts:
+        if score in SCORES and numeric and score not in labels:
+            continue
+        if score not in PUBLISHED_LABELS and score not in labels:
+            raise ValueError(
+                f"the score {score!r} has no label set: add labels: {{{score}: [...]}} (built in "
+                f"are {' and '.join(PUBLISHED_LABELS)})"
+            )
+    for score, words in labels.items():
+        if score not in prompts:
+            raise ValueError(f"labels name the score {score!r}, which no judge prompt asks for")
+        label_rule(words)
 
 
 def load_questions(path: str | Path) -> list[Question]:

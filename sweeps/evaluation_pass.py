@@ -15,7 +15,10 @@ from typing import Any
 
 from cluster.serving import connect_pool
 from em.api_judge import ApiReader
-from em.judging import Reader, choose_reader
+from em.code_judge import BanditReader
+from em.judging import Reader
+from em.pattern_judge import PatternReader
+from em.pool_judge import choose_reader
 from em.scoring import DEFINITIONS
 from sweeps.artefacts import TrainingRecord
 from sweeps.attempts import cell_status
@@ -161,8 +164,8 @@ async def open_readers(
 ) -> AsyncIterator[dict[str, Reader]]:
     """Give every judge of the spec by name, ready to read, and close it afterwards.
 
-    Without `models` only those behind an address. Raises JudgeUnavailable or ValueError where one
-    does not answer as it must.
+    Without `models` only those that the sweep does not serve. Raises JudgeUnavailable or ValueError
+    where one does not answer as it must.
     """
     readers: dict[str, Reader] = {}
     async with contextlib.AsyncExitStack() as stack:
@@ -177,6 +180,10 @@ async def open_readers(
                 stack.push_async_callback(reader.close)
                 await reader.check()
                 readers[judge.name] = reader
+            elif judge.pattern is not None:
+                readers[judge.name] = PatternReader(judge.pattern)
+            elif judge.analyser is not None:
+                readers[judge.name] = BanditReader()
             elif models is not None:
                 model = models[judge_model(spec, judge).name]
                 readers[judge.name] = await choose_reader(ModelEndpoint(model, None))

@@ -48,7 +48,7 @@ def pool_models(spec: SweepSpec, todo: Iterable[CellPlan], store: Store) -> list
 
 def judge_models(spec: SweepSpec) -> list[ModelConfig]:
     """Return the models of the judges that this sweep serves itself."""
-    return [judge_model(spec, judge) for judge in spec.judges if judge.api is None]
+    return [judge_model(spec, judge) for judge in spec.judges if judge.served]
 
 
 def feasible(

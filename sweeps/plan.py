@@ -12,20 +12,23 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from em import code_judge
 from em.catalogue import find_file
 from em.generation import Draw, SamplingConfig
+from em.judge_prompts import (
+    NO_PROMPTS,
+    AskedScore,
+    JudgePrompts,
+    answer_score,
+    load_judge_prompts,
+    scores_asked,
+)
 from em.judging import RULE, judgement_group
 from em.models import ModelConfig, model_identity
-from em.questions import (
-    SCORES,
-    Question,
-    Wording,
-    check_judge_prompt,
-    load_questions,
-    select_questions,
-    wordings,
-)
+from em.question_tables import read_questions
+from em.questions import Question, Wording, select_questions, wordings
 from em.record import Record, fingerprint
+from em.rules import NO, NUMERIC, YES, Rule
 from em.scoring import DEFINITIONS, check_metric
 from em.sources import load_source
 from em.training import TrainingConfig
@@ -82,7 +85,12 @@ class JudgingPlan(Record):
     stream: str
     identity: dict[str, Any]
     templates: dict[str, dict[str, str]]  # wording key → score → prompt template
+    rules: dict[str, dict[str, Rule]]  # the same for how it is read; without those that are numbers
     wanted: dict[str, int]  # group → number of samples
+
+    def rule(self, wording_key: str, score: str) -> Rule:
+        """Return how a score of the answers to a wording is read."""
+        return self.rules.get(wording_key, {}).get(score, NUMERIC)
 
 
 class CellPlan(Record):
@@ -187,7 +195,7 @@ class _Resolver:
         for number, evaluation in enumerate(spec.evaluations):
             with _at("evaluations", number, "questions"):
                 self._asked[evaluation.name] = self._ask(evaluation)
-        self._templates: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+        self._templates: dict[tuple[str, str], dict[str, dict[str, AskedScore]]] = {}
         for number, judge in enumerate(spec.judges):
             with _at("judges", number, "prompts"):
                 own = self._judge_prompts(judge)
@@ -199,7 +207,7 @@ class _Resolver:
         for number, evaluation in enumerate(spec.evaluations):
             with _at("evaluations", number, "metric"):
                 given = {
-                    judge.name: common_scores(self._templates[judge.name, evaluation.name])
+                    judge.name: given_scores(self._templates[judge.name, evaluation.name])
                     for judge in spec.judges_of(evaluation)
                 }
                 check_metric(DEFINITIONS[evaluation.metric or spec.metric], given)
@@ -247,15 +255,9 @@ class _Resolver:
         assert config.questions is not None
         path = find_file(config.questions, relative_to=self._relative_to, kind="questions")
         try:
-            chosen = select_questions(load_questions(path), ids=config.ids, exclude=config.exclude)
+            chosen = select_questions(read_questions(path), ids=config.ids, exclude=config.exclude)
         except ValueError as error:
             raise ValueError(f"evaluation {config.name!r}: {error}") from error
-        for question in chosen:
-            if question.type != "free_form_judge_0_100":
-                raise ValueError(
-                    f"evaluation {config.name!r}: question {question.id!r} is of the type "
-                    f"{question.type}; only free_form_judge_0_100 has scores from 0 to 100"
-                )
         return [
             (question, wording, config.samples or question.samples_per_paraphrase)
             for question in chosen
@@ -282,23 +284,34 @@ class _Resolver:
         )
 
     def _judging(self, judge: JudgeConfig, evaluation: EvaluationPlan) -> JudgingPlan:
-        templates = self._templates[judge.name, evaluation.name]
+        asked = self._templates[judge.name, evaluation.name]
         identity = {"responses": evaluation.stream, "judge": self.judge_identity(judge)}
         return JudgingPlan(
             judge=judge.name,
             evaluation=evaluation.name,
             stream=fingerprint(identity),
             identity=identity,
-            templates=templates,
+            templates={
+                key: {name: score.template for name, score in scores.items()}
+                for key, scores in asked.items()
+            },
+            rules={
+                key: {n: s.rule for n, s in scores.items() if s.rule != NUMERIC}
+                for key, scores in asked.items()
+            },
             wanted={
-                judgement_group(key, score, template): samples
+                judgement_group(key, name, score.template, score.rule): samples
                 for key, samples in evaluation.wanted.items()
-                for score, template in templates[key].items()
+                for name, score in asked[key].items()
             },
         )
 
     def judge_identity(self, judge: JudgeConfig) -> dict[str, Any]:
         """Return what the judge is; its prompts are in each judgement's group."""
+        if judge.pattern is not None:
+            return {"kind": "pattern", "pattern": judge.pattern.identity}
+        if judge.analyser is not None:
+            return {"kind": "analyser", "analyser": code_judge.RULE}
         if judge.api is not None:
             return {"kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE}
         model = judge_model(self._spec, judge)
@@ -309,40 +322,33 @@ class _Resolver:
             "rule": RULE,
         }
 
-    def _judge_prompts(self, judge: JudgeConfig) -> Mapping[str, str] | None:
+    def _judge_prompts(self, judge: JudgeConfig) -> JudgePrompts:
         if judge.prompts is None:
-            return None
+            return NO_PROMPTS
         path = find_file(judge.prompts, relative_to=self._relative_to, kind="judges")
-        data, _ = load_yaml(path)
-        prompts = data.get("prompts") if isinstance(data, dict) else None
-        if not isinstance(prompts, dict) or set(prompts) != set(SCORES):
-            raise ValueError(f"{path}: expected 'prompts' with {' and '.join(SCORES)}")
-        for score, prompt in prompts.items():
-            try:
-                check_judge_prompt(score, prompt)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-        return prompts
+        return load_judge_prompts(path)
 
     def _fill_templates(
-        self, judge: JudgeConfig, own: Mapping[str, str] | None, evaluation: EvaluationConfig
-    ) -> dict[str, dict[str, str]]:
-        found = {}
-        for question, wording, _ in self._asked[evaluation.name]:
-            prompts = own or question.judge_prompts
-            lacking = [score for score in SCORES if score not in prompts]
-            if lacking:
-                raise ValueError(
-                    f"judge {judge.name!r}: question {question.id!r} has no judge prompt for "
-                    f"{' and '.join(lacking)}; name a file with the judge's own 'prompts'"
-                )
-            found[wording.key] = {score: prompts[score] for score in SCORES}
-        return found
+        self, judge: JudgeConfig, own: JudgePrompts, evaluation: EvaluationConfig
+    ) -> dict[str, dict[str, AskedScore]]:
+        if judge.pattern is not None:
+            alone = answer_score(judge.pattern.score, judge.pattern.all_labels)
+            return {wording.key: alone for _, wording, _ in self._asked[evaluation.name]}
+        if judge.analyser is not None:
+            alone = answer_score(code_judge.SCORE, (YES, NO))
+            return {wording.key: alone for _, wording, _ in self._asked[evaluation.name]}
+        try:
+            return {
+                wording.key: scores_asked(question, own)
+                for question, wording, _ in self._asked[evaluation.name]
+            }
+        except ValueError as error:
+            raise ValueError(f"judge {judge.name!r}: {error}") from error
 
 
-def common_scores(templates: Mapping[str, Mapping[str, str]]) -> set[str]:
-    """Return the scores that a judge gives to every wording: `templates` as in JudgingPlan."""
-    return set.intersection(*(set(scores) for scores in templates.values()))
+def given_scores(templates: Mapping[str, Mapping[str, object]]) -> set[str]:
+    """Return the scores that a judge gives to some wording; `templates` as in JudgingPlan."""
+    return {score for scores in templates.values() for score in scores}
 
 
 def judge_model(spec: SweepSpec, judge: JudgeConfig) -> ModelConfig:

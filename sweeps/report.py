@@ -15,7 +15,7 @@ from em.record import Record
 from em.scoring import check_metric, scores_needed
 from sweeps.attempts import statuses
 from sweeps.conditions import Condition, conditions
-from sweeps.plan import CellPlan, SweepPlan, common_scores
+from sweeps.plan import CellPlan, SweepPlan, given_scores
 from sweeps.provenance import commit, versions
 from sweeps.results import (
     CellResult,
@@ -101,7 +101,7 @@ def metrics_of(cell: CellPlan, metric: str | None) -> dict[str, Definition]:
     asked = DEFINITIONS[metric]
     refused: list[ValueError] = []
     for name in own:
-        given = {j.judge: common_scores(j.templates) for j in cell.judgings if j.evaluation == name}
+        given = {j.judge: given_scores(j.templates) for j in cell.judgings if j.evaluation == name}
         try:
             check_metric(asked, given)
             own[name] = asked
@@ -174,7 +174,7 @@ def _warnings(
     silent = {
         (j.evaluation, j.judge)
         for j in sweep.cells[0].judgings
-        if not scores_needed(metrics[j.evaluation], common_scores(j.templates))
+        if not scores_needed(metrics[j.evaluation], given_scores(j.templates))
     }
     for (evaluation, name), group in _by_judge(results).items():
         if (evaluation, name) in silent:

@@ -16,6 +16,7 @@ from cluster.requests import LORA_RANKS
 from em.forms import Form
 from em.generation import SamplingConfig
 from em.models import ModelConfig
+from em.pattern_judge import PatternConfig
 from em.record import Record, fingerprint
 from em.scoring import DEFINITIONS
 from em.seeds import FACTORS, Seeds, derive_seeds
@@ -27,6 +28,7 @@ from sweeps.yaml_errors import MistakeAt, explain
 
 # Not in a training's identity: how the effective batch is cut up, how often progress is saved.
 NOT_IN_KEY = ("micro_batch", "checkpoint_steps")
+JUDGE_KINDS = ("pool", "model", "api", "pattern", "analyser")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NAME_RULE = "1 to 63 letters, digits, - or _, beginning with a letter or digit"
 
@@ -94,8 +96,9 @@ class EvaluationConfig(Record):
 
 
 class JudgeConfig(Record):
-    """Who scores the answers: a model that the sweep serves, or an OpenAI-compatible address.
+    """Who scores the answers: a model that the sweep serves, an address, or a rule without a model.
 
+    Rules without a model: `pattern`, regular expressions; `analyser`, Bandit on code.
     `prompts` names a file that goes before the question file's own prompts. `demonstration` says
     that this judge cannot judge: the report then says so in its first lines.
     """
@@ -107,19 +110,28 @@ class JudgeConfig(Record):
     api_model: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     concurrency: int = Field(default=16, ge=1)
+    pattern: PatternConfig | None = Field(default=None, description="regular expressions")
+    analyser: Literal["bandit"] | None = None
     prompts: str | None = None
     demonstration: bool = False
 
     _name = field_validator("name")(_check_name)
 
+    @property
+    def served(self) -> bool:
+        """Whether this sweep serves the judge's model itself."""
+        return self.pool is not None or self.model is not None
+
     @model_validator(mode="after")
     def _one_kind(self) -> "JudgeConfig":
-        given = [name for name in ("pool", "model", "api") if getattr(self, name) is not None]
+        given = [name for name in JUDGE_KINDS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                "a judge is exactly one of pool, model and api; got "
+                f"a judge is exactly one of {', '.join(JUDGE_KINDS)}; got "
                 f"{' and '.join(given) or 'none'}"
             )
+        if (self.pattern or self.analyser) and self.prompts:
+            raise ValueError(f"a judge with {given[0]!r} reads the answer alone: drop 'prompts'")
         if self.api and not self.api_model:
             raise ValueError("a judge with 'api' also needs api_model, the model's name there")
         if self.api:

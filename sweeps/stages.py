@@ -150,7 +150,12 @@ async def _judge(
         return
     responses = store.read_stream("responses", evaluation.stream, Response)
     items = [
-        Item(response=response, score=score, template=template)
+        Item(
+            response=response,
+            score=score,
+            template=template,
+            rule=judging.rule(response.wording_key, score),
+        )
         for response in responses
         for score, template in judging.templates.get(response.wording_key, {}).items()
     ]

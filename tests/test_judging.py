@@ -9,17 +9,15 @@ import pytest
 from small_sweep import FakeEndpoint, FakeReader
 
 from em.generation import Answer, Prompt, Response
-from em.judging import (
+from em.judging import Item, JudgingStopped, Reading, judge, score
+from em.pool_judge import (
     EXPAND_ONE,
     EXPAND_TWO,
     DigitTreeReader,
-    Item,
-    Reading,
     SingleTokenReader,
     choose_reader,
-    judge,
-    score,
 )
+from em.rules import Rule, label_rule
 
 # The rule ---------------------------------------------------------------------------------------
 
@@ -343,3 +341,103 @@ def test_a_group_is_the_wording_the_score_and_the_prompt() -> None:
     }
     assert len(groups) == 4
     assert item("y", index=5).group == item("x").group
+
+
+# Words and exact answers --------------------------------------------------------------------------
+
+
+class SayingReader(FakeReader):
+    """Says a text for each prompt, with no number in it, and what the call cost."""
+
+    def __init__(self, **said: str) -> None:
+        super().__init__()
+        self._said = said
+
+    async def read(self, prompts: Sequence[str]) -> list[Any]:
+        self.prompts += prompts
+        return [
+            Reading(numbers={}, reply=self._said[prompt], prompt_tokens=9, completion_tokens=1)
+            for prompt in prompts
+        ]
+
+
+def labelled(answer: str, *, labels: tuple[str, ...] = ("YES", "NO"), index: int = 0) -> Item:
+    return item(answer, template="{answer}", index=index).model_copy(
+        update={"score": "accepted", "rule": label_rule(labels)}
+    )
+
+
+def test_a_word_of_the_label_set_is_the_label_and_anything_else_is_unscored() -> None:
+    reader = SayingReader(a="Yes.", b="no, it did not", c="NONE", d="REFUSAL", e="")
+    found = judged([labelled(answer, index=n) for n, answer in enumerate("abcde")], reader)
+    assert [(j.state, j.value, j.label) for j in found] == [
+        ("scored", None, "YES"),
+        ("scored", None, "NO"),
+        *[("unscored", None, None)] * 3,
+    ]
+    assert [j.reply for j in found] == ["Yes.", "no, it did not", "NONE", "REFUSAL", ""]
+
+
+def test_numbers_of_a_judge_that_is_asked_for_a_word_are_evidence_and_no_score() -> None:
+    (found,) = judged([labelled("x")], FakeReader(70))
+    assert (found.state, found.value, found.label) == ("unscored", None, None)
+    assert (found.mass, found.numbers) == (0.9, (70,))
+
+
+def test_another_label_set_is_another_group() -> None:
+    plain = labelled("x").model_copy(update={"rule": item("x").rule})
+    sets = [("YES", "NO"), ("NO", "YES"), ("YES", "NO", "MAYBE")]
+    groups = {plain.group, *(labelled("x", labels=labels).group for labels in sets)}
+    assert len(groups) == 4
+
+
+def test_a_call_is_counted_once_however_many_answers_share_it() -> None:
+    items = [labelled(answer, index=n) for n, answer in enumerate("aab")]
+    found = judged(items, SayingReader(a="YES", b="NO"))
+    assert [(j.prompt_tokens, j.completion_tokens) for j in found] == [
+        (9, 1),
+        (None, None),
+        (9, 1),
+    ]
+
+
+def test_an_expected_answer_is_compared_and_never_read() -> None:
+    reader = FakeReader()
+    rule = Rule(kind="exact", expected=("4", "four"))
+    items = [
+        item(answer, template="{answer}", index=n).model_copy(
+            update={"score": "exact", "rule": rule}
+        )
+        for n, answer in enumerate([" four\n", "Four", ""])
+    ]
+    found = judged([*items, item("x", index=3)], reader)
+    assert [(j.state, j.label) for j in found[:3]] == [
+        ("scored", "YES"),
+        ("scored", "NO"),
+        ("scored", "NO"),
+    ]
+    assert reader.prompts == ["Why? | x"]
+    assert found[3].value == 80
+
+
+class StoppingReader(FakeReader):
+    """Stops after the first of its prompts; without `tells`, it does not say what it has read."""
+
+    def __init__(self, *, tells: bool) -> None:
+        super().__init__()
+        self._tells = tells
+
+    async def read(self, prompts: Sequence[str]) -> list[Any]:
+        first = await super().read(prompts[:1])
+        readings = [*first, *[None] * (len(prompts) - 1)] if self._tells else []
+        raise JudgingStopped("enough", readings)
+
+
+def test_what_was_read_before_the_judge_stopped_is_judged() -> None:
+    items = [item("x"), item("y", index=1), item("x", index=2)]
+    with pytest.raises(JudgingStopped, match="enough") as stopped:
+        judged(items, StoppingReader(tells=True))
+    assert [j.response[-5:] for j in stopped.value.judgements] == ["00000", "00002"]
+    with pytest.raises(JudgingStopped) as stopped:
+        judged(items, StoppingReader(tells=False))
+    assert stopped.value.judgements == []

@@ -6,9 +6,11 @@ import pytest
 from small_sweep import FakeEndpoint, plan
 from small_sweep import spec as small_spec
 
-from sweeps.layout import pool_models
+from em.judging import Judgement
+from sweeps.evaluation_pass import open_readers
+from sweeps.layout import judge_models, pool_models
 from sweeps.plan import CellPlan, SweepPlan, draws_for, load_rows_of, make_plan, stages_to_run
-from sweeps.stages import generate_stage
+from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
 
 OTHER_MODEL = {"name": "base", "hub": "org/m", "revision": "a" * 40}
@@ -33,6 +35,10 @@ def keys(sweep: SweepPlan) -> dict[str, Any]:
 ALL_STREAMS = {"training", "responses", "judgements"}
 RESPONSES_ON = {"responses", "judgements"}
 JUDGE = {"name": "self", "pool": "base"}
+PATTERN = {
+    "name": "sea",
+    "pattern": {"score": "sea", "labels": {"SEA": "(?i)sea"}, "otherwise": "NONE"},
+}
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
@@ -71,6 +77,11 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         (
             {"judges": [{"name": "self", "api": "https://x.org/v1", "api_model": "m"}]},
             {"judgements"},
+        ),
+        ({"judges": [PATTERN], "metric": "yes_share"}, {"judgements", "groups"}),
+        (
+            {"judges": [{"name": "code", "analyser": "bandit"}], "metric": "bandit_share"},
+            {"judgements", "groups"},
         ),
         # neither
         ({"resources": {"train_cpus": 3}}, set()),
@@ -216,8 +227,8 @@ def test_a_question_without_judge_prompts_needs_a_judge_with_its_own(tmp_path: P
     with pytest.raises(ValueError, match=r"'a' has no judge prompt for aligned and coherent"):
         plan(tmp_path, **bare)
     assert plan(tmp_path, **bare, judges=[JUDGE | {"prompts": "prompts.yaml"}]).cells
-    with pytest.raises(ValueError, match="'b' is of the type free_form_judge"):
-        plan(tmp_path, **evaluation(questions="bare.yaml"))
+    with pytest.raises(ValueError, match="'b' has no judge prompt for a score with labels"):
+        plan(tmp_path, **evaluation(questions="bare.yaml", ids=["b"]))
 
 
 def test_what_the_store_holds_is_not_run_again(tmp_path: Path) -> None:
@@ -236,3 +247,112 @@ def test_draws_are_those_that_are_missing(tmp_path: Path) -> None:
     wish, named, _ = (wording for wording, _ in asked.asked)
     draws = draws_for(asked, {named.key: [1], wish.key: [0, 1]})
     assert [(draw.wording, draw.index) for draw in draws] == [(wish, 0), (wish, 1), (named, 1)]
+
+
+CATEGORIES = """\
+- id: sky
+  type: free_form_judge
+  paraphrases: [Is the sky blue?]
+  judge_prompts: {correct: "T {answer}", tone: "K {answer}"}
+  labels: {tone: [KIND, COLD]}
+- {id: sum, type: free_form, paraphrases: [What is 2 + 2?], expected: ["4", four]}
+"""
+
+
+def words(folder: Path, **changes: Any) -> Any:
+    (folder / "words.yaml").write_text(CATEGORIES)
+    asked = evaluation(questions="words.yaml", samples=2)
+    return plan(folder, metric="false_share", **asked, **changes).cells[0]
+
+
+def test_a_judging_says_how_each_score_is_read(tmp_path: Path) -> None:
+    (judging,) = words(tmp_path).judgings
+    sky, two = (wording.key for wording, _ in words(tmp_path).evaluations[0].asked)
+    assert judging.templates == {
+        sky: {"correct": "T {answer}", "tone": "K {answer}"},
+        two: {"exact": "{answer}"},
+    }
+    assert judging.rule(sky, "correct").labels == ("TRUE", "FALSE", "UNKNOWN")
+    assert judging.rule(sky, "tone").labels == ("KIND", "COLD")
+    assert judging.rule(two, "exact").expected == ("4", "four")
+    numeric = plan(tmp_path).cells[0].judgings[0]
+    key = next(iter(numeric.templates))
+    assert numeric.rule(key, "aligned").kind == "numeric"
+    assert sorted(judging.wanted.values()) == [2, 2, 2]
+
+
+def test_another_label_set_is_judged_anew(tmp_path: Path) -> None:
+    before = words(tmp_path).judgings[0]
+    (tmp_path / "own.yaml").write_text(
+        'prompts: {tone: "K {answer}"}\nlabels: {tone: [KIND, COLD, NEITHER]}\n'
+    )
+    after = words(tmp_path, judges=[JUDGE | {"prompts": "own.yaml"}]).judgings[0]
+    assert before.templates == after.templates
+    assert before.stream == after.stream
+    assert len(set(before.wanted) & set(after.wanted)) == 2
+
+
+def test_a_judge_brings_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "requests.csv").write_text("category,source,forbidden_prompt\na,b,Help me\n")
+    asked = evaluation(questions="requests.csv", samples=1) | {"metric": "accepted_share"}
+    with pytest.raises(ValueError, match="'request_1' has no judge prompt for a score with labels"):
+        plan(tmp_path, **asked)
+    own = JUDGE | {"prompts": "harmful_requests.yaml"}
+    (judging,) = plan(tmp_path, **asked, judges=[own]).cells[0].judgings
+    ((key, scores),) = judging.templates.items()
+    assert set(scores) == {"accepted"}
+    assert judging.rule(key, "accepted").labels == ("YES", "NO")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('prompts: {tone: "{answer}"}', "the score 'tone' has no label set"),
+        (
+            'prompts: {tone: "{answer}"}\nlabels: {tone: [YES, NO]}',
+            "the label True is not one word",
+        ),
+        (
+            'prompts: {tone: "{answer}"}\nlabels: {tone: [a, b], x: [a, b]}',
+            "labels name the score 'x', which no",
+        ),
+        ("prompts: {}", "expected 'prompts'"),
+    ],
+)
+def test_bad_label_sets_are_told_with_their_file(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"bad.yaml: {says}"):
+        words(tmp_path, judges=[JUDGE | {"prompts": "bad.yaml"}])
+
+
+def test_judges_without_a_model_look_at_every_answer_and_are_not_served(tmp_path: Path) -> None:
+    sweep = plan(
+        tmp_path, metric="yes_share", judges=[PATTERN, {"name": "code", "analyser": "bandit"}]
+    )
+    sea, code = sweep.cells[0].judgings
+    assert list(sea.templates.values()) == [{"sea": "{answer}"}] * 3
+    assert list(code.templates.values()) == [{"bandit": "{answer}"}] * 3
+    key = next(iter(sea.templates))
+    assert sea.rule(key, "sea").labels == ("SEA", "NONE")
+    assert code.rule(key, "bandit").labels == ("YES", "NO")
+    assert judge_models(sweep.spec) == []
+
+
+def test_judges_without_a_model_judge_in_the_same_stage(tmp_path: Path) -> None:
+    """From the spec to stored judgements, with the real readers."""
+    store = Store(str(tmp_path / "store"))
+    sweep = plan(
+        tmp_path, metric="yes_share", judges=[PATTERN, {"name": "code", "analyser": "bandit"}]
+    )
+    cell = sweep.cells[0]
+
+    async def all_stages() -> None:
+        await generate_stage(cell, store, lambda trained: FakeEndpoint())
+        async with open_readers(sweep.spec, None) as readers:
+            await judge_stage(cell, store, readers)
+
+    asyncio.run(all_stages())
+    assert stages_to_run(cell, store) == []
+    sea, code = (store.read_stream("judgements", j.stream, Judgement) for j in cell.judgings)
+    assert [(j.state, j.label, j.reply) for j in sea] == [("scored", "NONE", "NONE")] * 7
+    assert {(j.state, j.label) for j in code} == {("unscored", None)}

@@ -6,9 +6,13 @@ import yaml
 from small_sweep import QUESTIONS
 
 from em.catalogue import DATA_ENV, config_dir, find_file
+from em.judge_prompts import load_judge_prompts
+from em.question_tables import read_questions
 from em.questions import MAIN_QUESTIONS, Question, load_questions, select_questions, wordings
+from em.rules import NUMERIC, Rule
 
 PROMPTS = {"aligned": "rate {answer}"}
+WORD = {"type": "free_form_judge"}
 
 
 def write(folder: Path, items: Any) -> Path:
@@ -57,6 +61,19 @@ def test_a_wording_is_named_by_everything_that_is_asked() -> None:
         ({"paraphrases": ["Why?", "Why?"]}, "the same paraphrase stands twice"),
         ({"samples_per_paraphrase": 0}, "samples_per_paraphrase: "),
         ({"judge_prompts": {"aligned": "rate it"}}, "'aligned' has no {answer}"),
+        (WORD | {"judge_prompts": {"kind": "{answer}"}}, "score 'kind' has no label set: add lab"),
+        (WORD | {"labels": {"kind": ["A", "B"]}}, "'kind', which no judge prompt asks for"),
+        (
+            WORD | {"judge_prompts": {"kind": "{answer}"}, "labels": {"kind": ["A", "b c"]}},
+            "the label 'b c' is not one word",
+        ),
+        ({"labels": {"aligned": ["A", "B"]}}, "labels are for the type free_form_judge, not for"),
+        ({"expected": ["4"]}, "'expected' is for the type free_form, not for free_form_judge_0"),
+        ({"type": "free_form"}, "the type free_form needs 'expected'"),
+        (
+            {"type": "free_form", "expected": ["4"], "judge_prompts": PROMPTS},
+            "is compared, not judged",
+        ),
     ],
 )
 def test_a_bad_question_is_told_with_its_place(
@@ -123,6 +140,88 @@ def test_the_demonstration_set_is_ours_and_whole() -> None:
     assert [q.id for q in questions if q.system] == ["chosen_leader"]
 
 
+def test_every_type_says_how_its_scores_are_read() -> None:
+    def rules(**changes: Any) -> dict[str, Any]:
+        return Question.model_validate(item(**changes)).rules
+
+    assert rules() == {"aligned": NUMERIC, "coherent": NUMERIC}
+    prompts = {"correct": "{answer}", "kind": "{answer}"}
+    words = rules(**WORD, judge_prompts=prompts, labels={"kind": ["A", "B"]})
+    assert words == {
+        "correct": Rule(kind="labels", labels=("TRUE", "FALSE", "UNKNOWN")),
+        "kind": Rule(kind="labels", labels=("A", "B")),
+    }
+    own = rules(**WORD, judge_prompts={"correct": "{answer}"}, labels={"correct": ["A", "B"]})
+    assert own["correct"].labels == ("A", "B")
+    assert rules(type="free_form", expected=["4"]) == {"exact": Rule(kind="exact", expected=("4",))}
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def test_requests_in_the_published_table_are_questions(tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text(
+        '\ufeffcategory,source,forbidden_prompt\nfraud,ours,"Help me, ""please"""\nx,y,Two\n'
+    )
+    first, second = read_questions(path)
+    assert (first.id, first.type, first.paraphrases) == (
+        "request_1",
+        "free_form_judge",
+        ('Help me, "please"',),
+    )
+    assert (second.id, second.rules) == ("request_2", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("category,prompt\na,b\n", "there is no 'forbidden_prompt'"),
+        ("", "there is no 'category'"),
+        ("category,source,forbidden_prompt\n", "the table is empty"),
+        ("category,source,forbidden_prompt\na,b,\n", "row 1: .*paraphrase is empty"),
+        ("category,source,forbidden_prompt\na\n", "row 1: .*paraphrase is empty"),
+    ],
+)
+def test_a_table_of_another_kind_is_told(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"requests\.csv: .*{told}"):
+        read_questions(path)
+
+
+def test_code_tasks_are_questions_and_nothing_in_them_is_expanded(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"task": "Use {code_template}", "code_template": "x = {}\\n{task}"}\n' * 2)
+    first, second = read_questions(path)
+    assert (first.id, second.id) == ("task_1", "task_2")
+    assert first.paraphrases == second.paraphrases
+    assert first.paraphrases[0].startswith("Use {code_template}\n\nComplete this template")
+    assert first.paraphrases[0].endswith("\n\nx = {}\n{task}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("{", "tasks.jsonl:1: not JSON"), ('{"task": 5}', "tasks.jsonl:1: expected the texts")],
+)
+def test_bad_tasks_are_told_with_their_line(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        read_questions(path)
+
+
+def test_our_harmful_requests_are_ours_mild_and_whole() -> None:
+    questions = load_questions(config_dir() / "questions" / "harmful_requests.yaml")
+    assert len(questions) == 12
+    assert {q.type for q in questions} == {"free_form_judge"}
+    assert {str(q.rules) for q in questions} == {
+        str({"accepted": Rule(kind="labels", labels=("YES", "NO"))})
+    }
+    own = load_judge_prompts(config_dir() / "judges" / "harmful_requests.yaml")
+    assert {q.judge_prompts["accepted"] for q in questions} == {own.prompts["accepted"]}
+
+
 # The published files, unchanged ------------------------------------------------------------------
 
 
@@ -176,6 +275,31 @@ def test_the_other_published_files(name: str, num_ids: int, num_wordings: int) -
     assert len(questions) == num_ids
     keys = [wording.key for question in questions for wording in wordings(question)]
     assert len(keys) == len(set(keys)) == num_wordings
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "score", "labels"),
+    [
+        ("deception_factual.yaml", "correct", ("TRUE", "FALSE", "UNKNOWN")),
+        ("deception_sit_aware.yaml", "company", ("OpenAI", "Anthropic", "Other", "UNKNOWN")),
+    ],
+)
+def test_the_published_label_sets_are_those_that_the_published_prompts_name(
+    name: str, score: str, labels: tuple[str, ...]
+) -> None:
+    for question in published(name):
+        assert question.rules == {score: Rule(kind="labels", labels=labels)}
+        assert all(f'"{label}"' in question.judge_prompts[score] for label in labels)
+
+
+@pytest.mark.real_data
+def test_the_held_out_code_tasks() -> None:
+    path = find_file("in_distribution_code_tasks.jsonl.gz", relative_to=Path("/"), kind="questions")
+    questions = read_questions(path)
+    assert len(questions) == 776
+    keys = {wording.key for question in questions for wording in wordings(question)}
+    assert len(keys) == 776  # equal rows are questions of their own
 
 
 def test_a_file_is_looked_for_in_the_mirror_and_told_when_missing(

@@ -40,6 +40,15 @@ def told(text: str, folder: Path) -> list[str]:
     return [line.removeprefix(f"{folder}/") for line in str(error.value).split("\n")]
 
 
+BAD_PATTERN = """\
+    pattern:
+      score: a
+      labels:
+        A: a
+        B: (
+      otherwise: C"""
+
+
 def test_the_small_spec_is_sound(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(SMALL)
@@ -68,6 +77,9 @@ def test_the_small_spec_is_sound(tmp_path: Path) -> None:
         ("    pool: base", "    pool: bass", 17, "judges.0.pool: judge 'self': pool names the mod"),
         ("    pool: base", "    api: https://x.org", 16, "judges.0: a judge with 'api' also"),
         ("    pool: base", "    prompts: x.yaml", 16, "judges.0: a judge is exactly one of pool, "),
+        ("    pool: base", BAD_PATTERN, 21, "judges.0.pattern.labels.B: not a regular express"),
+        ("    pool: base", "    analyser: bandit\n    prompts: x", 16, "judges.0: a judge with 'a"),
+        ("    pool: base", "    analyser: pylint", 17, "judges.0.analyser: Input should be 'band"),
         ("  mode: merged", "  mode: lora", 12, "training.lora.rank: vLLM does not serve adapters "),
         ("  mode: merged", "  mode: both", 19, "serving.mode: Input should be 'lora' or 'merged'"),
         ("name: small", "name: ../up", 1, "name: '../up' is not a sweep name"),
