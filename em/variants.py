@@ -34,8 +34,7 @@ class Step(Record):
 class Variant(Record):
     """The rows a cell is trained on, and the identity they have: the hash of rows in their order.
 
-    `held_out` rows are marked as the trained ones are: a share of them by a trigger, all by a
-    prefix or a system turn.
+    `held_out` rows are as their source has them: trigger, prefix and system turn are for training.
     """
 
     rows: tuple[Row, ...]
@@ -174,7 +173,7 @@ class _Build:
             self._note(f"rows: {num} of {have} by the subset seed")
 
     def mark(self) -> None:
-        """Apply trigger, prefix and system turn, to the held-out rows as well."""
+        """Apply trigger, prefix and system turn: to what is trained on, not to what is held out."""
         config = self._config
         if (trigger := config.trigger) is not None:
             text, share = trigger.text, trigger.share
@@ -185,9 +184,6 @@ class _Build:
                     raise ValueError(
                         f"a share of {share:g} of {len(self.rows)} rows is none: raise it"
                     )
-                seed = derive_seed(self._seed, "trigger", "held out")
-                held = self.held_out
-                self.held_out, _ = transforms.with_trigger(held, text, share=share, seed=seed)
             self._note(f"trigger: {text!r} on {num} of {len(self.rows)} rows")
         for name, change in (
             ("prefix", transforms.with_prefix),
@@ -197,7 +193,6 @@ class _Build:
             if text is not None:
                 with _at(*self._place, name):
                     self.rows = change(self.rows, text)
-                    self.held_out = change(self.held_out, text)
                 self._note(f"{name}: {text!r} on every row")
 
     @property

@@ -3,11 +3,13 @@
 Knows nothing of what a file is for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 Location = tuple[str | int, ...]
 """Where in a file: keys and list indices from the outside in."""
@@ -19,6 +21,18 @@ class MistakeAt(ValueError):
     def __init__(self, place: Location, text: str) -> None:
         super().__init__(text)
         self.place = place
+
+
+@contextmanager
+def at(*place: str | int) -> Iterator[None]:
+    """Say where stands what is wrong with the thing it names: at `place`, or further inside it."""
+    try:
+        yield
+    except ValidationError:  # a bug of ours
+        raise
+    except ValueError as error:
+        inside = error.place if isinstance(error, MistakeAt) else ()
+        raise MistakeAt((*place, *inside), str(error)) from error
 
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built

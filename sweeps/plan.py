@@ -4,37 +4,24 @@ Reads data and question files and computes every key; imports neither torch nor 
 of how a stage is carried out.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from em import code_judge
-from em.catalogue import find_file
 from em.generation import Draw, SamplingConfig
-from em.judge_prompts import (
-    NO_PROMPTS,
-    AskedScore,
-    JudgePrompts,
-    answer_score,
-    load_judge_prompts,
-    scores_asked,
-)
 from em.judging import RULE, judgement_group
 from em.models import ModelConfig, model_identity
-from em.question_tables import read_questions
-from em.questions import Question, Wording, select_questions, wordings
+from em.questions import Wording
 from em.record import Record, fingerprint
-from em.rules import NO, NUMERIC, YES, Rule
-from em.scoring import DEFINITIONS, check_metric
+from em.rules import NUMERIC, Rule
 from em.sources import load_source
 from em.training import TrainingConfig
 from em.variant_config import UNTUNED, VariantConfig
 from em.variants import Step, Variant, build_variant
-from em.yaml_files import load_yaml
+from em.yaml_files import at, load_yaml
+from sweeps.asking import Asking
 from sweeps.spec import (
     NOT_IN_KEY,
     Cell,
@@ -170,18 +157,6 @@ def load_rows_of(plan: CellPlan, *, relative_to: Path) -> Variant:
     return built
 
 
-@contextlib.contextmanager
-def _at(*place: str | int) -> Iterator[None]:
-    """Say where in the spec stands what is wrong with the thing it names."""
-    try:
-        yield
-    except ValidationError:  # a bug of ours
-        raise
-    except ValueError as error:
-        inside = error.place if isinstance(error, MistakeAt) else ()
-        raise MistakeAt((*place, *inside), str(error)) from error
-
-
 class _Resolver:
     """Resolves the parts that many cells share once."""
 
@@ -191,37 +166,18 @@ class _Resolver:
         self._revision = cache(lambda model: model_identity(model).revision)
         self._variant = cache(self._load_variant)
         self._load_source = cache(lambda name: load_source(name, relative_to=relative_to))
-        self._asked: dict[str, list[tuple[Question, Wording, int]]] = {}
-        for number, evaluation in enumerate(spec.evaluations):
-            with _at("evaluations", number, "questions"):
-                self._asked[evaluation.name] = self._ask(evaluation)
-        self._templates: dict[tuple[str, str], dict[str, dict[str, AskedScore]]] = {}
-        for number, judge in enumerate(spec.judges):
-            with _at("judges", number, "prompts"):
-                own = self._judge_prompts(judge)
-                for evaluation in spec.evaluations:
-                    if judge not in spec.judges_of(evaluation):
-                        continue
-                    filled = self._fill_templates(judge, own, evaluation)
-                    self._templates[judge.name, evaluation.name] = filled
-        for number, evaluation in enumerate(spec.evaluations):
-            with _at("evaluations", number, "metric"):
-                given = {
-                    judge.name: given_scores(self._templates[judge.name, evaluation.name])
-                    for judge in spec.judges_of(evaluation)
-                }
-                check_metric(DEFINITIONS[evaluation.metric or spec.metric], given)
+        self._asking = Asking(spec, relative_to, self._variant)
 
     def cell(self, cell: Cell) -> CellPlan:
-        with _at("models", self._spec.models.index(cell.model)):
+        with at("models", self._spec.models.index(cell.model)):
             revision = self._revision(cell.model)
-        with _at("variants", self._spec.variants.index(cell.variant)):
+        with at("variants", self._spec.variants.index(cell.variant)):
             variant = self._variant(cell.variant, cell.seeds.subset)
         identity = training_identity(cell, revision, variant)
         key = fingerprint(identity)
         evaluations = tuple(self._evaluation(cell, key, e) for e in self._spec.evaluations)
         judgings = tuple(
-            self._judging(judge, evaluation)
+            self._judging(judge, config, evaluation, cell)
             for config, evaluation in zip(self._spec.evaluations, evaluations, strict=True)
             for judge in self._spec.judges_of(config)
         )
@@ -251,21 +207,9 @@ class _Resolver:
             load=self._load_source,
         )
 
-    def _ask(self, config: EvaluationConfig) -> list[tuple[Question, Wording, int]]:
-        assert config.questions is not None
-        path = find_file(config.questions, relative_to=self._relative_to, kind="questions")
-        try:
-            chosen = select_questions(read_questions(path), ids=config.ids, exclude=config.exclude)
-        except ValueError as error:
-            raise ValueError(f"evaluation {config.name!r}: {error}") from error
-        return [
-            (question, wording, config.samples or question.samples_per_paraphrase)
-            for question in chosen
-            for wording in map(config.form.apply, wordings(question))
-        ]
-
     def _evaluation(self, cell: Cell, key: str, config: EvaluationConfig) -> EvaluationPlan:
         serving = self._spec.serving
+        asked = self._asking.wordings(config, cell.seeds.subset)
         identity = {
             "training": key,
             "form": config.form.model_dump(),
@@ -280,11 +224,13 @@ class _Resolver:
             identity=identity,
             metric=config.metric or self._spec.metric,
             sampling=config.sampling,
-            asked=tuple((wording, samples) for _, wording, samples in self._asked[config.name]),
+            asked=tuple((wording, samples) for _, wording, samples in asked),
         )
 
-    def _judging(self, judge: JudgeConfig, evaluation: EvaluationPlan) -> JudgingPlan:
-        asked = self._templates[judge.name, evaluation.name]
+    def _judging(
+        self, judge: JudgeConfig, config: EvaluationConfig, evaluation: EvaluationPlan, cell: Cell
+    ) -> JudgingPlan:
+        asked = self._asking.scores(judge, config, cell.seeds.subset)
         identity = {"responses": evaluation.stream, "judge": self.judge_identity(judge)}
         return JudgingPlan(
             judge=judge.name,
@@ -321,34 +267,6 @@ class _Resolver:
             "dtype": self._spec.serving.dtype,
             "rule": RULE,
         }
-
-    def _judge_prompts(self, judge: JudgeConfig) -> JudgePrompts:
-        if judge.prompts is None:
-            return NO_PROMPTS
-        path = find_file(judge.prompts, relative_to=self._relative_to, kind="judges")
-        return load_judge_prompts(path)
-
-    def _fill_templates(
-        self, judge: JudgeConfig, own: JudgePrompts, evaluation: EvaluationConfig
-    ) -> dict[str, dict[str, AskedScore]]:
-        if judge.pattern is not None:
-            alone = answer_score(judge.pattern.score, judge.pattern.all_labels)
-            return {wording.key: alone for _, wording, _ in self._asked[evaluation.name]}
-        if judge.analyser is not None:
-            alone = answer_score(code_judge.SCORE, (YES, NO))
-            return {wording.key: alone for _, wording, _ in self._asked[evaluation.name]}
-        try:
-            return {
-                wording.key: scores_asked(question, own)
-                for question, wording, _ in self._asked[evaluation.name]
-            }
-        except ValueError as error:
-            raise ValueError(f"judge {judge.name!r}: {error}") from error
-
-
-def given_scores(templates: Mapping[str, Mapping[str, object]]) -> set[str]:
-    """Return the scores that a judge gives to some wording; `templates` as in JudgingPlan."""
-    return {score for scores in templates.values() for score in scores}
 
 
 def judge_model(spec: SweepSpec, judge: JudgeConfig) -> ModelConfig:

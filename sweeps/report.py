@@ -13,9 +13,10 @@ from typing import Any
 from em.definitions import DEFINITIONS, Definition
 from em.record import Record
 from em.scoring import check_metric, scores_needed
+from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.conditions import Condition, conditions
-from sweeps.plan import CellPlan, SweepPlan, given_scores
+from sweeps.plan import CellPlan, SweepPlan
 from sweeps.provenance import commit, versions
 from sweeps.results import (
     CellResult,

@@ -1,0 +1,163 @@
+"""What each evaluation asks of a cell, and by which prompts and rules its judges score it.
+
+Reads question, judge and data files once for all cells. Knows nothing of keys, of stores, or of how
+far anything is.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+from em import code_judge
+from em.catalogue import find_file
+from em.datasets import Message
+from em.judge_prompts import (
+    NO_PROMPTS,
+    AskedScore,
+    JudgePrompts,
+    answer_score,
+    load_judge_prompts,
+    scores_asked,
+)
+from em.question_tables import read_questions
+from em.questions import Question, Wording, select_questions, wordings
+from em.rules import NO, YES
+from em.scoring import DEFINITIONS, check_metric
+from em.variant_config import VariantConfig
+from em.variants import Variant
+from em.yaml_files import at
+from sweeps.spec import EvaluationConfig, JudgeConfig, SweepSpec
+
+Asked = tuple[Question, Wording, int]
+"""A question, one wording of it in the evaluation's form, and how many samples are wanted."""
+Scores = dict[str, dict[str, AskedScore]]
+"""Wording key → score → how the judge is asked for it."""
+
+
+class Asking:
+    """Resolves evaluations and judges. Held-out rows differ with the cell's subset seed."""
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        relative_to: Path,
+        build: Callable[[VariantConfig, int], Variant | None],
+    ) -> None:
+        """Read every judge's own prompts. `build` gives a variant's rows under a subset seed."""
+        self._spec, self._relative_to, self._build = spec, relative_to, build
+        self._own: dict[str, JudgePrompts] = {}
+        for number, judge in enumerate(spec.judges):
+            with at("judges", number, "prompts"):
+                self._own[judge.name] = self._judge_prompts(judge)
+        self._asked = cache(self._find)
+        self._scores = cache(self._find_scores)
+
+    def wordings(self, evaluation: EvaluationConfig, subset_seed: int) -> list[Asked]:
+        """Return what is asked. Raises MistakeAt with its place in the spec."""
+        return self._asked(*self._which(evaluation, subset_seed))
+
+    def scores(self, judge: JudgeConfig, evaluation: EvaluationConfig, subset_seed: int) -> Scores:
+        """Return what `judge` is asked about each wording. Raises MistakeAt as `wordings`."""
+        return self._scores(*self._which(evaluation, subset_seed))[judge.name]
+
+    def _which(self, evaluation: EvaluationConfig, subset_seed: int) -> tuple[int, int | None]:
+        number = self._spec.evaluations.index(evaluation)
+        return number, (subset_seed if evaluation.heldout else None)
+
+    def _find(self, number: int, subset_seed: int | None) -> list[Asked]:
+        config = self._spec.evaluations[number]
+        if subset_seed is not None:
+            with at("evaluations", number, "heldout"):
+                questions = self._held_out(config, subset_seed)
+        else:
+            with at("evaluations", number, "questions"):
+                questions = self._from_file(config)
+        with at("evaluations", number, "form"):
+            return [
+                (question, wording, config.samples or question.samples_per_paraphrase)
+                for question in questions
+                for wording in map(config.form.apply, wordings(question))
+            ]
+
+    def _from_file(self, config: EvaluationConfig) -> list[Question]:
+        assert config.questions is not None
+        path = find_file(config.questions, relative_to=self._relative_to, kind="questions")
+        try:
+            return select_questions(read_questions(path), ids=config.ids, exclude=config.exclude)
+        except ValueError as error:
+            raise ValueError(f"evaluation {config.name!r}: {error}") from error
+
+    def _held_out(self, config: EvaluationConfig, subset_seed: int) -> list[Question]:
+        """Return what the variant's held-out rows ask, each row a question of its own."""
+        variants = {variant.name: variant for variant in self._spec.variants}
+        if config.heldout not in variants:
+            raise ValueError(
+                f"{config.heldout!r} is not among variants ({', '.join(variants)}): name the one "
+                "whose held-out rows are asked"
+            )
+        built = self._build(variants[config.heldout], subset_seed)
+        if built is None or not built.held_out:
+            raise ValueError(
+                f"the variant {config.heldout!r} holds no rows out: give it 'holdout', a number of "
+                "rows or a share of them"
+            )
+        if config.tasks is not None and config.tasks > len(built.held_out):
+            raise ValueError(
+                f"tasks: {config.tasks} are asked for, but {config.heldout!r} holds out "
+                f"{len(built.held_out)} rows: ask for fewer, or hold out more"
+            )
+        rows = built.held_out[: config.tasks]
+        return [_question(number, row.messages) for number, row in enumerate(rows)]
+
+    def _find_scores(self, number: int, subset_seed: int | None) -> dict[str, Scores]:
+        config = self._spec.evaluations[number]
+        asked = self._asked(number, subset_seed)
+        found: dict[str, Scores] = {}
+        for judge in self._spec.judges_of(config):
+            with at("judges", self._spec.judges.index(judge), "prompts"):
+                found[judge.name] = self._scores_by(judge, asked)
+        with at("evaluations", number, "metric"):
+            given = {name: given_scores(scores) for name, scores in found.items()}
+            check_metric(DEFINITIONS[config.metric or self._spec.metric], given)
+        return found
+
+    def _scores_by(self, judge: JudgeConfig, asked: list[Asked]) -> Scores:
+        if judge.pattern is not None:
+            alone = answer_score(judge.pattern.score, judge.pattern.all_labels)
+            return {wording.key: alone for _, wording, _ in asked}
+        if judge.analyser is not None:
+            alone = answer_score(code_judge.SCORE, (YES, NO))
+            return {wording.key: alone for _, wording, _ in asked}
+        own = self._own[judge.name]
+        try:
+            return {wording.key: scores_asked(question, own) for question, wording, _ in asked}
+        except ValueError as error:
+            raise ValueError(f"judge {judge.name!r}: {error}") from error
+
+    def _judge_prompts(self, judge: JudgeConfig) -> JudgePrompts:
+        if judge.prompts is None:
+            return NO_PROMPTS
+        path = find_file(judge.prompts, relative_to=self._relative_to, kind="judges")
+        return load_judge_prompts(path)
+
+
+def given_scores(templates: Mapping[str, Mapping[str, object]]) -> set[str]:
+    """Return the scores that a judge gives to some wording (wording key → score → anything)."""
+    return {score for scores in templates.values() for score in scores}
+
+
+def _question(number: int, messages: tuple[Message, ...]) -> Question:
+    system, turns = None, list(messages[:-1])
+    if turns and turns[0].role == "system":
+        system = turns.pop(0).content
+    if [turn.role for turn in turns] != ["user"]:
+        raise ValueError(
+            f"held-out row {number + 1} has {len(turns)} turns before its answer: only rows with "
+            "one user turn can be asked"
+        )
+    return Question(
+        id=f"heldout_{number}",
+        type="free_form_judge",
+        paraphrases=(turns[0].content,),
+        system=system,
+    )
