@@ -15,6 +15,7 @@ from typing import Any, Literal
 from em.record import Record
 
 ROLES = ("system", "user", "assistant")
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Message(Record):
@@ -98,8 +99,7 @@ def content_sha256(rows: Iterable[Row]) -> str:
     for row in rows:
         # What canonical_json(row) gives, without the walk through every field.
         turns = [{"content": m.content, "role": m.role} for m in row.messages]
-        text = json.dumps({"messages": turns}, ensure_ascii=False, separators=(",", ":"))
-        digest.update(f"{text}\n".encode())
+        digest.update(f"{_encode({'messages': turns})}\n".encode())
     return digest.hexdigest()
 
 

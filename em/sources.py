@@ -155,7 +155,7 @@ def whereabouts(entry: CatalogueEntry) -> str:
         return f"shipped: {_own_file(entry)}"
     if entry.hub:
         return f"on the hub: {entry.hub}@{entry.revision}"
-    cached = _cache_path(entry)
+    cached = cached_path(entry)
     if cached.is_file():
         return f"in the cache: {cached}"
     packed = f" (protected archive, its file {entry.archive.member})" if entry.archive else ""
@@ -186,7 +186,8 @@ def _mirrored(entry: CatalogueEntry) -> Path | None:
     return mirror / entry.mirror if mirror and entry.mirror and not entry.file else None
 
 
-def _cache_path(entry: CatalogueEntry) -> Path:
+def cached_path(entry: CatalogueEntry) -> Path:
+    """Return where the rows of an entry with an address are kept, whether they are there or not."""
     origin = [entry.url or entry.file, entry.archive]
     name = entry.sha256 or f"{entry.name}-{fingerprint(origin)[:16]}"
     return cache_dir("datasets") / f"{name}.jsonl"
@@ -204,7 +205,7 @@ def _fetched(entry: CatalogueEntry) -> Path:
         return mirrored
     if entry.file and not entry.archive:
         return _own_file(entry)
-    cached = _cache_path(entry)
+    cached = cached_path(entry)
     if cached.is_file():
         return cached
     if entry.archive:

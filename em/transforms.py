@@ -110,11 +110,9 @@ def shares_of(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def largest_total(available: Sequence[int], shares: Sequence[float]) -> int:
-    """Return the most rows that `shares_of` can give with `available` rows behind each share."""
-    total = int(min(n * sum(shares) / s for n, s in zip(available, shares, strict=True))) + 1
-    while any(got > n for got, n in zip(shares_of(total, shares), available, strict=True)):
-        total -= 1
-    return total
+    """Return the most rows of which no share is more than the `available` rows behind it."""
+    exact = min(num * sum(shares) / share for num, share in zip(available, shares, strict=True))
+    return int(exact + 1e-9)
 
 
 def nearest(value: float) -> int:

@@ -17,6 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sweeps.data_commands import data_app
+
 app = typer.Typer(
     help="How much of emergent misalignment is the model, how much the data, how much the seed?",
     no_args_is_help=True,
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(data_app, name="data")
 
 DEFAULT_STORE = "emsweep-store"
 STORE_ENV = "EMSWEEP_STORE"

@@ -40,3 +40,16 @@ def noise_to(log_path: Path) -> Iterator[TextIO]:
         for descriptor in (out, err, log):
             os.close(descriptor)
         real.close()
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line in which nothing can steer a terminal.
+
+    Control characters, line ends and characters that are not seen (such as those that turn the
+    direction of writing) are shown as escapes: data, models and judges may write any.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

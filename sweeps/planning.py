@@ -9,6 +9,7 @@ from typing import Any
 from cluster.resources import ClusterTooSmall
 from cluster.session import local_totals
 from sweeps.attempts import cells_to_run, statuses
+from sweeps.console import printable
 from sweeps.estimate import estimate
 from sweeps.layout import demands, feasible
 from sweeps.plan import STAGES, SweepPlan, stages_to_run
@@ -17,7 +18,7 @@ from sweeps.store import Store
 
 
 def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
-    """Return the plan as plain values: `cells`, `estimate`, `holds`, `layout`."""
+    """Return the plan as plain values: `cells`, `warnings`, `estimate`, `holds`, `layout`."""
     todo = cells_to_run(sweep, store, retry_failed=False)
     to_run = {cell.cell_id: stages_to_run(cell, store) for cell in todo}
     cells = [
@@ -38,6 +39,7 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         "sweep": sweep.spec.name,
         "store": store.url,
         "cells": cells,
+        "warnings": sorted({text for cell in sweep.cells for text in cell.data_warnings}),
         "holds": held,
         "layout": fits if todo else "nothing to run",
         "estimate": estimate(todo, sweep.cells, store, train_slots=slots).model_dump(),
@@ -67,6 +69,7 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     ]
     responses = sum(e.num_responses for e in sweep.cells[0].evaluations)
     said.append(f"each cell: {responses} responses, 2 scores each by {len(spec.judges)} judge(s)")
+    said += [f"warning: {printable(text)}" for text in told["warnings"]]
     said += [f"holds  {line}" for line in told["holds"]]
     said.append(f"layout: {told['layout']}")
     rough = told["estimate"]

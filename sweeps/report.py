@@ -215,9 +215,12 @@ def _identities(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     first = {cell.cell.model.name: cell.model_revision for cell in sweep.cells}
     data = {
         cell.cell.variant.name: {
-            "dataset": cell.cell.variant.dataset,
+            "datasets": cell.cell.variant.datasets,
             "rows": cell.num_rows,
+            "held out": cell.num_held_out,
             "content_sha256": cell.content_sha256,
+            "steps": [step.model_dump() for step in cell.steps],
+            "warnings": cell.data_warnings,
         }
         for cell in sweep.cells
         if cell.content_sha256

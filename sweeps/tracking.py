@@ -148,7 +148,7 @@ def run_config(plan: CellPlan) -> dict[str, Any]:
         "model": cell.model.name,
         "model_revision": plan.model_revision,
         "variant": cell.variant.name,
-        "dataset": cell.variant.dataset,
+        "dataset": " + ".join(cell.variant.datasets) or None,
         "rows": plan.num_rows,
         "content_sha256": plan.content_sha256,
         "seed": cell.seed,
