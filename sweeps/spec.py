@@ -19,6 +19,7 @@ from em.scoring import DEFINITIONS
 from em.seeds import Seeds, derive_seeds
 from em.training import TrainingConfig
 from em.yaml_files import load_yaml
+from sweeps.claim_spec import ClaimConfig, check_claim
 from sweeps.yaml_errors import MistakeAt, explain
 
 UNTUNED = "none"
@@ -205,6 +206,7 @@ class SweepSpec(Record):
     evaluations: tuple[EvaluationConfig, ...] = Field(min_length=1)
     judges: tuple[JudgeConfig, ...] = Field(min_length=1)
     metric: str = "pooled_c50"
+    claims: tuple[ClaimConfig, ...] = ()
     serving: ServingConfig = ServingConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -278,6 +280,8 @@ class SweepSpec(Record):
                     f"serving.max_model_len {self.serving.max_model_len}: raise that, or ask for "
                     "fewer",
                 )
+        for number, claim in enumerate(self.claims):
+            check_claim(number, claim, self)
         tuned = any(variant.name != UNTUNED for variant in self.variants)
         lora = self.training.method == "lora"
         if tuned and not lora and self.serving.mode == "lora":
