@@ -43,6 +43,7 @@ class ClaimResult(Record):
     verdict: Verdict
     reason: str
     conditions: tuple[tuple[str, str], ...] = Field(description="(variant, evaluation) compared")
+    published: tuple[str, ...] = Field(default=(), description="a figure for each of `conditions`")
 
 
 class _Estimate(Record):
