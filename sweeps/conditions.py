@@ -37,6 +37,7 @@ class Condition(Record):
     seeds: dict[str, float | None]
     summary: SeedSummary
     estimate: float | None = None
+    published: str = "no figure"
     spread: str
     responses: int
     scored: int

@@ -29,7 +29,12 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "threshold": "{:g}".format}
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "threshold": "{:g}".format,
+        "bound": bound,
+    }
     groups = _groups(report, rows)
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -100,3 +105,9 @@ def percent(value: float | None) -> str:
 def number(value: float | None) -> str:
     """Return a number with one decimal, and a dash where there is none."""
     return "–" if value is None else f"{value:.1f}"
+
+
+def bound(text: str) -> str:
+    """Return a claim's bound, such as "above 0.8", with the share as a percentage."""
+    side, _, share = text.partition(" ")
+    return f"{side} {float(share) * 100:g} %"

@@ -15,9 +15,18 @@ from em.record import Record
 from em.scoring import check_metric, scores_needed
 from sweeps.asking import given_scores
 from sweeps.attempts import statuses
+from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.provenance import commit, versions
+from sweeps.published import (
+    NO_FIGURE,
+    Estimand,
+    catalogue_contents,
+    load_figures,
+    published_figure,
+    question_set,
+)
 from sweeps.results import (
     CellResult,
     ScoredResponse,
@@ -61,6 +70,7 @@ class Report(Record):
     cells: tuple[CellResult, ...]
     conditions: tuple[Condition, ...]
     sensitivity: tuple[Sensitivity, ...] = ()
+    claims: tuple[ClaimResult, ...] = ()
     overhead: Overhead
     identities: dict[str, Any]
 
@@ -127,7 +137,11 @@ def make_report(
             results.append(cell_result(cell, judging, status, found, definition, store))
             rows += found
     definition = DEFINITIONS[metric or sweep.spec.metric]
-    grouped = conditions(results)
+    figures = _figures(sweep, metrics)
+    grouped = [
+        c.model_copy(update={"published": figures[c.model, c.variant, c.evaluation]})
+        for c in conditions(results)
+    ]
     report = Report(
         sweep=sweep.spec.name,
         description=sweep.spec.description,
@@ -141,10 +155,52 @@ def make_report(
         cells=tuple(results),
         conditions=tuple(grouped),
         sensitivity=tuple(sensitivity(grouped, results, rows)),
+        claims=tuple(_claims(sweep, results, figures)),
         overhead=overhead(sweep, store),
         identities=_identities(sweep, store),
     )
     return report, rows
+
+
+def _figures(
+    sweep: SweepPlan, metrics: Mapping[str, Definition]
+) -> dict[tuple[str, str, str], str]:
+    """Return the published figure, or that there is none, by (model, variant, evaluation)."""
+    known, contents = load_figures(), catalogue_contents()
+    found: dict[tuple[str, str, str], str] = {}
+    for cell in sweep.cells:
+        for evaluation in cell.evaluations:
+            place = (cell.cell.model.name, cell.cell.variant.name, evaluation.name)
+            if place in found:  # of the first seed: a drawn subset is no published data set
+                continue
+            estimand = Estimand(
+                model_revision=cell.model_revision,
+                variant=cell.cell.variant.model_dump(exclude_defaults=True),
+                content_sha256=cell.content_sha256,
+                questions_sha256=question_set(wording for wording, _ in evaluation.asked),
+                form=evaluation.identity.get("form", "plain"),
+                definition=metrics[evaluation.name].name,
+            )
+            figure = published_figure(known, estimand, contents=contents)
+            found[place] = figure.text if figure else NO_FIGURE
+    return found
+
+
+def _claims(
+    sweep: SweepPlan,
+    results: Sequence[CellResult],
+    figures: Mapping[tuple[str, str, str], str],
+) -> list[ClaimResult]:
+    demonstration = {judge.name for judge in sweep.spec.judges if judge.demonstration}
+    evaluations = [evaluation.name for evaluation in sweep.spec.evaluations]
+    found = []
+    for claim in sweep.spec.claims:
+        for result in decide(claim, results, evaluations=evaluations, demonstration=demonstration):
+            # A difference has a figure where both sides have; a spread has none that is published.
+            beside = () if claim.spread else result.conditions
+            texts = tuple(figures[result.model, variant, name] for variant, name in beside)
+            found.append(result.model_copy(update={"published": texts}))
+    return found
 
 
 def _in_words(definition: Definition) -> DefinitionUsed:

@@ -24,6 +24,7 @@ from em.training import TrainingConfig
 from em.variant_config import UNTUNED as UNTUNED
 from em.variant_config import VariantConfig as VariantConfig
 from em.yaml_files import load_yaml
+from sweeps.claim_spec import ClaimConfig, check_claim
 from sweeps.yaml_errors import MistakeAt, explain
 
 # Not in a training's identity: how the effective batch is cut up, how often progress is saved.
@@ -269,6 +270,7 @@ class SweepSpec(Record):
     evaluations: tuple[EvaluationConfig, ...] = Field(min_length=1)
     judges: tuple[JudgeConfig, ...] = Field(min_length=1)
     metric: str = "pooled_c50"
+    claims: tuple[ClaimConfig, ...] = ()
     serving: ServingConfig = ServingConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -342,6 +344,8 @@ class SweepSpec(Record):
                     f"serving.max_model_len {self.serving.max_model_len}: raise that, or ask for "
                     "fewer",
                 )
+        for number, claim in enumerate(self.claims):
+            check_claim(number, claim, self)
         tuned = any(variant.name != UNTUNED for variant in self.variants)
         lora = self.training.method == "lora"
         if tuned and not lora and self.serving.mode == "lora":

@@ -89,7 +89,8 @@ def fields_at(model: type[BaseModel], location: Location) -> list[str]:
             continue
         field = current.model_fields.get(part)
         current = _model_in(field.annotation) if field else None
-    return list(current.model_fields) if _is_model(current) else []
+    fields = current.model_fields if _is_model(current) else {}
+    return [field.alias or name for name, field in fields.items()]
 
 
 def _is_model(value: Any) -> bool:

@@ -144,6 +144,33 @@ def test_the_threshold_grid_is_over_finished_cells(untuned: tuple[SweepPlan, Sto
     assert {rate for line in tuned.rates for rate in line} == {None}
 
 
+def test_the_report_ends_with_the_claims(tmp_path: Path) -> None:
+    plan = small_sweep.plan(
+        tmp_path,
+        judges=[{"name": "self", "pool": "base"}],
+        claims=[
+            {"claim": "C2", "variant": "ours", "control": "none", "above": 0, "says": HOSTILE},
+            {"claim": "quiet", "variant": "none", "below": 0.05},
+        ],
+    )
+    store = Store(str(tmp_path / "store"))
+    for cell in plan.cells[:2]:
+        asyncio.run(generate_stage(cell, store, lambda trained: FakeEndpoint()))
+        asyncio.run(judge_stage(cell, store, {"self": FakeReader(80)}))
+    page = write_report(plan, store, tmp_path / "out").read_text()
+    contrast, quiet = json.loads((tmp_path / "out" / "report.json").read_text())["claims"]
+    assert (contrast["verdict"], contrast["reason"]) == (
+        "undecided", "2 of 4 cells are not finished",
+    )  # fmt: skip
+    assert contrast["published"] == ["no figure", "no figure"]
+    # Two seeds without a misaligned answer: no width, so no verdict from the point.
+    assert (quiet["verdict"], quiet["estimate"]) == ("undecided", 0.0)
+    assert "below 5 %" in page
+    assert HOSTILE not in page
+    for text in (">supported<", ">contradicted<"):
+        assert text not in page
+
+
 def test_the_same_numbers_make_the_same_page(
     untuned: tuple[SweepPlan, Store], tmp_path: Path
 ) -> None:

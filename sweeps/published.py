@@ -1,0 +1,118 @@
+"""Figures that papers have printed, and whether one may stand beside an estimate of ours.
+
+It may only where model, data, questions and definition are the same; else there is no figure.
+Knows nothing of reports.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from em.catalogue import config_dir
+from em.datasets import read_entry
+from em.questions import Wording
+from em.record import Record, fingerprint
+from em.yaml_files import load_yaml
+
+NO_FIGURE = "no figure"
+# The published recipe holds a tenth of the rows out within each run: the same data to name.
+SAME_DATA = {"name", "dataset", "holdout"}
+
+
+class PublishedFigure(Record):
+    """One number of a paper. `figure`, `low` and `high` are shares in [0, 1].
+
+    A part that the paper leaves open, or that no model, data set or question file of this project
+    can be (a fine-tuned GPT-4o), is None, and then the figure stands beside nothing.
+    """
+
+    model: str
+    hub: str | None = Field(default=None, description="the hub id; its commit is not published")
+    dataset: str | None = Field(description="a name of the catalogue; none: the untuned model")
+    questions: str
+    questions_sha256: str | None = None
+    definition: str | None
+    figure: float = Field(ge=0, le=1)
+    low: float | None = None
+    high: float | None = None
+    interval: str = "none given"
+    seeds: int | None = None
+    judge: str | None = None
+    source: str
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """The figure in one line."""
+        low, high = self.low, self.high
+        within = "" if low is None or high is None else f" [{100 * low:.2f}, {100 * high:.2f}]"
+        seeds = f", {self.seeds} seeds" if self.seeds else ""
+        judge = f", judged by {self.judge}" if self.judge else ""
+        return f"{100 * self.figure:.2f} %{within} ({self.model}{seeds}{judge}; {self.source})"
+
+
+class Estimand(Record):
+    """What an estimate is of: the parts that a published figure must share with it."""
+
+    model_revision: str
+    variant: dict[str, object] = Field(description="the variant's settings that are no default")
+    content_sha256: str | None
+    questions_sha256: str
+    form: object = "plain"
+    definition: str
+
+
+def question_set(asked: Iterable[Wording]) -> str:
+    """Return the sha256 of a question set: ids, system turns and texts, in no order."""
+    return fingerprint(sorted([w.question, w.system or "", w.text] for w in asked))
+
+
+def published_figure(
+    figures: Sequence[PublishedFigure], of: Estimand, *, contents: dict[str, str]
+) -> PublishedFigure | None:
+    """Return the figure of the same model, data, questions and definition, or None.
+
+    A hub model is the same by its id, as no paper names a commit. Data are the same by their
+    content hash (`contents`: catalogue name to hash), or by their name where the variant does
+    nothing to them but hold rows out. Any other form of the questions is another evaluation.
+    """
+    for figure in figures:
+        if (
+            figure.hub is not None
+            and of.model_revision.partition("@")[0] == figure.hub
+            and _same_data(figure, of, contents)
+            and of.form == "plain"
+            and figure.questions_sha256 == of.questions_sha256
+            and figure.definition == of.definition
+        ):
+            return figure
+    return None
+
+
+def _same_data(figure: PublishedFigure, of: Estimand, contents: dict[str, str]) -> bool:
+    named = of.variant.get("dataset")
+    if figure.dataset == "none":
+        return of.content_sha256 is None and named is None
+    if figure.dataset is None or of.content_sha256 is None:
+        return False
+    if contents.get(figure.dataset) == of.content_sha256:
+        return True
+    return named == figure.dataset and set(of.variant) <= SAME_DATA
+
+
+def load_figures(folder: Path | None = None) -> list[PublishedFigure]:
+    """Return every figure of configs/published. Raises ValueError naming a file that is unsound."""
+    found: list[PublishedFigure] = []
+    for path in sorted((folder or config_dir() / "published").glob("*.yaml")):
+        try:
+            found += TypeAdapter(list[PublishedFigure]).validate_python(load_yaml(path)[0])
+        except ValidationError as error:
+            raise ValueError(f"{path}: not a list of published figures: {error}") from error
+    return found
+
+
+def catalogue_contents() -> dict[str, str]:
+    """Return the content hash of each data set of the catalogue, by name."""
+    entries = sorted((config_dir() / "datasets").glob("*.yaml"))
+    return {path.stem: read_entry(path).content_sha256 for path in entries}
