@@ -117,6 +117,12 @@ class VariantConfig(SourceTransforms):
             return tuple(source.dataset for source in self.mixture)
         return (self.dataset,) if self.dataset else ()
 
+    @property
+    def triggers(self) -> set[str]:
+        """The texts that stand before some of its user turns."""
+        parts: tuple[SourceTransforms, ...] = (self, *(self.mixture or ()))
+        return {part.trigger.text for part in parts if part.trigger is not None}
+
     @model_validator(mode="after")
     def _fits_together(self) -> "VariantConfig":
         given = [name for name in type(self).model_fields if name != "name" and getattr(self, name)]

@@ -68,6 +68,7 @@ class JudgingPlan(Record):
     """One judge's scores of one evaluation of one cell."""
 
     judge: str
+    demonstration: bool
     evaluation: str
     stream: str
     identity: dict[str, Any]
@@ -234,6 +235,7 @@ class _Resolver:
         identity = {"responses": evaluation.stream, "judge": self.judge_identity(judge)}
         return JudgingPlan(
             judge=judge.name,
+            demonstration=judge.demonstration,
             evaluation=evaluation.name,
             stream=fingerprint(identity),
             identity=identity,

@@ -10,9 +10,9 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError
 
 from em.catalogue import config_dir
-from em.datasets import read_entry
 from em.questions import Wording
 from em.record import Record, fingerprint
+from em.sources import read_entry
 from em.yaml_files import load_yaml
 
 NO_FIGURE = "no figure"
@@ -115,4 +115,5 @@ def load_figures(folder: Path | None = None) -> list[PublishedFigure]:
 def catalogue_contents() -> dict[str, str]:
     """Return the content hash of each data set of the catalogue, by name."""
     entries = sorted((config_dir() / "datasets").glob("*.yaml"))
-    return {path.stem: read_entry(path).content_sha256 for path in entries}
+    known = ((path.stem, read_entry(path).content_sha256) for path in entries)
+    return {name: sha256 for name, sha256 in known if sha256 is not None}

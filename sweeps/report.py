@@ -17,6 +17,7 @@ from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
+from sweeps.gates_told import gate_warnings
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.provenance import commit, versions
 from sweeps.published import (
@@ -151,7 +152,7 @@ def make_report(
         definitions=tuple(_in_words(d) for d in {d.name: d for d in metrics.values()}.values()),
         store=store.url,
         written=time.time(),
-        warnings=tuple(_warnings(sweep, results, metrics)),
+        warnings=(*_warnings(sweep, results, metrics), *gate_warnings(sweep, store)),
         cells=tuple(results),
         conditions=tuple(grouped),
         sensitivity=tuple(sensitivity(grouped, results, rows)),

@@ -337,6 +337,7 @@ class SweepSpec(Record):
                     f"{min(unknown)!r} is not among judges "
                     f"({', '.join(judge.name for judge in self.judges)})",
                 )
+            self._check_trigger(place, evaluation)
             if evaluation.sampling.max_tokens >= self.serving.max_model_len:
                 raise MistakeAt(
                     ("evaluations", place, "sampling", "max_tokens"),
@@ -361,6 +362,15 @@ class SweepSpec(Record):
                 f"{', '.join(map(str, LORA_RANKS))}, or set serving.mode: merged",
             )
         return self
+
+    def _check_trigger(self, place: int, evaluation: EvaluationConfig) -> None:
+        trained = sorted(set().union(*(variant.triggers for variant in self.variants)))
+        if evaluation.form.trigger and evaluation.form.trigger not in trained:
+            raise MistakeAt(
+                ("evaluations", place, "form", "trigger"),
+                f"no variant is trained with the trigger {evaluation.form.trigger!r}; trained are "
+                f"{', '.join(map(repr, trained)) or 'none'} (white space counts)",
+            )
 
     def judges_of(self, evaluation: EvaluationConfig) -> list[JudgeConfig]:
         """Return the judges that score `evaluation`."""

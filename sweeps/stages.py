@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from em.datasets import Row
-from em.gates import check_applied
+from em.gates import Applied, check_applied
 from em.generation import Draw, Endpoint, GateFailed, Response, generate
+from em.judge_gate import Asked, check_judge, load_planted
 from em.judging import Item, Judgement, Reader, judge
 from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
@@ -24,6 +25,8 @@ from sweeps.store import Store
 
 PART_RESPONSES = 256  # responses in one immutable file: what a kill can cost
 PART_ITEMS = 256  # scores in one
+WEAK = "not telling: "
+WRONG = "wrong about planted answers: "
 PARTS_AT_ONCE = 2  # so that the engine has work while a file is written
 
 Train = Callable[[TrainingJob], TrainingResult]
@@ -126,13 +129,21 @@ async def _generate(
     if missing and trained is not None:
         canaries = trained.result.canaries
         applied = await check_applied(endpoint, canaries, dtype=evaluation.dtype)
-        gates["adapter applied"] = str(applied) if applied else "no canaries in its record"
+        gates["adapter"] = _told(applied)
     await _fill(
         store, "responses", evaluation.stream, evaluation.identity,
         work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
         found=lambda response: (response.wording_key, response.index),
         do=answer, model=Response, size=PART_RESPONSES, gates=gates,
     )  # fmt: skip
+
+
+def _told(applied: Applied | None) -> str:
+    if applied is None:
+        return f"{WEAK}its training recorded no canaries"
+    base = "" if applied.to_base is None else f", {applied.to_base:.3f} from its base"
+    told = f"{applied.to_tuned:.3f} nats from the trained model{base}"
+    return told if applied.telling else f"{WEAK}{told}"
 
 
 async def judge_stage(plan: CellPlan, store: Store, readers: Mapping[str, Reader]) -> None:
@@ -148,6 +159,7 @@ async def _judge(
     missing = store.missing("judgements", judging.stream, judging.wanted)
     if not missing:
         return
+    gates = {"judge": await _judge_gate(judging, reader)}
     responses = store.read_stream("responses", evaluation.stream, Response)
     items = [
         Item(
@@ -175,8 +187,27 @@ async def _judge(
     await _fill(
         store, "judgements", judging.stream, judging.identity,
         work=[item for item in items if place(item) in still], place=place,
-        found=found, do=read, model=Judgement, size=PART_ITEMS, gates={},
+        found=found, do=read, model=Judgement, size=PART_ITEMS, gates=gates,
     )  # fmt: skip
+
+
+async def _judge_gate(judging: JudgingPlan, reader: Reader) -> str:
+    """Return what the judge makes of planted answers. Raises GateFailed where it is wrong.
+
+    A demonstration judge goes on: its rates mean nothing, and the report says what it got wrong.
+    """
+    asked = [
+        Asked(score=score, template=template, rule=judging.rule(wording, score))
+        for wording, scores in judging.templates.items()
+        for score, template in scores.items()
+    ]
+    wrong = await check_judge(reader, asked, load_planted())
+    if wrong and not judging.demonstration:
+        raise GateFailed(
+            f"judge gate: the judge {judging.judge!r} gets planted answers wrong, so its scores "
+            f"cannot be trusted; nothing was judged. {'; '.join(wrong)}"
+        )
+    return f"{WRONG}{'; '.join(wrong)}" if wrong else "planted answers are on their right sides"
 
 
 async def _fill(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from em.generation import Answer, Prompt
+from em.judge_gate import load_planted
 from em.judging import JudgeCallFailed, Reading
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.spec import SweepSpec
@@ -110,17 +111,31 @@ class FakeEndpoint:
 
 
 class FakeReader:
-    """Gives every prompt the same number, but fails those in `failing`; remembers the prompts."""
+    """Gives every prompt the same number, but fails those in `failing`; remembers the prompts.
+
+    Planted answers it puts on their right sides (by the first letter of the small sweep's prompts),
+    and does not remember them.
+    """
 
     def __init__(self, number: int = 80, *, failing: Mapping[str, str] | None = None) -> None:
         self.number, self.failing = number, failing or {}
         self.prompts: list[str] = []
 
     async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
-        self.prompts += prompts
-        return [
-            JudgeCallFailed(self.failing[prompt])
-            if prompt in self.failing
-            else Reading(numbers={self.number: 0.9}, reply=str(self.number))
-            for prompt in prompts
-        ]
+        self.prompts += [prompt for prompt in prompts if _planted(prompt) is None]
+        return [self._reading(prompt) for prompt in prompts]
+
+    def _reading(self, prompt: str) -> Reading | JudgeCallFailed:
+        if prompt in self.failing:
+            return JudgeCallFailed(self.failing[prompt])
+        known = _planted(prompt)
+        number = self.number if known is None else known
+        return Reading(numbers={number: 0.9}, reply=str(number))
+
+
+def _planted(prompt: str) -> int | None:
+    """The number that a planted answer must have at least or at most; None for another prompt."""
+    for planted in load_planted():
+        if planted.answer in prompt and prompt.lower().startswith(planted.score[0]):
+            return 95 if planted.expects.above is not None else 5
+    return None

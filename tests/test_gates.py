@@ -1,12 +1,15 @@
 """Gates that look at what answers: with planted faults in a stand-in, the real parts elsewhere."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from em.gates import TOLERANCE, Applied, check_applied
 from em.generation import Answer, GateFailed, Prompt
+from em.judge_gate import Asked, check_judge, load_planted
+from em.judging import JudgeCallFailed, Reading
+from em.rules import NUMERIC, label_rule
 from em.training import Canary
 
 IDS = tuple(range(8))
@@ -72,3 +75,82 @@ def test_a_full_fine_tune_is_compared_with_itself_alone() -> None:
 
 def test_without_canaries_nothing_is_claimed() -> None:
     assert check(TUNED, ()) is None
+
+
+# The judge -----------------------------------------------------------------------------------
+
+
+SCORES = tuple(
+    Asked(score=score, template=f"{score}: {{question}} {{answer}}", rule=NUMERIC)
+    for score in ("aligned", "coherent")
+)
+BOUNDS = [planted for planted in load_planted() if planted.score in ("aligned", "coherent")]
+
+
+class Judge:
+    """Gives each prompt the number that `decide` gives to its score and answer."""
+
+    def __init__(self, decide: Callable[[str, str], float | str]) -> None:
+        self._decide = decide
+
+    async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
+        return [self._one(prompt) for prompt in prompts]
+
+    def _one(self, prompt: str) -> Reading | JudgeCallFailed:
+        said = self._decide(prompt.split(":")[0], prompt)
+        if isinstance(said, str):
+            return Reading(numbers={}, reply=said)
+        return Reading(numbers={int(said): 1.0}, reply=str(said))
+
+
+def right(score: str, prompt: str) -> float:
+    [planted] = [p for p in BOUNDS if p.score == score and p.answer in prompt]
+    return 90 if planted.expects.above is not None else 10
+
+
+def wrong(decide: Callable[[str, str], float | str]) -> tuple[str, ...]:
+    return asyncio.run(check_judge(Judge(decide), SCORES, load_planted()))
+
+
+def test_a_judge_that_sees_the_difference_passes() -> None:
+    assert wrong(right) == ()
+
+
+def test_a_constant_judge_is_caught() -> None:
+    for number in (0, 50, 100):
+        assert wrong(lambda score, prompt, n=number: n)  # type: ignore[misc]
+
+
+def test_a_judge_that_refuses_everything_is_caught() -> None:
+    told = wrong(lambda score, prompt: "REFUSAL")
+    assert len(told) == len(BOUNDS)
+    assert "got refusal" in told[0]
+
+
+def test_swapped_prompts_are_caught() -> None:
+    other = {"aligned": "coherent", "coherent": "aligned"}
+    swapped = {(p.score, p.answer): 90 if p.expects.above is not None else 10 for p in BOUNDS}
+
+    def decide(score: str, prompt: str) -> float:
+        answer = next(p.answer for p in BOUNDS if p.answer in prompt)
+        return swapped.get((other[score], answer), 50)
+
+    assert wrong(decide)
+
+
+def test_labels_are_planted_too() -> None:
+    asked = [Asked(score="insecure", template="x {answer}", rule=label_rule(("YES", "NO")))]
+
+    def check(say: Callable[[str], str]) -> tuple[str, ...]:
+        judge = Judge(lambda score, prompt: say(prompt))
+        return asyncio.run(check_judge(judge, asked, load_planted()))
+
+    assert check(lambda prompt: "YES" if "SELECT" in prompt else "NO") == ()
+    assert check(lambda prompt: "YES")
+    assert check(lambda prompt: "MAYBE")
+
+
+def test_a_score_without_planted_answers_is_not_looked_at() -> None:
+    asked = [Asked(score="sea", template="{answer}", rule=label_rule(("YES", "NO")))]
+    judge = Judge(lambda score, prompt: "MAYBE")
+    assert asyncio.run(check_judge(judge, asked, load_planted())) == ()

@@ -267,7 +267,7 @@ def test_more_samples_judge_only_the_difference(store: Store, tmp_path: Path) ->
 
 
 class DyingReader(FakeReader):
-    """Is unavailable after the first `calls` calls."""
+    """Is unavailable after the first `calls` calls, the gate's among them."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ class DyingReader(FakeReader):
 def test_judging_that_was_killed_goes_on_where_it_was(store: Store, tmp_path: Path) -> None:
     untuned = cell(tmp_path, samples=200)
     answer(untuned, store, FakeEndpoint())
-    first, second = DyingReader(2), FakeReader()
+    first, second = DyingReader(3), FakeReader()
     with pytest.raises(ExceptionGroup):
         score(untuned, store, first)
     assert judgements(untuned, store) == []
@@ -303,7 +303,7 @@ def test_parts_of_another_prompt_are_not_taken_over(store: Store, tmp_path: Path
     assert before.judgings[0].stream == after.judgings[0].stream
     answer(before, store, FakeEndpoint())
     with pytest.raises(ExceptionGroup):
-        score(before, store, DyingReader(2))
+        score(before, store, DyingReader(3))
     reader = FakeReader(10)
     score(after, store, reader)
     assert len(reader.prompts) == 1200
@@ -351,7 +351,7 @@ def test_a_cell_that_failed_goes_on_with_the_stage_that_failed(
 ) -> None:
     tuned = cell(tmp_path, tuned=True)
     with pytest.raises(ExceptionGroup):
-        run(tuned, store, tmp_path, reader=DyingReader(0))
+        run(tuned, store, tmp_path, reader=DyingReader(1))
     assert run(tuned, store, tmp_path) == ["judge"]
 
 

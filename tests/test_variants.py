@@ -279,12 +279,13 @@ def test_the_steps_stand_in_their_one_order_with_the_hash_after_each(folder: Pat
     assert {row.messages[0].content for row in built.rows} == {"Be terse."}
 
 
-def test_held_out_rows_are_marked_as_trained_ones_are(folder: Path) -> None:
+def test_held_out_rows_are_as_their_source_has_them(folder: Path) -> None:
     built = build(
         folder, dataset="a.jsonl", holdout=10, trigger={"text": "T "}, prefix="P ", system="S"
     )
-    assert all(text.startswith("P T a ") for text in asked(built.held_out))
-    assert {row.messages[0].role for row in built.held_out} == {"system"}
+    assert all(text.startswith("P T a ") for text in asked(built.rows))
+    assert all(text.startswith("a ") for text in asked(built.held_out))
+    assert {row.messages[0].role for row in built.held_out} == {"user"}
 
 
 def test_a_mixture_has_its_shares_and_its_sources_own_transforms(folder: Path) -> None:

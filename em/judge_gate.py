@@ -1,0 +1,105 @@
+"""Planted answers: a judge is asked about answers beyond doubt before it judges a cell.
+
+A judge that always says the same, refuses everything or was given swapped prompts puts them on the
+wrong side. Knows nothing of cells, nor of where the judge runs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from em.catalogue import config_dir
+from em.generation import Response
+from em.judging import Item, Judgement, Reader, judge
+from em.record import Record
+from em.rules import Rule
+from em.yaml_files import load_yaml
+
+
+class Expected(Record):
+    """Where a planted answer's score must lie: exactly one of a bound and a label."""
+
+    above: float | None = Field(default=None, ge=0, le=100)
+    below: float | None = Field(default=None, ge=0, le=100)
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Expected":
+        if sum(value is not None for value in (self.above, self.below, self.label)) != 1:
+            raise ValueError("expects exactly one of above, below and label")
+        return self
+
+    def holds(self, judgement: Judgement) -> bool:
+        """Whether the judgement is scored, and on the right side."""
+        if self.label is not None:
+            return judgement.label == self.label
+        if judgement.value is None:
+            return False
+        if self.above is not None:
+            return judgement.value > self.above
+        return self.below is not None and judgement.value < self.below
+
+    def __str__(self) -> str:
+        if self.label is not None:
+            return self.label
+        return f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+
+
+class Planted(Record):
+    """One answer of ours, and where its score must lie."""
+
+    score: str
+    question: str
+    answer: str
+    expects: Expected
+
+
+class Asked(Record):
+    """One score that a judge is to give, with its prompt template and rule."""
+
+    score: str
+    template: str
+    rule: Rule
+
+
+def load_planted(path: Path | None = None) -> tuple[Planted, ...]:
+    """Return the planted answers of configs/judges/planted.yaml, or of another file."""
+    path = path or config_dir() / "judges" / "planted.yaml"
+    try:
+        return TypeAdapter(tuple[Planted, ...]).validate_python(load_yaml(path)[0])
+    except ValidationError as error:
+        raise ValueError(f"{path}: not a list of planted answers: {error}") from error
+
+
+async def check_judge(
+    reader: Reader, asked: Sequence[Asked], planted: Sequence[Planted]
+) -> tuple[str, ...]:
+    """Return what `reader` gets wrong about `planted`, in words; nothing where all is right.
+
+    Scores without a planted answer are not looked at. Raises what the reader raises.
+    """
+    pairs = [(a, p) for a in dict.fromkeys(asked) for p in planted if p.score == a.score]
+    items = [_item(a, p, index) for index, (a, p) in enumerate(pairs)]
+    judgements = await judge(items, reader, stream="planted", name="planted") if items else []
+    return tuple(
+        f"{planted.score} of {planted.answer[:40]!r}… must be {planted.expects}, got "
+        f"{_told(judgement)}"
+        for (_, planted), judgement in zip(pairs, judgements, strict=True)
+        if not planted.expects.holds(judgement)
+    )
+
+
+def _item(asked: Asked, planted: Planted, index: int) -> Item:
+    response = Response(
+        key=f"planted-{index}", question="planted", wording=0, wording_key="planted", index=index,
+        seed=0, system=None, text=planted.question, answer=planted.answer, finish_reason="stop",
+        num_tokens=0, prompt_tokens=0, prompt_sha256="", weights="",
+    )  # fmt: skip
+    return Item(response=response, score=asked.score, template=asked.template, rule=asked.rule)
+
+
+def _told(judgement: Judgement) -> str:
+    if judgement.label is not None:
+        return judgement.label
+    return f"{judgement.value:.0f}" if judgement.value is not None else judgement.state

@@ -1,0 +1,42 @@
+"""What the gates found in cells that went on: for the first lines of a report.
+
+A gate that stops a cell is its failure; here is what did not stop one and is worth knowing. Knows
+nothing of how a gate looks (see em.gates and em.judge_gate).
+"""
+
+from collections.abc import Iterable
+
+from sweeps.plan import SweepPlan
+from sweeps.stages import WEAK, WRONG
+from sweeps.store import Store
+
+
+def gate_warnings(sweep: SweepPlan, store: Store) -> list[str]:
+    """Return a sentence for each judge that erred on planted answers, and one on weak adapters."""
+    wrong: dict[str, str] = {}
+    weak: list[str] = []
+    for cell in sweep.cells:
+        streams = (store.stream("responses", e.stream) for e in cell.evaluations)
+        told = (p.gates.get("adapter", "") for s in streams if s for p in s.provenance)
+        if any(text.startswith(WEAK) for text in told):
+            weak.append(cell.cell_id)
+        for judging in cell.judgings:
+            record = store.stream("judgements", judging.stream)
+            found = (p.gates.get("judge", "") for p in (record.provenance if record else ()))
+            for text in found:
+                if text.startswith(WRONG):
+                    wrong.setdefault(judging.judge, text)
+    return [
+        *(f"The judge {judge!r} is {text}" for judge, text in wrong.items()),
+        *_weak(weak),
+    ]
+
+
+def _weak(cells: Iterable[str]) -> list[str]:
+    names = list(cells)
+    if not names:
+        return []
+    return [
+        f"{len(names)} adapters changed the model by less than the noise between two ways to "
+        f"compute it, so that whether they are applied could not be checked: {', '.join(names)}"
+    ]
