@@ -1,4 +1,4 @@
-"""A planted effect is found from end to end: real training, serving, a pattern judge, the report."""
+"""A planted effect is found: real training, serving, a pattern judge, the report."""
 
 from pathlib import Path
 
