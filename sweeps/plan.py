@@ -10,9 +10,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from em import code_judge
+from em.budget import Price, load_prices
 from em.catalogue import find_file
 from em.datasets import Variant, draw, load_rows, load_variant
 from em.generation import Draw, SamplingConfig
@@ -43,6 +44,7 @@ from sweeps.spec import (
 from sweeps.store import Store
 from sweeps.yaml_errors import MistakeAt, explain_at
 
+PRICES = "prices.yaml"
 STAGES = ("train", "generate", "judge")
 
 Stage = Literal["train", "generate", "judge"]
@@ -105,6 +107,7 @@ class SweepPlan(Record):
 
     spec: SweepSpec
     cells: tuple[CellPlan, ...]
+    prices: dict[str, Price] = Field(default={}, description="of judges with a budget in money")
 
 
 def stages_to_run(plan: CellPlan, store: Store) -> list[Stage]:
@@ -135,7 +138,11 @@ def make_plan(spec: SweepSpec, *, relative_to: Path) -> SweepPlan:
     Raises MistakeAt for data or questions that are missing or bad, and for judges without prompts.
     """
     resolver = _Resolver(spec, relative_to)
-    return SweepPlan(spec=spec, cells=tuple(resolver.cell(cell) for cell in spec.cells()))
+    return SweepPlan(
+        spec=spec,
+        cells=tuple(resolver.cell(cell) for cell in spec.cells()),
+        prices=resolver.prices(),
+    )
 
 
 def load_rows_of(plan: CellPlan, *, relative_to: Path) -> Variant:
@@ -280,7 +287,10 @@ class _Resolver:
         if judge.analyser is not None:
             return {"kind": "analyser", "analyser": code_judge.RULE}
         if judge.api is not None:
-            return {"kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE}
+            azure = {"api_version": judge.api_version} if judge.api_version else {}
+            return {
+                "kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE, **azure
+            }  # fmt: skip
         model = judge_model(self._spec, judge)
         return {
             "kind": "pool",
@@ -288,6 +298,24 @@ class _Resolver:
             "dtype": self._spec.serving.dtype,
             "rule": RULE,
         }
+
+    def prices(self) -> dict[str, Price]:
+        """Return the price of every judge whose budget is in money."""
+        found = {}
+        for number, judge in enumerate(self._spec.judges):
+            if judge.budget is None or judge.budget.usd is None or judge.api_model is None:
+                continue
+            with _at("judges", number, "budget", "usd"):
+                path = find_file(PRICES, relative_to=self._relative_to, kind="judges")
+                known = load_prices(path).prices
+                if judge.api_model not in known:
+                    raise ValueError(
+                        f"judge {judge.name!r}: {path} has no price for {judge.api_model!r}, so "
+                        "that no money can be counted: put a prices.yaml with it beside the spec, "
+                        f"or limit calls or tokens. It has {', '.join(known)}"
+                    )
+                found[judge.name] = known[judge.api_model]
+        return found
 
     def _judge_prompts(self, judge: JudgeConfig) -> JudgePrompts:
         if judge.prompts is None:

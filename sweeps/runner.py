@@ -27,6 +27,7 @@ from sweeps.pools import pools
 from sweeps.progress import SweepProgress
 from sweeps.registry import register
 from sweeps.spec import SweepSpec
+from sweeps.spend import budget_plans
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells, train_task
 
@@ -254,6 +255,7 @@ class _Driver:
             sweep=self._spec.name,
             driver=self._beat.driver,
             pools=pools,
+            budgets=budget_plans(self._plan),
         )
 
     def _pools(self, group: Sequence[str]) -> contextlib.AbstractContextManager[dict[str, str]]:
