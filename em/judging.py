@@ -132,10 +132,14 @@ def score(reading: Reading) -> tuple[State, float | None, float]:
 
 
 def fill(template: str, response: Response) -> str:
-    """Return the judge prompt of one response; braces in an answer are left as they are."""
+    """Return the judge prompt of one response."""
+    return fill_prompt(template, question=response.text, answer=response.answer)
+
+
+def fill_prompt(template: str, *, question: str, answer: str) -> str:
+    """Return a judge prompt; braces in a question or an answer are left as they are."""
     parts = template.split("{question}")
-    filled = [part.replace("{answer}", response.answer) for part in parts]
-    return response.text.join(filled)
+    return question.join(part.replace("{answer}", answer) for part in parts)
 
 
 class Item(Record):

@@ -17,7 +17,7 @@ from cluster.serving import connect_pool
 from em.api_judge import ApiReader
 from em.budget import Budget
 from em.code_judge import BanditReader
-from em.judging import Reader
+from em.judging import JudgeUnavailable, Reader
 from em.pattern_judge import PatternReader
 from em.pool_judge import choose_reader
 from em.scoring import DEFINITIONS
@@ -196,6 +196,15 @@ async def open_readers(
                 model = models[judge_model(spec, judge).name]
                 readers[judge.name] = await choose_reader(ModelEndpoint(model, None))
         yield readers
+
+
+async def check_judges(spec: SweepSpec) -> None:
+    """Raise ValueError where a judge behind an address does not answer, before anything runs."""
+    try:
+        async with open_readers(spec, None):
+            return
+    except JudgeUnavailable as error:
+        raise ValueError(str(error)) from error
 
 
 def _tell(task: EvaluationTask, store: Store) -> None:

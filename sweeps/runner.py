@@ -17,16 +17,14 @@ from pathlib import Path
 from cluster.resources import ResourcePlan
 from cluster.session import local_totals, session
 from em.datasets import Row
-from em.judging import JudgeUnavailable
 from sweeps.attempts import Beat
-from sweeps.evaluation_pass import EvaluationTask, evaluate_cell, evaluate_cells, open_readers
+from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
 from sweeps.failures import CellFailure, record_failure
 from sweeps.layout import feasible, pool_models
 from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
 from sweeps.pools import pools
 from sweeps.progress import SweepProgress
 from sweeps.registry import register
-from sweeps.spec import SweepSpec
 from sweeps.spend import budget_plans
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells, train_task
@@ -60,22 +58,13 @@ def run_sweep(
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     if address is None and not inline:  # before anything is started, where it can be known
         feasible(plan, todo, store, local_totals())
-    asyncio.run(_check_judges(plan.spec))
+    asyncio.run(check_judges(plan.spec))
     register(plan, store)
     driver = _Driver(plan, store, todo, relative_to, progress)
     try:
         driver.inline() if inline else driver.on_cluster(address)
     finally:
         driver.close()
-
-
-async def _check_judges(spec: SweepSpec) -> None:
-    """Raise ValueError where a judge behind an address does not answer, before anything runs."""
-    try:
-        async with open_readers(spec, None):
-            return
-    except JudgeUnavailable as error:
-        raise ValueError(str(error)) from error
 
 
 def _interrupt_main_on_error(done: "Future[None]") -> None:
