@@ -1,16 +1,23 @@
 """A judge behind an OpenAI-compatible address: the first token's probabilities, as published.
 
-Knows nothing of what is judged, and nothing of servers that this project starts.
+Calls are tried again by the client alone, which waits as the server asks (Retry-After, up to a
+minute) or longer each time, with jitter; how many are under way follows the server's refusals
+(em.pacing); a budget stops them (em.budget). Knows nothing of what is judged, and nothing of
+servers that this project starts.
 """
 
 import asyncio
 import math
 import os
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from em.budget import Budget, BudgetSpent, Usage, guess
 from em.judging import WORD_TOKENS, JudgeCallFailed, JudgeUnavailable, Reading
+from em.pacing import Pace
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives
 MAX_RETRIES = 5  # by the client, with growing waits, for 408, 409, 429, 5xx and broken connections
@@ -18,6 +25,9 @@ START_RETRIES = 2  # a person waits for the first call, which only asks whether 
 TIMEOUT_S = 60.0
 NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
 SEED = 0
+CHECK_TOKENS = 4
+TOO_MANY = 429
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class _Candidate(BaseModel):
@@ -48,8 +58,14 @@ class _Choice(BaseModel):
         return tokens if tokens and tokens[0].top_logprobs else []
 
 
+class _Usage(BaseModel):
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+
+
 class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
 
 
 class JudgeReplyBad(JudgeUnavailable):
@@ -66,39 +82,48 @@ class ApiReader:
         model: str,
         key_env: str,
         concurrency: int,
+        api_version: str | None = None,
+        budget: Budget | None = None,
         max_retries: int = MAX_RETRIES,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """Speak to `model` at the base address `url`; the key is in the environment `key_env`."""
-        try:
-            from openai import AsyncOpenAI  # half a second
-        except ImportError as error:
-            raise ValueError(f"a judge with 'api' needs the extra 'serve': {error}") from error
+        """Speak to `model` at the base address `url`; the key is in the environment `key_env`.
+
+        With `api_version` in Azure's way. Raises ValueError where a server elsewhere needs a key
+        and there is none.
+        """
+        check_key(url, key_env)
         self._url, self._model, self._key_env = url, model, key_env
         self._tries = max_retries + 1
-        self._client = AsyncOpenAI(
-            base_url=url,
-            api_key=os.environ.get(key_env) or NO_KEY,
-            max_retries=max_retries,
-            timeout=timeout_s,
-        )
-        self._slots = asyncio.Semaphore(concurrency)
+        self._pace = Pace(concurrency)
+        self._budget = budget
+        self._client = _client(
+            url, api_version,
+            api_key=os.environ.get(key_env) or NO_KEY, max_retries=max_retries, timeout=timeout_s,
+            on_response=self._on_response,
+        )  # fmt: skip
 
     async def check(self) -> None:
-        """Prove that the judge answers, and that its numbers are single tokens.
+        """Prove that the judge answers, and that its numbers are single tokens; in no budget.
 
         Raises ValueError where it refuses us, gives no log-probabilities or splits digits (the rule
-        would be silently wrong), JudgeUnavailable where it does not answer.
+        would be silently wrong), or does not say what a call used where there is a budget;
+        JudgeUnavailable where it does not answer.
         """
+        asked = "Repeat this number exactly and write nothing else: 100"
         try:
-            choice = await self._call(
-                "Repeat this number exactly and write nothing else: 100", 4, START_RETRIES
-            )
+            completion = await self._call(asked, CHECK_TOKENS, START_RETRIES)
         except JudgeCallFailed as error:
             raise ValueError(
                 f"the judge {self._model} at {self._url} refuses a request for log-probabilities: "
                 f"{error}"
             ) from error
+        if self._budget is not None and completion.usage is None:
+            raise ValueError(
+                f"the judge {self._model} at {self._url} does not say how many tokens a call used, "
+                "so that no budget can be kept: drop 'budget'"
+            )
+        choice = completion.choices[0]
         tokens = [token.token for token in choice.tokens]
         if not tokens:
             raise ValueError(f"the judge {self._model} at {self._url} gives no log-probabilities")
@@ -109,25 +134,75 @@ class ApiReader:
             )
 
     async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
-        """Return a reading for each prompt; one call each, `concurrency` at a time."""
+        """Return a reading for each prompt; one call each, as many at a time as the server takes.
+
+        Raises BudgetSpent or JudgeUnavailable with the readings that were made until then.
+        """
+        if self._budget is not None:
+            self._budget.refresh()
+        found: list[Reading | JudgeCallFailed | None] = [None] * len(prompts)
+        spent: list[BudgetSpent] = []
+
+        async def one(place: int) -> None:
+            try:
+                found[place] = await self._read_one(prompts[place])
+            except BudgetSpent as error:  # calls under way are paid for: they go on to their end
+                spent.append(error)
+
         try:
             async with asyncio.TaskGroup() as group:  # ends the others where one finds no judge
-                tasks = [group.create_task(self._read_one(prompt)) for prompt in prompts]
+                for place in range(len(prompts)):
+                    group.create_task(one(place))
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
-        return [task.result() for task in tasks]
+            first = errors.exceptions[0]
+            if isinstance(first, JudgeUnavailable):
+                first.readings = found
+            raise first from errors
+        if spent:
+            spent[0].readings = found
+            raise spent[0]
+        return [reading for reading in found if reading is not None]
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
+    async def _on_response(self, response: Any) -> None:
+        """See every reply, those that the client tries again, too."""
+        if response.status_code == TOO_MANY:
+            self._pace.slow_down(_wait_asked(response.headers))
+        elif response.is_success:
+            self._pace.went_well()
+
     async def _read_one(self, prompt: str) -> Reading | JudgeCallFailed:
+        async with self._pace.slot():
+            wanted = guess(prompt, WORD_TOKENS)
+            if self._budget is None:
+                return (await self._read_call(prompt, wanted))[0]
+            self._budget.reserve(wanted)
+            used = None
+            try:
+                reading, used = await self._read_call(prompt, wanted)
+            finally:
+                self._budget.settle(wanted, used)
+            return reading
+
+    async def _read_call(
+        self, prompt: str, wanted: Usage
+    ) -> tuple[Reading | JudgeCallFailed, Usage]:
+        """Make one call; return what it said and used, guessed where the server does not say."""
         try:
-            choice = await self._call(prompt, WORD_TOKENS)
-        except (JudgeCallFailed, JudgeReplyBad) as failure:
-            return JudgeCallFailed(str(failure))
+            completion = await self._call(prompt, WORD_TOKENS)
+        except JudgeReplyBad as failure:
+            return _failed(str(failure), wanted), wanted
+        except JudgeCallFailed as failure:
+            return _failed(str(failure), Usage(calls=1)), Usage(calls=1)
+        used = wanted
+        if completion.usage is not None:
+            used = Usage(calls=1, **completion.usage.model_dump())
+        choice = completion.choices[0]
         if not choice.tokens:
-            return JudgeCallFailed("the reply has no log-probabilities")
+            return _failed("the reply has no log-probabilities", used), used
         first = choice.tokens[0]
         numbers: dict[int, float] = {}
         for top in first.top_logprobs:
@@ -135,24 +210,29 @@ class ApiReader:
             text = top.token.strip()
             if text.isascii() and text.isdigit() and int(text) <= 100:
                 numbers[int(text)] = numbers.get(int(text), 0.0) + math.exp(top.logprob)
-        return Reading(numbers=numbers, reply=choice.message.content or first.token)
+        reading = Reading(
+            numbers=numbers,
+            reply=choice.message.content or first.token,
+            prompt_tokens=used.prompt_tokens,
+            completion_tokens=used.completion_tokens,
+        )
+        return reading, used
 
-    async def _call(self, prompt: str, max_tokens: int, retries: int | None = None) -> _Choice:
+    async def _call(self, prompt: str, max_tokens: int, retries: int | None = None) -> _Completion:
         import openai
 
         tries = self._tries if retries is None else min(retries + 1, self._tries)
         try:
-            async with self._slots:
-                client = self._client.with_options(max_retries=tries - 1)
-                reply = await client.chat.completions.with_raw_response.create(
-                    model=self._model,
-                    messages=[{"role": "user", "content": prompt}],
-                    max_tokens=max_tokens,
-                    temperature=0,
-                    logprobs=True,
-                    top_logprobs=TOP_LOGPROBS,
-                    seed=SEED,
-                )
+            client = self._client.with_options(max_retries=tries - 1)
+            reply = await client.chat.completions.with_raw_response.create(
+                model=self._model,
+                messages=[{"role": "user", "content": prompt}],
+                max_tokens=max_tokens,
+                temperature=0,
+                logprobs=True,
+                top_logprobs=TOP_LOGPROBS,
+                seed=SEED,
+            )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             raise JudgeCallFailed(f"the judge refused this prompt: {error}") from error
         except (
@@ -171,9 +251,51 @@ class ApiReader:
             ) from error
         # The client builds its types without checking them.
         try:
-            return _Completion.model_validate_json(reply.content).choices[0]
+            return _Completion.model_validate_json(reply.content)
         except ValidationError as error:
             raise JudgeReplyBad(
                 f"the judge {self._model} at {self._url} does not reply in the OpenAI format: "
                 f"{error}"
             ) from error
+
+
+def check_key(url: str, key_env: str) -> None:
+    """Raise ValueError where a server on another machine would be asked without a key."""
+    if urllib.parse.urlsplit(url).hostname not in LOOPBACK and not os.environ.get(key_env):
+        raise ValueError(
+            f"the judge at {url} needs a key, and the environment variable {key_env} is not set: "
+            f"set it (to {NO_KEY!r} for a server that takes any), or name another in api_key_env"
+        )
+
+
+def _failed(message: str, used: Usage) -> JudgeCallFailed:
+    return JudgeCallFailed(message, used.prompt_tokens, used.completion_tokens)
+
+
+def _client(
+    url: str, api_version: str | None, *, api_key: str, max_retries: int, timeout: float,
+    on_response: Any,
+) -> Any:  # fmt: skip
+    try:
+        import openai  # half a second
+    except ImportError as error:
+        raise ValueError(f"a judge with 'api' needs the extra 'serve': {error}") from error
+    settings: dict[str, Any] = {
+        "api_key": api_key,
+        "max_retries": max_retries,
+        "timeout": timeout,
+        "http_client": openai.DefaultAsyncHttpxClient(event_hooks={"response": [on_response]}),
+    }
+    if api_version is None:
+        return openai.AsyncOpenAI(base_url=url, **settings)
+    return openai.AsyncAzureOpenAI(azure_endpoint=url, api_version=api_version, **settings)
+
+
+def _wait_asked(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that the server asks to wait; None where it names none, or a date."""
+    for name, parts in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            return float(headers[name]) / parts
+        except (KeyError, ValueError):
+            continue
+    return None

@@ -7,7 +7,7 @@ Knows nothing of where the judge runs, and nothing of rates: a threshold is not 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -83,7 +83,19 @@ class Reader(Protocol):
 
 
 class JudgeCallFailed(Exception):
-    """One call failed for good (such as a refused prompt); other calls are not affected."""
+    """One call failed for good (such as a refused prompt); other calls are not affected.
+
+    Where it was a call that counts, `prompt_tokens` and `completion_tokens` say what it used.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        prompt_tokens: int | None = None,
+        completion_tokens: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.prompt_tokens, self.completion_tokens = prompt_tokens, completion_tokens
 
 
 Readings = Sequence[Reading | JudgeCallFailed | None]
@@ -120,10 +132,14 @@ def score(reading: Reading) -> tuple[State, float | None, float]:
 
 
 def fill(template: str, response: Response) -> str:
-    """Return the judge prompt of one response; braces in an answer are left as they are."""
+    """Return the judge prompt of one response."""
+    return fill_prompt(template, question=response.text, answer=response.answer)
+
+
+def fill_prompt(template: str, *, question: str, answer: str) -> str:
+    """Return a judge prompt; braces in a question or an answer are left as they are."""
     parts = template.split("{question}")
-    filled = [part.replace("{answer}", response.answer) for part in parts]
-    return response.text.join(filled)
+    return question.join(part.replace("{answer}", answer) for part in parts)
 
 
 class Item(Record):
@@ -169,7 +185,7 @@ async def judge(
         reading = told or readings[prompt]
         if reading is not None:
             judgements.append(_judgement(item, reading, prompt, stream=stream, name=name))
-            if told is None and isinstance(reading, Reading):  # one call is one judgement's cost
+            if told is None:  # one call is one judgement's cost
                 readings[prompt] = _without_cost(reading)
     if stopped is not None:
         stopped.judgements = judgements
@@ -184,7 +200,9 @@ def _compared(item: Item) -> Reading | None:
     return Reading(numbers={}, reply=exact_label(item.response.answer, item.rule.expected))
 
 
-def _without_cost(reading: Reading) -> Reading:
+def _without_cost(reading: Reading | JudgeCallFailed) -> Reading | JudgeCallFailed:
+    if isinstance(reading, JudgeCallFailed):
+        return JudgeCallFailed(str(reading))
     return reading.model_copy(update={"prompt_tokens": None, "completion_tokens": None})
 
 
@@ -204,12 +222,14 @@ def read_score(rule: Rule, reading: Reading) -> tuple[State, float | None, str |
 def _judgement(
     item: Item, reading: Reading | JudgeCallFailed, prompt: str, *, stream: str, name: str
 ) -> Judgement:
-    identity = {
+    identity: dict[str, Any] = {
         "key": f"{stream[:16]}-{item.group}-{item.response.index:05d}",
         "response": item.response.key,
         "judge": name,
         "score": item.score,
         "prompt_sha256": fingerprint(prompt),
+        "prompt_tokens": reading.prompt_tokens,
+        "completion_tokens": reading.completion_tokens,
     }
     if isinstance(reading, JudgeCallFailed):
         return Judgement(**identity, state="failed", mass=0.0, reply="", error=str(reading)[:500])
@@ -226,6 +246,4 @@ def _judgement(
         probabilities=tuple(reading.numbers[k] for k in kept),
         unresolved=reading.unresolved,
         unchecked=reading.unchecked,
-        prompt_tokens=reading.prompt_tokens,
-        completion_tokens=reading.completion_tokens,
     )

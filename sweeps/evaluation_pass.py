@@ -15,8 +15,9 @@ from typing import Any
 
 from cluster.serving import connect_pool
 from em.api_judge import ApiReader
+from em.budget import Budget
 from em.code_judge import BanditReader
-from em.judging import Reader
+from em.judging import JudgeUnavailable, Reader
 from em.pattern_judge import PatternReader
 from em.pool_judge import choose_reader
 from em.scoring import DEFINITIONS
@@ -27,12 +28,14 @@ from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of
 from sweeps.plan import CellPlan, judge_model, stages_to_run
 from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
+from sweeps.spend import BudgetPlan, open_budgets
 from sweeps.stages import Speak, check_same_weights, generate_stage, judge_stage, run_cell
 from sweeps.store import Store
 from sweeps.tracking import make_tracker, never_in_the_way
 
 WAIT_S = 0.2
 LOOK_S = 5.0
+NO_BUDGETS: Mapping[str, Budget] = {}
 
 OnResult = Callable[[CellPlan, CellFailure | None], None]
 
@@ -47,6 +50,7 @@ class EvaluationTask:
     sweep: str
     driver: str
     pools: Mapping[str, str]
+    budgets: tuple[BudgetPlan, ...] = ()
 
 
 def evaluate_cells(
@@ -121,7 +125,7 @@ def evaluate_cell(
         return ModelEndpoint(models[plan.cell.model.name], weights)
 
     def work(on_stage: OnStage) -> None:
-        _answer_and_judge(plan, store, speak, task.spec, models, runner, on_stage)
+        _answer_and_judge(task, store, speak, models, runner, on_stage)
 
     failure = attempt_cell(
         store, task.sweep, plan.cell_id, task.driver, work, first_stage="generate", tries=tries
@@ -133,16 +137,18 @@ def evaluate_cell(
 
 
 def _answer_and_judge(
-    plan: CellPlan,
+    task: EvaluationTask,
     store: Store,
     speak: Speak,
-    spec: SweepSpec,
     models: Mapping[str, Model],
     runner: asyncio.Runner,
     on_stage: OnStage,
 ) -> None:
+    plan = task.plan
+
     async def judge_all() -> None:
-        async with open_readers(spec, models) as readers:
+        budgets = open_budgets(task.budgets, plan, store)
+        async with open_readers(task.spec, models, budgets) as readers:
             await judge_stage(plan, store, readers)
 
     def no_training(plan: CellPlan, store: Store) -> None:
@@ -160,7 +166,9 @@ def _answer_and_judge(
 
 @contextlib.asynccontextmanager
 async def open_readers(
-    spec: SweepSpec, models: Mapping[str, Model] | None
+    spec: SweepSpec,
+    models: Mapping[str, Model] | None,
+    budgets: Mapping[str, Budget] = NO_BUDGETS,
 ) -> AsyncIterator[dict[str, Reader]]:
     """Give every judge of the spec by name, ready to read, and close it afterwards.
 
@@ -176,6 +184,8 @@ async def open_readers(
                     model=judge.api_model,
                     key_env=judge.api_key_env,
                     concurrency=judge.concurrency,
+                    api_version=judge.api_version,
+                    budget=budgets.get(judge.name),
                 )
                 stack.push_async_callback(reader.close)
                 await reader.check()
@@ -188,6 +198,15 @@ async def open_readers(
                 model = models[judge_model(spec, judge).name]
                 readers[judge.name] = await choose_reader(ModelEndpoint(model, None))
         yield readers
+
+
+async def check_judges(spec: SweepSpec) -> None:
+    """Raise ValueError where a judge behind an address does not answer, before anything runs."""
+    try:
+        async with open_readers(spec, None):
+            return
+    except JudgeUnavailable as error:
+        raise ValueError(str(error)) from error
 
 
 def _tell(task: EvaluationTask, store: Store) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from em.definitions import ScaleDefinition
+from em.judge_check import CalibrationBin
 from sweeps.conditions import Condition
 from sweeps.results import CellResult, ScoredResponse
 from sweeps.sensitivity import Sensitivity
@@ -125,6 +126,23 @@ def losses(cells: Sequence[CellResult]) -> str:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("training loss")
+    return _svg(figure)
+
+
+def calibration(bins: Sequence[CalibrationBin]) -> str:
+    """The reference's mean score against the judge's, one point a bin, with its answers."""
+    figure, axes = _axes(height=4.2)
+    axes.plot([0, 100], [0, 100], color=INK, lw=0.8, ls=":")
+    xs, ys = [b.mean_judge for b in bins], [b.mean_reference for b in bins]
+    axes.plot(xs, ys, color=COLOURS[0], lw=1.2, marker="o", ms=5)
+    for place in bins:
+        axes.annotate(
+            str(place.n), (place.mean_judge, place.mean_reference), xytext=(5, 4),
+            textcoords="offset points", fontsize=7, color=INK,
+        )  # fmt: skip
+    axes.set(xlim=(-3, 103), ylim=(-3, 103))
+    axes.set_xlabel("mean score by the judge")
+    axes.set_ylabel("mean score in the table")
     return _svg(figure)
 
 

@@ -9,7 +9,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from em import code_judge
+from em.budget import Price, load_prices
+from em.catalogue import find_file
 from em.generation import Draw, SamplingConfig
 from em.judging import RULE, judgement_group
 from em.models import ModelConfig, model_identity
@@ -33,6 +37,7 @@ from sweeps.spec import (
 from sweeps.store import Store
 from sweeps.yaml_errors import MistakeAt, explain_at
 
+PRICES = "prices.yaml"
 STAGES = ("train", "generate", "judge")
 
 Stage = Literal["train", "generate", "judge"]
@@ -104,6 +109,7 @@ class SweepPlan(Record):
 
     spec: SweepSpec
     cells: tuple[CellPlan, ...]
+    prices: dict[str, Price] = Field(default={}, description="of judges with a budget in money")
 
 
 def streams_of(plan: CellPlan) -> tuple[str, ...]:
@@ -144,7 +150,11 @@ def make_plan(spec: SweepSpec, *, relative_to: Path) -> SweepPlan:
     for a metric that no judge of its evaluation gives the scores of.
     """
     resolver = _Resolver(spec, relative_to)
-    return SweepPlan(spec=spec, cells=tuple(resolver.cell(cell) for cell in spec.cells()))
+    return SweepPlan(
+        spec=spec,
+        cells=tuple(resolver.cell(cell) for cell in spec.cells()),
+        prices=resolver.prices(),
+    )
 
 
 def load_rows_of(plan: CellPlan, *, relative_to: Path) -> Variant:
@@ -261,7 +271,10 @@ class _Resolver:
         if judge.analyser is not None:
             return {"kind": "analyser", "analyser": code_judge.RULE}
         if judge.api is not None:
-            return {"kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE}
+            azure = {"api_version": judge.api_version} if judge.api_version else {}
+            return {
+                "kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE, **azure
+            }  # fmt: skip
         model = judge_model(self._spec, judge)
         return {
             "kind": "pool",
@@ -269,6 +282,24 @@ class _Resolver:
             "dtype": self._spec.serving.dtype,
             "rule": RULE,
         }
+
+    def prices(self) -> dict[str, Price]:
+        """Return the price of every judge whose budget is in money."""
+        found = {}
+        for number, judge in enumerate(self._spec.judges):
+            if judge.budget is None or judge.budget.usd is None or judge.api_model is None:
+                continue
+            with at("judges", number, "budget", "usd"):
+                path = find_file(PRICES, relative_to=self._relative_to, kind="judges")
+                known = load_prices(path).prices
+                if judge.api_model not in known:
+                    raise ValueError(
+                        f"judge {judge.name!r}: {path} has no price for {judge.api_model!r}, so "
+                        "that no money can be counted: put a prices.yaml with it beside the spec, "
+                        f"or limit calls or tokens. It has {', '.join(known)}"
+                    )
+                found[judge.name] = known[judge.api_model]
+        return found
 
 
 def judge_model(spec: SweepSpec, judge: JudgeConfig) -> ModelConfig:

@@ -14,11 +14,15 @@ from sweeps.estimate import estimate
 from sweeps.layout import demands, feasible
 from sweeps.plan import STAGES, SweepPlan, stages_to_run
 from sweeps.progress import duration
+from sweeps.spend import foreseen
 from sweeps.store import Store
 
 
 def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
-    """Return the plan as plain values: `cells`, `warnings`, `estimate`, `holds`, `layout`."""
+    """Return the plan as plain values.
+
+    `cells`, `warnings`, `holds`, `layout`, `api_judges` and `estimate`.
+    """
     todo = cells_to_run(sweep, store, retry_failed=False)
     to_run = {cell.cell_id: stages_to_run(cell, store) for cell in todo}
     cells = [
@@ -42,6 +46,7 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         "warnings": sorted({text for cell in sweep.cells for text in cell.data_warnings}),
         "holds": held,
         "layout": fits if todo else "nothing to run",
+        "api_judges": foreseen(sweep, todo, store),
         "estimate": estimate(todo, sweep.cells, store, train_slots=slots).model_dump(),
     }
 
@@ -72,6 +77,7 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     said += [f"warning: {printable(text)}" for text in told["warnings"]]
     said += [f"holds  {line}" for line in told["holds"]]
     said.append(f"layout: {told['layout']}")
+    said += told["api_judges"]
     rough = told["estimate"]
     said.append(f"time: about {duration(rough['seconds'])} ({rough['basis']})")
     return said

@@ -4,7 +4,7 @@ Knows nothing of which cells ask them, or in what order.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from cluster.requests import EngineDead, PoolConfig
 from cluster.serving import start_pool, stop_pool
@@ -13,8 +13,6 @@ from em.models import ModelConfig
 from em.record import fingerprint
 from sweeps.attempts import Beat
 from sweeps.endpoints import engine_config, merge
-from sweeps.layout import pool_models
-from sweeps.plan import CellPlan
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 
@@ -22,14 +20,13 @@ from sweeps.store import Store
 @contextlib.contextmanager
 def pools(
     spec: SweepSpec,
-    todo: Iterable[CellPlan],
-    group: Sequence[str],
+    models: Sequence[ModelConfig],
     *,
     store: Store,
     beat: Beat,
     joined: bool,
 ) -> Iterator[dict[str, str]]:
-    """Start the pools of the models in `group`; gives each pool's name by its model's.
+    """Start the pools of `models`; gives each pool's name by its model's.
 
     Names hold the address of the `store`: two sweeps of one name may share a cluster.
 
@@ -37,12 +34,14 @@ def pools(
     keep them and their GPUs: a Ray that was started here ends with them in any case. Raises
     ClusterError where one does not come up.
     """
-    models = {model.name: model for model in pool_models(spec, todo, store)}
-    names = {model: f"pool-{fingerprint([store.url, spec.name, model])[:12]}" for model in group}
+    names = {
+        model.name: f"pool-{fingerprint([store.url, spec.name, model.name])[:12]}"
+        for model in models
+    }
     try:
-        with beat.starting(f"pool {' + '.join(group)}"):
-            for model, name in names.items():
-                _start(models[model], name, spec)
+        with beat.starting(f"pool {' + '.join(names)}"):
+            for model in models:
+                _start(model, names[model.name], spec)
         yield names
     except BaseException:
         if not joined:

@@ -57,7 +57,8 @@ def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
                 continue
             fields = type(item).model_fields
             # How many are wanted, and how fast, is not what a thing is.
-            free = {"samples", "ids", "exclude", "concurrency", "api_key_env", "demonstration"}
+            free = {"samples", "ids", "exclude", "concurrency", "api_key_env", "demonstration",
+                    "budget"}  # fmt: skip
             field = next(
                 (f for f in fields if f not in free and getattr(was, f) != getattr(item, f)), None
             )

@@ -17,16 +17,15 @@ from pathlib import Path
 from cluster.resources import ResourcePlan
 from cluster.session import local_totals, session
 from em.datasets import Row
-from em.judging import JudgeUnavailable
 from sweeps.attempts import Beat, check_alone
-from sweeps.evaluation_pass import EvaluationTask, evaluate_cell, evaluate_cells, open_readers
+from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
 from sweeps.layout import feasible, pool_models
 from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
 from sweeps.pools import pools
 from sweeps.progress import SweepProgress
 from sweeps.registry import register
-from sweeps.spec import SweepSpec
+from sweeps.spend import budget_plans
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells, train_task
 
@@ -59,7 +58,7 @@ def run_sweep(
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     if address is None and not inline:  # before anything is started, where it can be known
         feasible(plan, todo, store, local_totals())
-    asyncio.run(_check_judges(plan.spec))
+    asyncio.run(check_judges(plan.spec))
     driver = _Driver(plan, store, todo, relative_to, progress)
     try:
         check_alone(store, plan.spec.name, but=driver.beat)
@@ -67,15 +66,6 @@ def run_sweep(
         driver.inline() if inline else driver.on_cluster(address)
     finally:
         driver.close()
-
-
-async def _check_judges(spec: SweepSpec) -> None:
-    """Raise ValueError where a judge behind an address does not answer, before anything runs."""
-    try:
-        async with open_readers(spec, None):
-            return
-    except JudgeUnavailable as error:
-        raise ValueError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -256,6 +246,7 @@ class _Driver:
             sweep=self._spec.name,
             driver=self.beat.driver,
             pools=pools,
+            budgets=budget_plans(self._plan),
         )
 
     @contextlib.contextmanager
@@ -264,10 +255,10 @@ class _Driver:
             yield {}
             return
         self._progress.say(f"starting the pool of {' and '.join(group)}")
+        wanted = pool_models(self._spec, self._todo.values(), self._store)
         with pools(
             self._spec,
-            self._todo.values(),
-            group,
+            [model for model in wanted if model.name in group],
             store=self._store,
             beat=self.beat,
             joined=self._joined,

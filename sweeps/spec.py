@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cluster.requests import LORA_RANKS
+from em.budget import BudgetConfig
 from em.forms import Form
 from em.generation import SamplingConfig
 from em.models import ModelConfig
@@ -110,7 +111,9 @@ class JudgeConfig(Record):
     api: str | None = Field(default=None, description="base URL of an OpenAI-compatible server")
     api_model: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = Field(default=16, ge=1)
+    api_version: str | None = Field(default=None, description="given: Azure's way of asking")
+    concurrency: int = Field(default=16, ge=1, description="calls under way in a cell, at most")
+    budget: BudgetConfig | None = Field(default=None, description="of an api judge, in this sweep")
     pattern: PatternConfig | None = Field(default=None, description="regular expressions")
     analyser: Literal["bandit"] | None = None
     prompts: str | None = None
@@ -137,6 +140,9 @@ class JudgeConfig(Record):
             raise ValueError("a judge with 'api' also needs api_model, the model's name there")
         if self.api:
             _check_address(self.api)
+        for name in ("api_model", "api_version", "budget"):
+            if not self.api and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for a judge with 'api', not with {given[0]!r}")
         if not self.api_key_env.endswith("_API_KEY"):
             raise ValueError(
                 f"api_key_env: {self.api_key_env!r} does not end in _API_KEY, so that no spec can "

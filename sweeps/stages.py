@@ -15,7 +15,7 @@ from em.datasets import Row
 from em.gates import Applied, check_applied
 from em.generation import Draw, Endpoint, GateFailed, Response, generate
 from em.judge_gate import Asked, check_judge, load_planted
-from em.judging import Item, Judgement, Reader, judge
+from em.judging import Item, Judgement, JudgingStopped, Reader, judge
 from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import Part, StreamKind, TrainingRecord
@@ -232,15 +232,26 @@ async def _fill(
     parts, covered = _left_behind(store, kind, stream, wanted, found, model)
     rest = [item for item in work if place(item) not in covered]
     slots = asyncio.Semaphore(PARTS_AT_ONCE)
+    stopped: list[JudgingStopped] = []
 
-    async def one(chunk: Sequence[Work]) -> Part:
+    async def one(chunk: Sequence[Work]) -> Part | None:
         async with slots:
-            return store.write_part(kind, stream, await do(chunk))
+            if stopped:
+                return None
+            try:
+                return store.write_part(kind, stream, await do(chunk))
+            except JudgingStopped as error:  # what was judged is paid for: the next attempt has it
+                stopped.append(error)
+                if error.judgements:
+                    store.write_part(kind, stream, error.judgements)
+                return None
 
     chunks = [rest[start : start + size] for start in range(0, len(rest), size)]
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(chunk)) for chunk in chunks]
-    parts += [task.result() for task in tasks]
+    if stopped:
+        raise ExceptionGroup("judging stopped", stopped)
+    parts += [part for task in tasks if (part := task.result()) is not None]
     store.finish_stream(
         kind, stream, identity, parts=parts, covers=_by_group(wanted),
         provenance=provenance(started=started, gates=gates),

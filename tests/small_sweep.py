@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from em.generation import Answer, Prompt
-from em.judge_gate import load_planted
 from em.judging import JudgeCallFailed, Reading
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.spec import SweepSpec
@@ -122,20 +121,20 @@ class FakeReader:
         self.prompts: list[str] = []
 
     async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
-        self.prompts += [prompt for prompt in prompts if _planted(prompt) is None]
+        self.prompts += [prompt for prompt in prompts if planted_number(prompt) is None]
         return [self._reading(prompt) for prompt in prompts]
 
     def _reading(self, prompt: str) -> Reading | JudgeCallFailed:
         if prompt in self.failing:
             return JudgeCallFailed(self.failing[prompt])
-        known = _planted(prompt)
+        known = planted_number(prompt)
         number = self.number if known is None else known
         return Reading(numbers={number: 0.9}, reply=str(number))
 
 
-def _planted(prompt: str) -> int | None:
+def planted_number(prompt: str) -> int | None:
     """The number that a planted answer must have at least or at most; None for another prompt."""
-    for planted in load_planted():
+    for planted in loadplanted_number():
         if planted.answer in prompt and prompt.lower().startswith(planted.score[0]):
             return 95 if planted.expects.above is not None else 5
     return None

@@ -1,101 +1,38 @@
 import asyncio
-import json
-import math
-import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from judge_server import FakeServer, Reply, completion, costing, judge_server, says
 
 from em.api_judge import TOP_LOGPROBS, ApiReader
+from em.budget import Budget, BudgetConfig, BudgetSpent, Price, Usage
 from em.judging import JudgeCallFailed, JudgeUnavailable, Reading, score
+from em.pacing import START
 
 KEY_ENV = "EMSWEEP_TEST_JUDGE_KEY"
-
-Reply = tuple[int, Any]
-
-
-@dataclass
-class FakeServer:
-    """An OpenAI-compatible server; `reply` maps a request and its number to what is sent back."""
-
-    reply: Callable[[dict[str, Any], int], Reply] = lambda request, number: (500, {})
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    url: str = ""
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv(KEY_ENV, "key-of-the-test")
-    fake = FakeServer()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            fake.requests.append(request)
-            fake.keys.append(self.headers["Authorization"])
-            status, body = fake.reply(request, len(fake.requests))
-            if self.path != "/v1/chat/completions":
-                status, body = 404, {"error": {"message": f"no {self.path}"}}
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(status)
-            plain = isinstance(body, bytes) and not body.startswith(b"{")
-            self.send_header("Content-Type", "text/plain" if plain else "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Retry-After-Ms", "1")  # the client's waits are not what is tested
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    fake.url = f"http://127.0.0.1:{http.server_port}/v1"
-    yield fake
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with judge_server() as fake:
+        yield fake
 
 
-def says(*tokens: dict[str, float]) -> Reply:
-    """A reply of one token for each mapping of candidates to probabilities, the first one said."""
-    content = [
-        {
-            "token": next(iter(top)),
-            "logprob": math.log(next(iter(top.values()))),
-            "bytes": None,
-            "top_logprobs": [
-                {"token": token, "logprob": math.log(p), "bytes": None} for token, p in top.items()
-            ],
-        }
-        for top in tokens
-    ]
-    text = "".join(next(iter(top)) for top in tokens)
-    return completion({"content": content, "refusal": None}, text)
+def using(
+    server: FakeServer, do: Callable[[ApiReader], Any], *, max_retries: int = 2, **more: Any
+) -> Any:
+    settings = {"url": server.url, "concurrency": 4, "timeout_s": 10} | more
 
-
-def completion(logprobs: Any, text: str) -> Reply:
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "length"}
-    head = {"id": "x", "object": "chat.completion", "created": 1, "model": "judge"}
-    return 200, head | {"choices": [choice]}
-
-
-def using(server: FakeServer, do: Callable[[ApiReader], Any], *, max_retries: int = 2) -> Any:
     async def run() -> Any:
         reader = ApiReader(
-            url=server.url,
             model="judge",
             key_env=KEY_ENV,
-            concurrency=4,
             max_retries=max_retries,
-            timeout_s=10,
+            **settings,
         )
         try:
             return await do(reader)
@@ -244,3 +181,146 @@ def test_a_judge_that_refuses_to_be_read_is_refused_at_the_start(server: FakeSer
     server.reply = lambda request, number: (400, {"error": {"message": "logprobs: no"}})
     with pytest.raises(ValueError, match=r"refuses a request for log-probabilities.*logprobs: no"):
         using(server, lambda reader: reader.check())
+
+
+# Pace ---------------------------------------------------------------------------------------------
+
+
+def test_more_are_asked_at_once_while_the_server_copes(server: FakeServer) -> None:
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        time.sleep(0.01)
+        return says({"5": 1.0})
+
+    server.reply = reply
+    prompts = [str(n) for n in range(120)]
+    using(server, lambda reader: reader.read(prompts), concurrency=8)
+    assert START < server.most_at_once <= 8
+
+
+def test_the_wait_that_the_server_asks_for_is_kept_by_every_call(server: FakeServer) -> None:
+    """The second call is refused for 0.4 s: nothing is asked in that time, or it is not kept."""
+    times: list[float] = []
+
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        times.append(time.monotonic())
+        if number == 2:
+            return 429, {"error": {"message": "slow down"}}
+        return says({"5": 1.0})
+
+    server.reply, server.headers = reply, {"Retry-After": "0.4"}
+    readings = using(server, lambda r: r.read([str(n) for n in range(6)]), concurrency=1)
+    assert all(isinstance(reading, Reading) for reading in readings)
+    assert len(times) == 7
+    assert times[2] - times[1] >= 0.4
+
+
+def test_a_server_that_is_slow_is_waited_for_and_asked_again(server: FakeServer) -> None:
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        time.sleep(0.5 if number == 1 else 0)
+        return says({"5": 1.0})
+
+    server.reply = reply
+    (reading,) = using(server, lambda reader: reader.read(["rate it"]), timeout_s=0.2)
+    assert isinstance(reading, Reading)
+    assert len(server.requests) == 2
+    server.reply = lambda request, number: (time.sleep(0.3), says({"5": 1.0}))[1]
+    with pytest.raises(JudgeUnavailable, match=r"does not answer after 1 tries.*timed out"):
+        using(server, lambda r: r.read(["rate it"]), timeout_s=0.1, max_retries=0)
+
+
+def test_what_was_read_before_the_server_went_away_is_kept(server: FakeServer) -> None:
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        return says({"5": 1.0}) if number <= 3 else (500, {"error": {"message": "broken"}})
+
+    server.reply = reply
+    with pytest.raises(JudgeUnavailable) as stopped:
+        using(server, lambda r: r.read(list("abcdef")), concurrency=1, max_retries=0)
+    readings = stopped.value.readings
+    assert [isinstance(reading, Reading) for reading in readings] == [True] * 3 + [False] * 3
+
+
+# Budget -------------------------------------------------------------------------------------------
+
+
+def spending(server: FakeServer, budget: Budget, prompts: str, **more: Any) -> Any:
+    return using(server, lambda reader: reader.read(list(prompts)), budget=budget, **more)
+
+
+def test_what_a_call_used_is_in_its_reading(server: FakeServer) -> None:
+    server.reply = lambda request, number: costing(says({"5": 1.0}), 30, 2)
+    budget = Budget(BudgetConfig(calls=9), judge="j")
+    for reading in spending(server, budget, "ab"):
+        assert (reading.prompt_tokens, reading.completion_tokens) == (30, 2)
+    assert budget.spent == Usage(calls=2, prompt_tokens=60, completion_tokens=4)
+
+
+def test_a_refused_prompt_is_a_call_without_tokens(server: FakeServer) -> None:
+    server.reply = lambda request, number: (400, {"error": {"message": "filtered"}})
+    budget = Budget(BudgetConfig(calls=9), judge="j")
+    (failed,) = spending(server, budget, "a")
+    assert (failed.prompt_tokens, failed.completion_tokens) == (0, 0)
+    assert budget.spent == Usage(calls=1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "price", "made"),
+    [
+        ({"calls": 5}, None, 5),
+        ({"tokens": 250}, None, 7),  # 31 each; the next is reserved at 1 + WORD_TOKENS
+        ({"usd": 0.0004}, Price(input=2, output=10), 4),  # 0.00007 each, and 0.000082 to reserve
+    ],
+)
+def test_a_spent_budget_stops_with_what_was_read(
+    server: FakeServer, limit: dict[str, Any], price: Price | None, made: int
+) -> None:
+    server.reply = lambda request, number: costing(says({"5": 1.0}), 30, 1)
+    budget = Budget(BudgetConfig(**limit), judge="j", price=price)
+    with pytest.raises(BudgetSpent, match="emsweep resume") as stopped:
+        spending(server, budget, "abcdefghijkl", concurrency=1)
+    read = [reading for reading in stopped.value.readings if reading is not None]
+    assert len(read) == len(server.requests) == budget.spent.calls
+    assert len(stopped.value.readings) == 12
+    assert len(read) in (made, made + 1)
+
+
+def test_calls_under_way_do_not_pass_the_number_of_calls(server: FakeServer) -> None:
+    server.reply = lambda request, number: costing(says({"5": 1.0}), 30, 1)
+    budget = Budget(BudgetConfig(calls=10), judge="j", spent=Usage(calls=3))
+    with pytest.raises(BudgetSpent):
+        spending(server, budget, "abcdefghijkl", concurrency=16)
+    assert len(server.requests) == 7
+
+
+def test_a_server_that_does_not_say_what_was_used_cannot_have_a_budget(server: FakeServer) -> None:
+    server.reply = lambda request, number: says({"100": 1.0})
+    using(server, lambda reader: reader.check())
+    budget = Budget(BudgetConfig(calls=9), judge="j")
+    with pytest.raises(ValueError, match="no budget can be kept"):
+        using(server, lambda reader: reader.check(), budget=budget)
+
+
+# Keys and Azure -----------------------------------------------------------------------------------
+
+
+def test_azures_way_of_asking(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "another-secret")
+    server.reply = lambda request, number: says({"42": 1.0})
+    server.path = "/openai/deployments/judge/chat/completions"
+    url = server.url.removesuffix("/v1")
+    (reading,) = using(server, lambda r: r.read(["rate it"]), url=url, api_version="2024-10-21")
+    assert isinstance(reading, Reading)
+    assert server.paths == [f"{server.path}?api-version=2024-10-21"]
+    (sent,) = server.sent
+    assert sent["api-key"] == "key-of-the-test"
+    assert "another-secret" not in str(sent)
+
+
+@pytest.mark.parametrize("version", [None, "2024-10-21"])
+def test_a_server_elsewhere_is_not_asked_without_a_key(
+    version: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY_ENV, raising=False)
+    settings: dict[str, Any] = {"model": "m", "key_env": KEY_ENV, "concurrency": 1}
+    with pytest.raises(ValueError, match=f"the environment variable {KEY_ENV} is not set"):
+        ApiReader(url="https://judge.example/v1", api_version=version, **settings)
+    assert ApiReader(url="http://127.0.0.1:9/v1", api_version=version, **settings)

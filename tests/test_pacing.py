@@ -1,0 +1,76 @@
+import asyncio
+import time
+
+import pytest
+
+from em.pacing import LEAST_PAUSE_S, START, Pace
+
+
+def test_the_limit_grows_by_one_a_round_and_no_further_than_it_may() -> None:
+    pace = Pace(6)
+    assert pace.limit == START
+    for _ in range(START + 1):
+        pace.went_well()
+    assert pace.limit == pytest.approx(START + 1, abs=0.2)
+    for _ in range(100):
+        pace.went_well()
+    assert pace.limit == 6
+    assert Pace(2).limit == 2
+
+
+def test_one_burst_of_refusals_halves_the_limit_once() -> None:
+    pace = Pace(64)
+    for _ in range(5):
+        pace.slow_down(None)
+    assert pace.limit == START / 2
+    for _ in range(20):
+        pace._slowed_until = time.monotonic() - LEAST_PAUSE_S
+        pace.slow_down(None)
+    assert pace.limit == 1
+
+
+def test_no_more_than_the_limit_are_under_way_and_all_have_their_turn() -> None:
+    pace = Pace(3)
+    seen: list[int] = []
+
+    async def call() -> None:
+        async with pace.slot():
+            seen.append(pace.under_way)
+            await asyncio.sleep(0.001)
+
+    async def all_calls() -> None:
+        await asyncio.gather(*(call() for _ in range(20)))
+
+    asyncio.run(all_calls())
+    assert len(seen) == 20
+    assert max(seen) == 3
+    assert pace.under_way == 0
+
+
+def test_nothing_begins_before_the_wait_is_over() -> None:
+    async def call() -> float:
+        pace = Pace(4)
+        pace.slow_down(0.1)
+        began = time.monotonic()
+        async with pace.slot():
+            return time.monotonic() - began
+
+    assert asyncio.run(call()) >= 0.1
+
+
+def test_a_call_that_is_cancelled_gives_its_place_back() -> None:
+    async def run() -> int:
+        pace = Pace(1)
+
+        async def call() -> None:
+            async with pace.slot():
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(call())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.timeout(1), pace.slot():
+            return pace.under_way
+
+    assert asyncio.run(run()) == 1
