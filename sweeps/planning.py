@@ -73,7 +73,8 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
         "to do: " + (", ".join(f"{s} {work[s]} cells" for s in STAGES if work[s]) or "nothing"),
     ]
     responses = sum(e.num_responses for e in sweep.cells[0].evaluations)
-    said.append(f"each cell: {responses} responses, 2 scores each by {len(spec.judges)} judge(s)")
+    scores = sum(n for judging in sweep.cells[0].judgings for n in judging.wanted.values())
+    said.append(f"each cell: {responses} responses, {scores} scores by {len(spec.judges)} judge(s)")
     said += [f"warning: {printable(text)}" for text in told["warnings"]]
     said += [f"holds  {line}" for line in told["holds"]]
     said.append(f"layout: {told['layout']}")

@@ -134,7 +134,7 @@ class FakeReader:
 
 def planted_number(prompt: str) -> int | None:
     """The number that a planted answer must have at least or at most; None for another prompt."""
-    for planted in loadplanted_number():
+    for planted in load_planted():
         if planted.answer in prompt and prompt.lower().startswith(planted.score[0]):
             return 95 if planted.expects.above is not None else 5
     return None

@@ -11,11 +11,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_every_command_of_the_readme_exists() -> None:
     named = set(re.findall(r"^emsweep ([\w-]+)", README, flags=re.M))
-    known = {
-        command.name or command.callback.__name__
-        for command in app.registered_commands
-        if command.callback
-    }
+    known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
     assert named == known | {group.name for group in app.registered_groups}
 
 
