@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError
 
 from em.catalogue import config_dir
-from em.datasets import read_entry
 from em.questions import Wording
 from em.record import Record, fingerprint
 from em.yaml_files import load_yaml
@@ -113,6 +112,10 @@ def load_figures(folder: Path | None = None) -> list[PublishedFigure]:
 
 
 def catalogue_contents() -> dict[str, str]:
-    """Return the content hash of each data set of the catalogue, by name."""
-    entries = sorted((config_dir() / "datasets").glob("*.yaml"))
-    return {path.stem: read_entry(path).content_sha256 for path in entries}
+    """Return the content hash of each data set of the catalogue that has one, by name."""
+    entries = {p.stem: load_yaml(p)[0] for p in sorted((config_dir() / "datasets").glob("*.yaml"))}
+    return {
+        name: entry["content_sha256"]
+        for name, entry in entries.items()
+        if entry.get("content_sha256")
+    }
