@@ -16,6 +16,7 @@ from em.scoring import check_metric, scores_needed
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
+from sweeps.judges_compared import JudgesCompared, compare_judges
 from sweeps.plan import CellPlan, SweepPlan, common_scores
 from sweeps.provenance import commit, versions
 from sweeps.published import (
@@ -68,6 +69,7 @@ class Report(Record):
     warnings: tuple[str, ...]
     cells: tuple[CellResult, ...]
     conditions: tuple[Condition, ...]
+    judges_compared: tuple[JudgesCompared, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
     claims: tuple[ClaimResult, ...] = ()
     overhead: Overhead
@@ -150,6 +152,7 @@ def make_report(
         warnings=tuple(_warnings(sweep, results, metrics)),
         cells=tuple(results),
         conditions=tuple(grouped),
+        judges_compared=tuple(compare_judges(grouped, results, rows)),
         sensitivity=tuple(sensitivity(grouped, results, rows)),
         claims=tuple(_claims(sweep, results, figures)),
         overhead=overhead(sweep, store),
