@@ -16,9 +16,9 @@ from em.scoring import check_metric, scores_needed
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
+from sweeps.identities import identities
 from sweeps.judges_compared import JudgesCompared, compare_judges
 from sweeps.plan import CellPlan, SweepPlan, common_scores
-from sweeps.provenance import commit, versions
 from sweeps.published import (
     NO_FIGURE,
     Estimand,
@@ -156,7 +156,7 @@ def make_report(
         sensitivity=tuple(sensitivity(grouped, results, rows)),
         claims=tuple(_claims(sweep, results, figures)),
         overhead=overhead(sweep, store),
-        identities=_identities(sweep, store),
+        identities=identities(sweep, store),
     )
     return report, rows
 
@@ -264,44 +264,6 @@ def _by_judge(results: Sequence[CellResult]) -> dict[tuple[str, str], list[CellR
     for result in results:
         groups.setdefault((result.evaluation, result.judge), []).append(result)
     return groups
-
-
-def _identities(sweep: SweepPlan, store: Store) -> dict[str, Any]:
-    first = {cell.cell.model.name: cell.model_revision for cell in sweep.cells}
-    data = {
-        cell.cell.variant.name: {
-            "dataset": cell.cell.variant.dataset,
-            "rows": cell.num_rows,
-            "content_sha256": cell.content_sha256,
-        }
-        for cell in sweep.cells
-        if cell.content_sha256
-    }
-    judges = {j.judge: j.identity["judge"] for j in sweep.cells[0].judgings}
-    return {
-        "models": first,
-        "data (of the first seed)": data,
-        "judges": judges,
-        "training": sweep.spec.training.model_dump(),
-        "serving": sweep.spec.serving.model_dump(),
-        "report written with": {"commit": commit(), "versions": versions()},
-        "cells made with": _made_with(sweep, store),
-    }
-
-
-def _made_with(sweep: SweepPlan, store: Store) -> list[dict[str, Any]]:
-    """Return each distinct (commit, device, versions) that made a finished stage."""
-    found: dict[str, dict[str, Any]] = {}
-    for cell in sweep.cells:
-        training = store.training(cell.training_key) if cell.cell.training else None
-        streams = [store.stream("responses", e.stream) for e in cell.evaluations]
-        streams += [store.stream("judgements", j.stream) for j in cell.judgings]
-        made = [training.provenance] if training else []
-        made += [p for stream in streams if stream for p in stream.provenance]
-        for p in made:
-            one = {"commit": p.commit, "device": p.device, "host": p.host, "versions": p.versions}
-            found[json.dumps(one, sort_keys=True)] = one
-    return list(found.values())
 
 
 def _replace(path: Path, data: bytes) -> None:
