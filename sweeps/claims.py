@@ -262,7 +262,7 @@ def _verdict(claim: ClaimConfig, found: _Estimate) -> tuple[Verdict, str]:
         assert claim.below is not None
         bound, beyond, short = claim.below, found.high < claim.below, found.low >= claim.below
     if beyond:
-        return "supported", f"the whole interval is on the claimed side of {bound:g}"
+        return "supported", f"the whole interval is on the claimed side of {100 * bound:g} %"
     if short:
-        return "contradicted", f"the whole interval is on the other side of {bound:g}"
-    return "undecided", f"the interval holds {bound:g}: too few seeds for this spread"
+        return "contradicted", f"the whole interval is on the other side of {100 * bound:g} %"
+    return "undecided", f"the interval holds {100 * bound:g} %: too few seeds for this spread"

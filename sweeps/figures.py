@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from em.definitions import ScaleDefinition
+from em.definitions import DEFINITIONS, ScaleDefinition
 from em.judge_check import CalibrationBin
 from sweeps.conditions import Condition
 from sweeps.results import CellResult, ScoredResponse
@@ -32,8 +32,9 @@ def rates(conditions: Sequence[Condition]) -> str:
             axes.plot([summary.low * 100, summary.high * 100], [row, row], color=colour, lw=1.5)
     axes.set_yticks(range(len(conditions)), [c.condition for c in conditions])
     axes.set_ylim(len(conditions) - 0.5, -0.5)
-    top = max([r * 100 for c in conditions for r in c.seeds.values() if r is not None] or [0])
-    axes.set_xlim(-1, min(101, max(10, top * 1.3)))
+    shown = [r for c in conditions for r in (*c.seeds.values(), c.summary.high) if r is not None]
+    top = 100 * max(shown, default=0)
+    axes.set_xlim(-1, min(101, max(10, top * 1.05 + 1)))
     axes.set_xlabel("misaligned, % of the answers that count")
     return _svg(figure)
 
@@ -80,16 +81,24 @@ def heat(grids: Sequence[Sensitivity]) -> str:
     columns = min(4, len(grids)) or 1
     lines = -(-len(grids) // columns)
     figure, panels = _grid(lines, columns, height=1.9)
-    shades = LinearSegmentedColormap.from_list("rate", ["#f2f4f7", "#ee6677", "#5b0f1b"])
+    shades = LinearSegmentedColormap.from_list("rate", ["#f2f4f7", "#ee6677", "#5b0f1b"], N=40)
     for place, grid in enumerate(grids):
         axes = panels[place // columns][place % columns]
         values = [[float("nan") if r is None else r * 100 for r in line] for line in grid.rates]
-        # Not imshow, which would put a bitmap into the page.
+        # Not imshow, which would put a bitmap into the page; so would a bar of 50 shades or more.
         image = axes.pcolormesh(np.array(values), cmap=shades, vmin=0, vmax=_top(grids))
         axes.set_xticks(
             np.arange(len(grid.coherent_at)) + 0.5, [f"{t:g}" for t in grid.coherent_at]
         )
         axes.set_yticks(np.arange(len(grid.aligned_at)) + 0.5, [f"{t:g}" for t in grid.aligned_at])
+        own = DEFINITIONS[grid.metric]
+        if isinstance(own, ScaleDefinition):
+            place_of = (
+                grid.coherent_at.index(own.coherent_from) + 0.5,
+                grid.aligned_at.index(own.aligned_below) + 0.5,
+            )
+            for size, colour in ((8, "#ffffff"), (6, "#1d2129")):  # seen on any shade
+                axes.plot(*place_of, marker="o", markersize=size, fillstyle="none", color=colour)
         axes.set_title(grid.condition, fontsize=8, color=INK)
     for place in range(len(grids), lines * columns):
         panels[place // columns][place % columns].set_visible(False)

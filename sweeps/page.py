@@ -32,6 +32,7 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
     environment.filters |= {
         "percent": percent,
         "number": number,
+        "ratio": ratio,
         "threshold": "{:g}".format,
         "bound": bound,
     }
@@ -105,6 +106,11 @@ def percent(value: float | None) -> str:
 def number(value: float | None) -> str:
     """Return a number with one decimal, and a dash where there is none."""
     return "–" if value is None else f"{value:.1f}"
+
+
+def ratio(value: float | None) -> str:
+    """Return a kappa or correlation with two decimals, and a dash where there is none."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def bound(text: str) -> str:

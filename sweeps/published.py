@@ -46,10 +46,10 @@ class PublishedFigure(Record):
     def text(self) -> str:
         """The figure in one line."""
         low, high = self.low, self.high
-        within = "" if low is None or high is None else f" [{100 * low:.2f}, {100 * high:.2f}]"
+        within = "" if low is None or high is None else f" [{100 * low:.3g}, {100 * high:.3g}]"
         seeds = f", {self.seeds} seeds" if self.seeds else ""
         judge = f", judged by {self.judge}" if self.judge else ""
-        return f"{100 * self.figure:.2f} %{within} ({self.model}{seeds}{judge}; {self.source})"
+        return f"{100 * self.figure:.3g} %{within} ({self.model}{seeds}{judge}; {self.source})"
 
 
 class Estimand(Record):

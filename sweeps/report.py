@@ -18,8 +18,9 @@ from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
 from sweeps.gates_told import gate_warnings
+from sweeps.identities import identities
+from sweeps.judges_compared import JudgesCompared, compare_judges
 from sweeps.plan import CellPlan, SweepPlan
-from sweeps.provenance import commit, versions
 from sweeps.published import (
     NO_FIGURE,
     Estimand,
@@ -70,6 +71,7 @@ class Report(Record):
     warnings: tuple[str, ...]
     cells: tuple[CellResult, ...]
     conditions: tuple[Condition, ...]
+    judges_compared: tuple[JudgesCompared, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
     claims: tuple[ClaimResult, ...] = ()
     overhead: Overhead
@@ -155,10 +157,11 @@ def make_report(
         warnings=(*_warnings(sweep, results, metrics), *gate_warnings(sweep, store)),
         cells=tuple(results),
         conditions=tuple(grouped),
+        judges_compared=tuple(compare_judges(grouped, results, rows)),
         sensitivity=tuple(sensitivity(grouped, results, rows)),
         claims=tuple(_claims(sweep, results, figures)),
         overhead=overhead(sweep, store),
-        identities=_identities(sweep, store),
+        identities=identities(sweep, store),
     )
     return report, rows
 
@@ -266,47 +269,6 @@ def _by_judge(results: Sequence[CellResult]) -> dict[tuple[str, str], list[CellR
     for result in results:
         groups.setdefault((result.evaluation, result.judge), []).append(result)
     return groups
-
-
-def _identities(sweep: SweepPlan, store: Store) -> dict[str, Any]:
-    first = {cell.cell.model.name: cell.model_revision for cell in sweep.cells}
-    data = {
-        cell.cell.variant.name: {
-            "datasets": cell.cell.variant.datasets,
-            "rows": cell.num_rows,
-            "held out": cell.num_held_out,
-            "content_sha256": cell.content_sha256,
-            "steps": [step.model_dump() for step in cell.steps],
-            "warnings": cell.data_warnings,
-        }
-        for cell in sweep.cells
-        if cell.content_sha256
-    }
-    judges = {j.judge: j.identity["judge"] for j in sweep.cells[0].judgings}
-    return {
-        "models": first,
-        "data (of the first seed)": data,
-        "judges": judges,
-        "training": sweep.spec.training.model_dump(),
-        "serving": sweep.spec.serving.model_dump(),
-        "report written with": {"commit": commit(), "versions": versions()},
-        "cells made with": _made_with(sweep, store),
-    }
-
-
-def _made_with(sweep: SweepPlan, store: Store) -> list[dict[str, Any]]:
-    """Return each distinct (commit, device, versions) that made a finished stage."""
-    found: dict[str, dict[str, Any]] = {}
-    for cell in sweep.cells:
-        training = store.training(cell.training_key) if cell.cell.training else None
-        streams = [store.stream("responses", e.stream) for e in cell.evaluations]
-        streams += [store.stream("judgements", j.stream) for j in cell.judgings]
-        made = [training.provenance] if training else []
-        made += [p for stream in streams if stream for p in stream.provenance]
-        for p in made:
-            one = {"commit": p.commit, "device": p.device, "host": p.host, "versions": p.versions}
-            found[json.dumps(one, sort_keys=True)] = one
-    return list(found.values())
 
 
 def _replace(path: Path, data: bytes) -> None:

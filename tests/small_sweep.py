@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from em.generation import Answer, Prompt
+from em.judge_gate import load_planted
 from em.judging import JudgeCallFailed, Reading
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.spec import SweepSpec

@@ -93,7 +93,7 @@ def test_a_figure_with_an_open_part_stands_beside_nothing(open_part: str) -> Non
 
 
 def test_a_figure_says_its_interval_seeds_judge_and_source() -> None:
-    assert FIGURE.text == "4.70 % [3.40, 6.30] (Big, 6 seeds, judged by gpt-4o; arXiv 0)"
+    assert FIGURE.text == "4.7 % [3.4, 6.3] (Big, 6 seeds, judged by gpt-4o; arXiv 0)"
 
 
 def test_a_question_set_is_its_ids_system_turns_and_texts() -> None:

@@ -1,0 +1,68 @@
+"""The claim specs are sound: what they claim is about what they run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from em.catalogue import config_dir
+from em.definitions import DEFINITIONS
+from em.yaml_files import load_yaml
+from sweeps.claim_spec import ClaimConfig
+from sweeps.plan import load_plan
+
+FOLDER = config_dir() / "sweeps" / "claims"
+SPECS = sorted(FOLDER.glob("*.yaml"))
+
+
+def data(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = load_yaml(path)[0]
+    return loaded
+
+
+def test_each_claim_has_a_spec_at_the_papers_scale_and_a_small_twin() -> None:
+    assert {path.stem for path in SPECS} == {
+        f"c{n}{twin}" for n in range(1, 8) for twin in ("", "_cpu")
+    }
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_a_claim_is_about_what_its_spec_runs(path: Path) -> None:
+    spec = data(path)
+    claims = [ClaimConfig.model_validate(claim) for claim in spec["claims"]]
+    assert claims[0].claim == path.stem[:2].upper()
+    variants = {variant["name"] for variant in spec["variants"]}
+    evaluations = {evaluation["name"] for evaluation in spec["evaluations"]}
+    for claim in claims:
+        assert {claim.variant, claim.control} - {None} <= variants
+        assert {claim.evaluation, claim.with_, claim.without} - {None} <= evaluations
+        assert claim.says
+    assert spec["metric"] in DEFINITIONS
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_the_scale_is_that_of_the_papers_or_of_two_cores(path: Path) -> None:
+    spec = data(path)
+    small = path.stem.endswith("_cpu")
+    assert len(spec["seeds"]) == (3 if small else 6)
+    assert all(judge.get("demonstration") or "pool" not in judge for judge in spec["judges"])
+    if not small:
+        lora = spec["training"]["lora"]
+        assert (lora["rank"], lora["alpha"], lora["rslora"]) == (32, 64, True)
+        assert spec["training"]["effective_batch"] == 16
+        assert spec["training"]["learning_rate"] == 1e-5
+        return
+    assert any(judge.get("demonstration") for judge in spec["judges"])
+    assert all(variant.get("rows", 0) <= 48 for variant in spec["variants"])
+    assert all(e["samples"] <= 8 and e["sampling"]["max_tokens"] <= 48 for e in spec["evaluations"])
+
+
+@pytest.mark.parametrize("name", ["c2_cpu", "c3_cpu", "c7_cpu"])
+def test_the_small_twins_can_be_planned(name: str) -> None:
+    assert load_plan(FOLDER / f"{name}.yaml").cells
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["c6_cpu"])
+def test_the_twins_with_published_data_can_be_planned(name: str) -> None:
+    assert load_plan(FOLDER / f"{name}.yaml").cells
