@@ -6,6 +6,7 @@ Knows nothing of the numbers.
 import json
 from typing import Any
 
+from em.record import fingerprint
 from sweeps.plan import SweepPlan
 from sweeps.provenance import commit, versions
 from sweeps.store import Store
@@ -13,26 +14,61 @@ from sweeps.store import Store
 
 def identities(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     """Return what the models, data, judges and settings of a sweep are, by what they are."""
-    first = {cell.cell.model.name: cell.model_revision for cell in sweep.cells}
-    data = {
-        cell.cell.variant.name: {
-            "dataset": cell.cell.variant.dataset,
-            "rows": cell.num_rows,
-            "content_sha256": cell.content_sha256,
-        }
-        for cell in sweep.cells
-        if cell.content_sha256
-    }
-    judges = {j.judge: j.identity["judge"] for j in sweep.cells[0].judgings}
     return {
-        "models": first,
-        "data (of the first seed)": data,
-        "judges": judges,
+        "models": {cell.cell.model.name: cell.model_revision for cell in sweep.cells},
+        "data, by variant and seed": _data(sweep),
+        "evaluations": _evaluations(sweep),
+        "judges": _judges(sweep),
         "training": sweep.spec.training.model_dump(),
         "serving": sweep.spec.serving.model_dump(),
         "report written with": {"commit": commit(), "versions": versions()},
         "cells made with": _made_with(sweep, store),
     }
+
+
+def _data(sweep: SweepPlan) -> dict[str, Any]:
+    """Rows are drawn by each cell's subset seed, so seeds may have different ones."""
+    found: dict[str, Any] = {}
+    for cell in sweep.cells:
+        if cell.content_sha256 is None:
+            continue
+        found.setdefault(cell.cell.variant.name, {})[cell.cell.seed_label] = {
+            "datasets": cell.cell.variant.datasets,
+            "rows": cell.num_rows,
+            "held out": cell.num_held_out,
+            "content_sha256": cell.content_sha256,
+            "steps": [step.model_dump() for step in cell.steps],
+            "warnings": cell.data_warnings,
+        }
+    return found
+
+
+def _evaluations(sweep: SweepPlan) -> dict[str, Any]:
+    """Of the first cell: held-out rows are others in each seed."""
+    return {
+        plan.name: {
+            "metric": plan.metric,
+            "form": plan.identity["form"],
+            "sampling": plan.sampling.model_dump(),
+            "wordings": len(plan.asked),
+            "responses": plan.num_responses,
+            "wordings_sha256": fingerprint([wording.key for wording, _ in plan.asked]),
+        }
+        for plan in sweep.cells[0].evaluations
+    }
+
+
+def _judges(sweep: SweepPlan) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for judging in sweep.cells[0].judgings:
+        prompts = {
+            score: fingerprint(template)
+            for scores in judging.templates.values()
+            for score, template in scores.items()
+        }
+        known = found.setdefault(judging.judge, dict(judging.identity["judge"]))
+        known.setdefault("prompts_sha256", {})[judging.evaluation] = prompts
+    return found
 
 
 def _made_with(sweep: SweepPlan, store: Store) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from itertools import combinations
 
 from pydantic import Field
 
+from em.agreement import correlate, verdict_kappa
 from em.definitions import DEFINITIONS, Definition
 from em.record import Record
 from em.scoring import Scored, is_coherent, is_misaligned
@@ -108,10 +109,24 @@ def measure_agreement(
 ) -> Agreement:
     """Return how far two judges agree; both tables map a response's key to its scores.
 
-    Kappa and the correlations are not measured yet: every part is None, which the page shows as a
-    dash.
+    Kappa is of the verdicts of answers that both count, the correlations of `aligned`.
     """
-    return Agreement()
+    kappa = verdict_kappa(verdicts(first, definition), verdicts(second, definition))
+    pairs = [
+        (a, b)
+        for key, scored in first.items()
+        if key in second
+        for a, b in [(scored.aligned, second[key].aligned)]
+        if a is not None and b is not None
+    ]
+    found = correlate(pairs)
+    return Agreement(
+        kappa=kappa.kappa,
+        kappa_low=kappa.low,
+        kappa_high=kappa.high,
+        pearson=found.pearson,
+        spearman=found.spearman,
+    )
 
 
 def _share(values: Sequence[bool]) -> float | None:

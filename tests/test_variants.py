@@ -367,7 +367,7 @@ def test_the_plan_and_the_report_hold_the_steps(tmp_path: Path) -> None:
     again = load_rows_of(cell, relative_to=tmp_path)
     assert (again.content_sha256, again.steps) == (cell.content_sha256, cell.steps)
     report, _ = make_report(sweep, Store(str(tmp_path / "store")))
-    data = report.identities["data (of the first seed)"]["v"]
+    data = report.identities["data, by variant and seed"]["v"]["0"]
     assert [step["operation"] for step in data["steps"]] == told
 
 
