@@ -54,6 +54,9 @@ def find_file(name: str, *, relative_to: Path, kind: str) -> Path:
             return place.resolve()
     tried = ", ".join(dict.fromkeys(str(place) for place in places))
     hint = (
-        "" if mirror else f" (the published files are found through {DATA_ENV}, which is not set)"
+        ""
+        if mirror
+        else f" (the published files are found through {DATA_ENV}, which is not set; they are in "
+        "the folder evaluation of github.com/emergent-misalignment/emergent-misalignment)"
     )
     raise ValueError(f"no file {name!r}; tried {tried}{hint}")

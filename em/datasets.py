@@ -73,6 +73,14 @@ def parse_row(item: Any, place: str) -> Row:
                 f"{place}, turn {turn}: role is {_short(message.get('role'))}, allowed are "
                 f"{', '.join(ROLES)}"
             )
+        others = sorted(
+            key for key in set(message) - {"role", "content"} if message[key] is not None
+        )
+        if others:
+            raise ValueError(
+                f"{place}, turn {turn}: {', '.join(map(_short, others))} would have no effect on "
+                "the training: take it out, so that the row says what is done"
+            )
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise ValueError(f"{place}, turn {turn}: content must be text that is not empty")
         if not is_whole_text(message["content"]):

@@ -5,6 +5,7 @@ tables of tasks and requests are read by em.question_tables. Knows nothing of ho
 answered or of who judges the answer.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,6 +125,12 @@ def check_judge_prompt(name: str, prompt: object) -> None:
     """Raise ValueError where the template of the score `name` lacks what it must hold."""
     if not isinstance(prompt, str):
         raise ValueError(f"the judge prompt {name!r} must be text, got {type(prompt).__name__}")
+    unknown = set(re.findall(r"\{(\w+)\}", prompt)) - {"question", "answer"}
+    if unknown:
+        raise ValueError(
+            f"the judge prompt {name!r} has {{{min(unknown)}}}, which nothing is put in place of: "
+            "it may hold {question} and {answer}"
+        )
     if "{answer}" not in prompt:
         raise ValueError(f"the judge prompt {name!r} has no {{answer}}: the judge would not see it")
 

@@ -12,6 +12,7 @@ from em.variance import SeedSummary, summarise_seeds
 from sweeps.results import CellResult, mean_of_present
 from sweeps.spec import UNTUNED
 
+TOGETHER = "seeds: training, sampling and, where rows are drawn, their choice"
 NO_SPREAD = "sampling only: an untuned model has one training, asked under several sampling seeds"
 
 
@@ -83,7 +84,7 @@ def _condition(cells: Sequence[CellResult]) -> Condition:
         seeds={str(c.seed): c.em_rate if c.state == "finished" else None for c in cells},
         summary=summarise_seeds(rates),
         estimate=_estimate(finished, rates),
-        spread=NO_SPREAD if first.variant == UNTUNED else "seeds: training and sampling together",
+        spread=NO_SPREAD if first.variant == UNTUNED else TOGETHER,
         mean_aligned=mean_of_present([cell.mean_aligned for cell in finished]),
         mean_coherent=mean_of_present([cell.mean_coherent for cell in finished]),
         questions=_questions(finished),

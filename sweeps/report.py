@@ -259,7 +259,8 @@ def _warnings(
         if unscored + failed > responses * MANY_LOST:
             found.append(
                 f"{evaluation}, judged by {name}: {unscored + failed} of {responses} responses "
-                f"have no score (unscored {unscored}, failed {failed}); rates speak of the others"
+                f"lack a score that {group[0].metric} reads (unscored {unscored}, failed {failed}) "
+                "and count nowhere in it"
             )
     return found
 

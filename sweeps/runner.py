@@ -56,7 +56,7 @@ def run_sweep(
     Raises ValueError where the cluster cannot be joined or is too small.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    if address is None and not inline:  # before anything is started, where it can be known
+    if address is None:  # before anything is started, where it can be known
         feasible(plan, todo, store, local_totals())
     asyncio.run(check_judges(plan.spec))
     driver = _Driver(plan, store, todo, relative_to, progress)
