@@ -26,7 +26,8 @@ from em.scoring import DEFINITIONS, check_metric
 from em.variant_config import VariantConfig
 from em.variants import Variant
 from em.yaml_files import at
-from sweeps.spec import EvaluationConfig, JudgeConfig, SweepSpec
+from sweeps.settings import EvaluationConfig, JudgeConfig
+from sweeps.spec import SweepSpec
 
 Asked = tuple[Question, Wording, int]
 """A question, one wording of it in the evaluation's form, and how many samples are wanted."""

@@ -11,7 +11,7 @@ from cluster.requests import LORA_RANKS, Completion, EngineConfig, Request, Weig
 from em.generation import Answer, Prompt
 from em.models import ModelConfig, materialise
 from em.training import TrainingConfig
-from sweeps.spec import ResourcesConfig, ServingConfig
+from sweeps.settings import ResourcesConfig, ServingConfig
 
 
 class Model(Protocol):

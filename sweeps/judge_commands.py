@@ -26,7 +26,8 @@ from sweeps.evaluation_pass import check_judges, open_readers
 from sweeps.failures import CellFailure, OnStage, attempt_cell
 from sweeps.plan import CellPlan, SweepPlan, judge_model, stages_to_run
 from sweeps.registry import register
-from sweeps.spec import JudgeConfig, SweepSpec
+from sweeps.settings import JudgeConfig
+from sweeps.spec import SweepSpec
 from sweeps.spend import BudgetPlan, budget_plans, open_budgets
 from sweeps.stages import judge_stage
 from sweeps.store import Store

@@ -26,14 +26,8 @@ from em.variant_config import UNTUNED, VariantConfig
 from em.variants import Step, Variant, build_variant
 from em.yaml_files import at, load_yaml
 from sweeps.asking import Asking
-from sweeps.spec import (
-    NOT_IN_KEY,
-    Cell,
-    EvaluationConfig,
-    JudgeConfig,
-    SweepSpec,
-    load_spec,
-)
+from sweeps.settings import EvaluationConfig, JudgeConfig
+from sweeps.spec import NOT_IN_KEY, Cell, SweepSpec, load_spec
 from sweeps.store import Store
 from sweeps.yaml_errors import MistakeAt, explain_at
 

@@ -16,7 +16,7 @@ from em.record import fingerprint
 from em.training import LossPoint
 from sweeps.plan import CellPlan
 from sweeps.results import CellResult
-from sweeps.spec import TrackingConfig
+from sweeps.settings import TrackingConfig
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from em.record import fingerprint
 from em.training import LossPoint, TrainingJob, TrainingResult
 from sweeps.failures import CellFailure, attempt_cell
 from sweeps.plan import CellPlan
-from sweeps.spec import ResourcesConfig, TrackingConfig
+from sweeps.settings import ResourcesConfig, TrackingConfig
 from sweeps.stages import train_stage
 from sweeps.store import Store
 from sweeps.tracking import make_tracker
