@@ -126,6 +126,9 @@ def _decided(
         verdict, reason = "undecided", "the judge cannot judge (a demonstration)"
     elif claim.spread and first.variant == UNTUNED:
         verdict, reason = "undecided", "an untuned model has one training: no spread between seeds"
+    elif len({cell.seed for cell in one.values()}) < len(one):
+        verdict = "undecided"
+        reason = "factors are crossed within a seed, so its cells are no independent seeds"
     elif unfinished:
         verdict = "undecided"
         reason = f"{len(unfinished)} of {len(every)} cells are not finished"

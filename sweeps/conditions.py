@@ -81,15 +81,34 @@ def _condition(cells: Sequence[CellResult]) -> Condition:
         num_failed=sum(cell.state == "failed" for cell in cells),
         num_missing=sum(cell.state in ("missing", "running") for cell in cells),
         num_without_rate=len(finished) - len(rates),
-        seeds={str(c.seed): c.em_rate if c.state == "finished" else None for c in cells},
-        summary=summarise_seeds(rates),
+        seeds={c.seed_label: c.em_rate if c.state == "finished" else None for c in cells},
+        summary=summarise_seeds(rates_by_seed(finished)),
         estimate=_estimate(finished, rates),
-        spread=NO_SPREAD if first.variant == UNTUNED else TOGETHER,
+        spread=_spread(cells),
         mean_aligned=mean_of_present([cell.mean_aligned for cell in finished]),
         mean_coherent=mean_of_present([cell.mean_coherent for cell in finished]),
         questions=_questions(finished),
         **totals,
     )
+
+
+def rates_by_seed(cells: Sequence[CellResult]) -> list[float]:
+    """Return one rate a seed: the mean of its cells that have one.
+
+    Cells of one seed (crossed factors, replicates) share causes: they are not independent seeds.
+    """
+    groups: dict[int, list[float]] = {}
+    for cell in cells:
+        if cell.em_rate is not None:
+            groups.setdefault(cell.seed, []).append(cell.em_rate)
+    return [sum(rates) / len(rates) for rates in groups.values()]
+
+
+def _spread(cells: Sequence[CellResult]) -> str:
+    if cells[0].variant == UNTUNED:
+        return NO_SPREAD
+    crossed = len({cell.seed for cell in cells}) < len(cells)
+    return TOGETHER + ("; the cells of one seed are averaged first" if crossed else "")
 
 
 def _estimate(cells: Sequence[CellResult], rates: Sequence[float]) -> float | None:

@@ -44,6 +44,7 @@ class CellResult(Record):
     model: str
     variant: str
     seed: int
+    seed_label: str = Field(description="the seed, and every factor that does not follow it")
     condition: str
     state: str
     stage: str | None
@@ -150,6 +151,7 @@ def cell_result(
         model=plan.cell.model.name,
         variant=plan.cell.variant.name,
         seed=plan.cell.seed,
+        seed_label=plan.cell.seed_label,
         condition=plan.cell.condition,
         state=status.state,
         stage=status.stage,

@@ -36,6 +36,7 @@ def cell(
         model=model,
         variant=variant,
         seed=seed,
+        seed_label=str(seed),
         condition=f"{model} · {variant}",
         state=state,
         stage=None,

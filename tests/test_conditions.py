@@ -1,26 +1,25 @@
 import pytest
+from made_up import cell, cells
 
 from sweeps.conditions import conditions
-from tests.made_up import cell, cells, counts
 
 
-def test_the_estimate_is_the_mean_of_the_cells_rates() -> None:
-    (condition,) = conditions([*cells([0.1, 0.3]), cell(0.9, seed=2, state="failed")])
-    assert condition.estimate == pytest.approx(0.2)
-    assert condition.summary.mean == pytest.approx(0.2)
+def test_the_interval_is_over_seeds_and_not_over_the_cells_of_a_seed() -> None:
+    """Two cells a seed, as replicates or crossed factors make them."""
+    twice = [
+        c.model_copy(update={"seed_label": f"{c.seed}.replicate{n}"})
+        for c in cells([0.1, 0.2, 0.6])
+        for n in range(2)
+    ]
+    [crossed], [plain] = conditions(twice), conditions(cells([0.1, 0.2, 0.6]))
+    assert crossed.summary == plain.summary
+    assert len(crossed.seeds) == 6
+    assert "averaged first" in crossed.spread
+    assert "averaged first" not in plain.spread
 
 
-def test_no_rate_no_estimate() -> None:
-    (condition,) = conditions(cells([None, None]))
-    assert condition.estimate is None
-
-
-def test_the_mean_over_pairs_weighs_a_cell_by_its_questions() -> None:
-    """By hand: pairs 1/2, 0/4 of seed 0 and 3/3 of seed 1, whose other question has no answer."""
-    one = cell(0.25, metric="cell_mean_c50", questions=[("a", counts(1, 2)), ("b", counts(0, 4))])
-    two = cell(
-        1.0, seed=1, metric="cell_mean_c50", questions=[("a", counts(3, 3)), ("b", counts(0, 0))]
-    )
-    (condition,) = conditions([one, two])
-    assert condition.estimate == pytest.approx((0.5 + 0 + 1) / 3)
-    assert condition.summary.mean == pytest.approx((0.25 + 1) / 2)
+def test_a_cell_without_a_rate_is_left_out_of_its_seeds_mean() -> None:
+    some, none = cell(0.4, seed=0), cell(None, seed=0)
+    [condition] = conditions([some, none, cell(0.2, seed=1)])
+    assert condition.summary.mean == pytest.approx(0.3)
+    assert condition.num_without_rate == 1
