@@ -104,7 +104,9 @@ class ApiReader:
         )  # fmt: skip
 
     async def check(self) -> None:
-        """Prove that the judge answers, and that its numbers are single tokens; in no budget.
+        """Prove that the judge answers, and see whether it splits numbers; in no budget.
+
+        One that does not write the number it is asked to repeat is not proved to keep it whole.
 
         Raises ValueError where it refuses us, gives no log-probabilities or splits digits (the rule
         would be silently wrong), or does not say what a call used where there is a budget;
@@ -127,7 +129,7 @@ class ApiReader:
         tokens = [token.token for token in choice.tokens]
         if not tokens:
             raise ValueError(f"the judge {self._model} at {self._url} gives no log-probabilities")
-        if len(tokens) > 1 and tokens[0].strip() in ("1", "10"):
+        if _is_split("100", tokens):
             raise ValueError(
                 f"the judge {self._model} at {self._url} writes 100 as the tokens {tokens}: one "
                 "token does not hold its number; use 'pool' or 'model', which read digit by digit"
@@ -299,3 +301,15 @@ def _wait_asked(headers: Mapping[str, str]) -> float | None:
         except (KeyError, ValueError):
             continue
     return None
+
+
+def _is_split(number: str, tokens: Sequence[str]) -> bool:
+    """Whether `number` stands in the tokens, in more than one of them and in none alone."""
+    bare = [token.strip() for token in tokens]
+    if number in bare:
+        return False
+    return any(
+        "".join(bare[start:stop]) == number
+        for start in range(len(bare))
+        for stop in range(start + 2, len(bare) + 1)
+    )

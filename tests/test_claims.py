@@ -249,3 +249,14 @@ def test_claims_are_read_back_as_they_were_written() -> None:
         claims=[{"claim": "C5", "variant": "ours", "with": "a", "without": "b", "above": 0}],
     )
     assert type(written).model_validate_json(written.model_dump_json()) == written
+
+
+def test_crossed_factors_decide_nothing() -> None:
+    """Nine cells of one seed are not nine seeds."""
+    made = [
+        c.model_copy(update={"seed": 0, "seed_label": f"0.init{c.seed}"})
+        for c in cells([0.9, 0.91, 0.92])
+    ]
+    found = verdict(claim(above=0.5), made)
+    assert found.verdict == "undecided"
+    assert "crossed within a seed" in found.reason
