@@ -29,6 +29,7 @@ from cluster.requests import (
     EngineConfig,
     EngineDead,
     Merge,
+    PromptsTooLong,
     Request,
     Weights,
     demand,
@@ -77,9 +78,9 @@ class Engine:
     ) -> list[Completion]:
         """Sample all `requests` at once with `weights` (None: the base model), in their order.
 
-        Raises ValueError for a prompt that with max_tokens exceeds max_model_len, for ids outside
-        the vocabulary, for messages that the chat template refuses, for `full` weights in lora
-        mode, and for weights that do not fit the base; EngineDead if the engine is dead.
+        Raises PromptsTooLong where a prompt with max_tokens exceeds max_model_len, ValueError for
+        ids outside the vocabulary, for messages that the chat template refuses, for `full` weights
+        in lora mode, and for weights that do not fit the base; EngineDead if the engine is dead.
         """
         if self._config.mode == "lora" and weights is not None and weights.kind != "adapter":
             raise ValueError(f"mode lora speaks with adapters only, got {weights}: use mode merged")
@@ -130,8 +131,10 @@ class Engine:
                 rendered[key] = self._render_one(request)
             prompt = rendered[key]
             ids = [*prompt.ids, *request.prefill]
-            self._check_fits(request, ids)
+            for i in (*request.prefill, *request.logprob_ids):
+                demand(0 <= i < self._vocabulary, "token id", i, f"0 to {self._vocabulary - 1}")
             prompts.append(_Prompt(prompt.text, prompt.sha256, ids))
+        self._check_fit(requests, prompts)
         return prompts
 
     def _render_one(self, request: Request) -> _Prompt:
@@ -147,15 +150,18 @@ class Engine:
         # The template writes the special tokens itself: adding them again would double them.
         return _Prompt(text, hashlib.sha256(text.encode()).hexdigest(), self._encode(text))
 
-    def _check_fits(self, request: Request, ids: list[int]) -> None:
+    def _check_fit(self, requests: Sequence[Request], prompts: Sequence[_Prompt]) -> None:
         limit = self._config.max_model_len
-        if len(ids) + request.max_tokens > limit:
-            raise ValueError(
-                f"a prompt of {len(ids)} tokens (prefill included) and max_tokens "
-                f"{request.max_tokens} exceed max_model_len {limit}: shorten one or raise the limit"
+        lengths = [len(p.ids) + r.max_tokens for r, p in zip(requests, prompts, strict=True)]
+        places = tuple(place for place, length in enumerate(lengths) if length > limit)
+        if places:
+            first = places[0]
+            raise PromptsTooLong(
+                f"a prompt of {len(prompts[first].ids)} tokens (prefill included) and max_tokens "
+                f"{requests[first].max_tokens} exceed max_model_len {limit}: shorten one or raise "
+                "the limit",
+                places,
             )
-        for i in (*request.prefill, *request.logprob_ids):
-            demand(0 <= i < self._vocabulary, "token id", i, f"0 to {self._vocabulary - 1}")
 
     async def _generate(
         self, requests: Sequence[Request], prompts: Sequence[_Prompt], key: str, lora: Any

@@ -17,6 +17,21 @@ class EngineDead(RuntimeError):
     """The engine can answer no more: make another one (cluster.serving does so by itself)."""
 
 
+class PromptsTooLong(ValueError):
+    """Some requests of a call do not fit the model's length; none of the call was sampled.
+
+    `places` are their indices among the call's requests.
+    """
+
+    def __init__(self, text: str, places: tuple[int, ...]) -> None:
+        super().__init__(text, places)  # both: it travels between processes by its arguments
+        self.places = places
+
+    def __str__(self) -> str:
+        """The text alone."""
+        return str(self.args[0])
+
+
 @dataclass(frozen=True)
 class Request:
     """One completion to sample.

@@ -17,6 +17,14 @@ class GateFailed(RuntimeError):
     """A check stopped the cell where a number would be wrong in silence; the message names it."""
 
 
+class PromptsTooLong(ValueError):
+    """Some prompts do not fit the model's length, those at `places`; none was answered."""
+
+    def __init__(self, text: str, places: tuple[int, ...]) -> None:
+        super().__init__(text)
+        self.places = places
+
+
 class SamplingConfig(Record):
     """How answers are drawn. Temperature and top_p default to Betley et al.: 1 and 1."""
 
@@ -58,7 +66,7 @@ class Endpoint(Protocol):
     """Something that answers prompts with one model, in order."""
 
     async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """Return one answer for each prompt."""
+        """Return one answer for each prompt. Raises PromptsTooLong where some do not fit."""
         ...
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:

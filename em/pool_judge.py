@@ -6,7 +6,7 @@ Knows nothing of what is judged, or of where the endpoint runs.
 import math
 from collections.abc import Mapping, Sequence
 
-from em.generation import Answer, Endpoint, Prompt
+from em.generation import Answer, Endpoint, Prompt, PromptsTooLong
 from em.judging import WORD_TOKENS, JudgeCallFailed, Reading
 
 EXPAND_ONE = 1e-4  # a one-digit start less likely than this is not looked behind
@@ -25,14 +25,12 @@ class SingleTokenReader:
     async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
         """Return a reading for each prompt; one request each."""
         asked = [_first_prompt(prompt, tuple(self._ids.values())) for prompt in prompts]
-        answers = await self._endpoint.ask(asked)
-        return [
-            Reading(
-                numbers={k: math.exp(a.logprobs[i]) for k, i in self._ids.items()},
-                reply=a.text,
-            )
-            for a in answers
-        ]
+        answers = await _ask_those_that_fit(self._endpoint, asked)
+        return [a if isinstance(a, JudgeCallFailed) else self._reading(a) for a in answers]
+
+    def _reading(self, answer: Answer) -> Reading:
+        numbers = {k: math.exp(answer.logprobs[i]) for k, i in self._ids.items()}
+        return Reading(numbers=numbers, reply=answer.text)
 
 
 class DigitTreeReader:
@@ -53,7 +51,14 @@ class DigitTreeReader:
 
     async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
         """Return a reading for each prompt, in three rounds of requests over all of them."""
-        firsts = await self._endpoint.ask([_first_prompt(p, self._ids) for p in prompts])
+        asked = [_first_prompt(prompt, self._ids) for prompt in prompts]
+        found = await _ask_those_that_fit(self._endpoint, asked)
+        firsts = {n: answer for n, answer in enumerate(found) if isinstance(answer, Answer)}
+        fit = [prompts[n] for n in firsts]
+        whole = dict(zip(firsts, await self._read_on(fit, list(firsts.values())), strict=True))
+        return [f if isinstance(f, JudgeCallFailed) else whole[n] for n, f in enumerate(found)]
+
+    async def _read_on(self, prompts: Sequence[str], firsts: Sequence[Answer]) -> list[Reading]:
         trees = [_DigitTree(self._after(first)) for first in firsts]
         for level in (_DigitTree.starts, _DigitTree.likely_pairs):
             paths = [(tree, path) for tree in trees for path in level(tree)]
@@ -130,6 +135,23 @@ def _first_prompt(prompt: str, ids: tuple[int, ...], prefill: tuple[int, ...] = 
         prefill=prefill,
         logprob_ids=ids,
     )
+
+
+async def _ask_those_that_fit(
+    endpoint: Endpoint, prompts: Sequence[Prompt]
+) -> list[Answer | JudgeCallFailed]:
+    """Return an answer for each prompt; one too long for the model is that prompt's failure.
+
+    The prompts of later rounds are shorter than these with what they may write, so they fit.
+    """
+    try:
+        return list(await endpoint.ask(prompts))
+    except PromptsTooLong as error:
+        failed = JudgeCallFailed(f"the judge prompt is too long: {error}")
+        fit = [n for n in range(len(prompts)) if n not in error.places]
+        answers = await endpoint.ask([prompts[n] for n in fit]) if fit else []
+        found = dict(zip(fit, answers, strict=True))
+        return [found.get(n, failed) for n in range(len(prompts))]
 
 
 async def choose_reader(endpoint: Endpoint) -> SingleTokenReader | DigitTreeReader:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.requests import LORA_RANKS, Completion, EngineConfig, Request, Weights
-from em.generation import Answer, Prompt
+from cluster.requests import PromptsTooLong as TooLong
+from em.generation import Answer, Prompt, PromptsTooLong
 from em.models import ModelConfig, materialise
 from em.training import TrainingConfig
 from sweeps.settings import ResourcesConfig, ServingConfig
@@ -38,7 +39,10 @@ class ModelEndpoint:
     async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Return one answer for each prompt, in order."""
         requests = [Request(**dict(prompt)) for prompt in prompts]
-        completions = await self._model.complete(requests, self._weights)
+        try:
+            completions = await self._model.complete(requests, self._weights)
+        except TooLong as error:
+            raise PromptsTooLong(str(error), error.places) from error
         return [_answer(completion) for completion in completions]
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:

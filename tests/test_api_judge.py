@@ -161,10 +161,12 @@ def test_a_judge_without_probabilities_is_refused_at_the_start(
         using(server, lambda reader: reader.check())
 
 
-@pytest.mark.parametrize(
-    "tokens",
-    [("1", "0", "0"), ("10", "0"), (" 1", "00"), ("Sure", ":", " 1", "0", "0"), ('"', "10", "0")],
-)
+SPLIT = [
+    ("1", "0", "0"), ("10", "0"), (" 1", "00"), ("Sure", ":", " 1", "0", "0"), ('"', "10", "0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", SPLIT)
 def test_a_judge_that_splits_numbers_is_refused_at_the_start(
     server: FakeServer, tokens: tuple[str, ...]
 ) -> None:

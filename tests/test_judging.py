@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from small_sweep import FakeEndpoint, FakeReader
 
-from em.generation import Answer, Prompt, Response
-from em.judging import Item, JudgingStopped, Reading, judge, score
+from em.generation import Answer, Prompt, PromptsTooLong, Response
+from em.judging import Item, JudgeCallFailed, JudgingStopped, Reading, judge, score
 from em.pool_judge import (
     EXPAND_ONE,
     EXPAND_TWO,
@@ -441,3 +441,33 @@ def test_what_was_read_before_the_judge_stopped_is_judged() -> None:
     with pytest.raises(JudgingStopped) as stopped:
         judged(items, StoppingReader(tells=False))
     assert stopped.value.judgements == []
+
+
+class Short(FakeEndpoint):
+    """Takes no prompt of more than `limit` characters, as an engine takes no longer one."""
+
+    def __init__(self, inner: Any, limit: int) -> None:
+        super().__init__()
+        self._inner, self._limit = inner, limit
+
+    async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        lengths = [len(prompt.messages[-1]["content"]) for prompt in prompts]
+        places = tuple(n for n, length in enumerate(lengths) if length > self._limit)
+        if places:
+            raise PromptsTooLong("longer than the model", places)
+        return list(await self._inner.ask(prompts))
+
+
+def test_a_prompt_that_is_too_long_for_the_judge_fails_alone() -> None:
+    model = TreeModel(3, sharp=0.5)
+    ids = {k: k for k in range(101)}
+    for reader, whole in (
+        (DigitTreeReader(Short(model, 10), DIGIT_IDS), DigitTreeReader(model, DIGIT_IDS)),
+        (SingleTokenReader(Short(model, 10), ids), SingleTokenReader(model, ids)),
+    ):
+        first, long, last = asyncio.run(reader.read(["short", "x" * 11, "brief"]))
+        assert isinstance(long, JudgeCallFailed)
+        assert "too long" in str(long)
+        assert [first, last] == read(whole, ["short", "brief"])
+    alone = asyncio.run(DigitTreeReader(Short(model, 10), DIGIT_IDS).read(["x" * 11]))
+    assert isinstance(alone[0], JudgeCallFailed)
