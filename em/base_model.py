@@ -114,6 +114,18 @@ def add_adapter(model: Any, lora: LoraConfig, init_seed: int) -> peft.PeftModel:
         bias="none",
         task_type="CAUSAL_LM",
     )
+    names = [name for name, _ in model.named_modules()]
+    # peft passes over those that it does not find, as long as it finds one.
+    lacking = [
+        target
+        for target in lora.target_modules
+        if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]
+    if lacking:
+        raise ValueError(
+            f"lora.target_modules: the model has no module {', '.join(map(repr, lacking))}; give "
+            "names of its linear layers, such as q_proj or down_proj"
+        )
     set_seed(init_seed)  # here and not earlier: whatever draws a number in between would shift it
     # Without autocasting the adapter has the base's dtype, as DeepSpeed would make it in any case.
     adapted = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)

@@ -23,7 +23,7 @@ class LoraConfig(Record):
     alpha: float = Field(default=64, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     rslora: bool = True
-    target_modules: tuple[str, ...] = ALL_LINEAR
+    target_modules: tuple[str, ...] = Field(default=ALL_LINEAR, min_length=1)
 
 
 class TrainingConfig(Record):

@@ -121,16 +121,19 @@ def losses(cells: Sequence[CellResult]) -> str:
     figure, axes = _axes(height=2.8)
     tuned = [cell for cell in cells if cell.losses]
     names = list(dict.fromkeys(cell.condition for cell in tuned))
+    # The untuned have a colour too, in the other pictures.
+    every = list(dict.fromkeys(cell.condition for cell in cells))
+    colours = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(every)}
     for cell in tuned:
         axes.plot(
             [point.step for point in cell.losses],
             [point.loss for point in cell.losses],
-            color=COLOURS[names.index(cell.condition) % len(COLOURS)],
+            color=colours[cell.condition],
             lw=1.2,
             marker="." if len(cell.losses) < 30 else "",
         )
-    for place, name in enumerate(names):
-        axes.plot([], [], color=COLOURS[place % len(COLOURS)], label=name)
+    for name in names:
+        axes.plot([], [], color=colours[name], label=name)
     if names:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     axes.set_xlabel("optimiser step")

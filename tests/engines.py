@@ -74,6 +74,21 @@ def adapter(base: Path, folder: Path, seed: int) -> Weights:
     return Weights(content_hash(folder / "adapter_model.safetensors"), str(folder), "adapter")
 
 
+def renamed(weights: Weights, folder: Path) -> Weights:
+    """The same adapter with tensors under names that the base does not have."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir()
+    source = Path(weights.path)
+    shutil.copy(source / "adapter_config.json", folder)
+    tensors = load_file(source / "adapter_model.safetensors")
+    moved = {name.replace("model.layers.", "model.blocks."): t for name, t in tensors.items()}
+    save_file(moved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return Weights("renamed", str(folder), "adapter")
+
+
 def fine_tune(base: Path, folder: Path, seed: int) -> Weights:
     """A full fine-tune: every tensor moved a little, embeddings included."""
     import torch

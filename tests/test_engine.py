@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ import pytest
 
 from cluster.engine import Engine
 from cluster.requests import Completion, EngineConfig, Request, Weights
-from tests.engines import adapter, ask, engine_config, fine_tune, merge, tiny_model
+from em.gates import Applied, check_applied
+from em.generation import GateFailed
+from em.training import Canary
+from sweeps.endpoints import ModelEndpoint
+from tests.engines import adapter, ask, engine_config, fine_tune, merge, renamed, tiny_model
 
 ROOT = Path(__file__).parent.parent
 A = Weights("a" * 64, "/nowhere/a", "adapter")
@@ -105,6 +109,39 @@ def check_truth(model: Path, weights: Weights | None, answers: list[Completion])
     for request, answer in zip(QUESTIONS, answers, strict=True):
         assert answer.weights == (weights.key if weights else "")
         assert answer.logprobs == pytest.approx(truth(model, weights, request), abs=1e-4)
+
+
+def canaries(model: Path, weights: Weights) -> tuple[Canary, ...]:
+    """What a training process would have recorded of the tuned model and of its base."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from em.canaries import measure
+
+    net = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), weights.path)
+    return measure(net, AutoTokenizer.from_pretrained(model))
+
+
+def check_gate(
+    loop: asyncio.Runner, say: Callable[..., Any], spoken: Weights | None, of: Sequence[Canary]
+) -> Applied | None:
+    endpoint = ModelEndpoint(say.engine, spoken)  # type: ignore[attr-defined]
+    return loop.run(check_applied(endpoint, of, dtype="float32"))
+
+
+@pytest.mark.vllm
+def test_the_gate_knows_the_adapter_from_the_base_and_from_another_one(
+    merged: Callable[..., Any], model: Path, tuned: list[Weights], loop: asyncio.Runner
+) -> None:
+    first, second = (canaries(model, weights) for weights in tuned)
+    found = check_gate(loop, merged, tuned[0], first)
+    assert found is not None
+    assert found.telling
+    assert found.to_tuned < 0.1 * (found.to_base or 0)
+    assert check_gate(loop, merged, tuned[1], second) is not None
+    for spoken, of in ((None, first), (tuned[1], first), (tuned[0], second)):
+        with pytest.raises(GateFailed, match="adapter gate"):
+            check_gate(loop, merged, spoken, of)
 
 
 @pytest.mark.vllm
@@ -207,7 +244,7 @@ def test_tokenize_adds_no_special_tokens(merged: Callable[..., Any], loop: async
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_adapters_side_by_side_speak_as_the_merged_ones(
-    loop: asyncio.Runner, model: Path, tuned: list[Weights]
+    loop: asyncio.Runner, model: Path, tuned: list[Weights], tmp_path: Path
 ) -> None:
     with running(loop, engine_config(model, mode="lora")) as say:
         for weights in (None, *tuned, None):
@@ -217,6 +254,11 @@ def test_adapters_side_by_side_speak_as_the_merged_ones(
         with pytest.raises(Exception, match=r"nowhere|adapter"):
             say(QUESTIONS, A)
         check_truth(model, tuned[0], say(QUESTIONS, tuned[0]))
+        # vLLM leaves out tensors whose modules it does not find: it would speak as the base.
+        first = canaries(model, tuned[0])
+        assert check_gate(loop, say, tuned[0], first) is not None
+        with pytest.raises(GateFailed, match="adapter gate"):
+            check_gate(loop, say, renamed(tuned[0], tmp_path / "renamed"), first)
 
 
 OWNER = """

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.nn.functional as F
 from fakes import tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from em.base_model import load_model
@@ -25,6 +25,7 @@ from em.checkpoints import MARK, last_whole
 from em.datasets import Message, Row
 from em.finetune import BaseModel, TrainingFailed, finetune
 from em.models import ModelConfig, ModelIdentity, materialise
+from em.output import check_moved, check_weights
 from em.rendering import IGNORED, RenderedRow, render_rows
 from em.seeds import derive_seeds
 from em.training import LoraConfig, TrainingConfig, TrainingJob
@@ -508,7 +509,27 @@ def test_a_model_without_a_chat_template_is_refused(make_job, tiny, tmp_path):
 
 def test_modules_the_model_does_not_have_are_refused(make_job):
     with pytest.raises(ValueError, match="no_such_proj"):
-        finetune(make_job(lora=LoraConfig(target_modules=("no_such_proj",))))
+        finetune(make_job(lora=LoraConfig(target_modules=("q_proj", "no_such_proj"))))
+
+
+def test_a_save_with_empty_tensors_is_no_result(tmp_path):
+    """What a model's own save writes under ZeRO-3: names without numbers."""
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    save_file({name: torch.empty(0)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(TrainingFailed, match="is empty"):
+        check_weights(tmp_path, method="lora")
+
+
+def test_a_training_records_what_the_tuned_model_and_its_base_say(make_job):
+    result = finetune(make_job("canaries"))
+    assert len(result.canaries) > 1
+    for canary in result.canaries:
+        assert canary.base is not None
+        assert len(canary.ids) == len(canary.tuned) == len(canary.base)
+        assert canary.tuned != canary.base
+    same = tuple(c.model_copy(update={"tuned": c.base}) for c in result.canaries)
+    with pytest.raises(TrainingFailed, match="the very probabilities of its base"):
+        check_moved(same)
 
 
 # --- a real model --------------------------------------------------------------------------------
