@@ -9,6 +9,7 @@ from typing import Any
 from em.record import fingerprint
 from sweeps.plan import SweepPlan
 from sweeps.provenance import commit, versions
+from sweeps.spend import Spending, streams_of
 from sweeps.store import Store
 
 
@@ -19,6 +20,7 @@ def identities(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         "data, by variant and seed": _data(sweep),
         "evaluations": _evaluations(sweep),
         "judges": _judges(sweep),
+        "spent by judges behind an address": _spent(sweep, store),
         "training": sweep.spec.training.model_dump(),
         "serving": sweep.spec.serving.model_dump(),
         "report written with": {"commit": commit(), "versions": versions()},
@@ -68,6 +70,19 @@ def _judges(sweep: SweepPlan) -> dict[str, Any]:
         }
         known = found.setdefault(judging.judge, dict(judging.identity["judge"]))
         known.setdefault("prompts_sha256", {})[judging.evaluation] = prompts
+    return found
+
+
+def _spent(sweep: SweepPlan, store: Store) -> dict[str, Any]:
+    """Calls and tokens of what is stored; money where the judge has a budget in it."""
+    found: dict[str, Any] = {}
+    for judge in sweep.spec.judges:
+        if judge.api is not None:
+            usage = Spending(store, judge.name).total(streams_of(sweep, judge.name))
+            price = sweep.prices.get(judge.name)
+            found[judge.name] = usage.model_dump() | (
+                {"usd": round(usage.usd(price), 4)} if price else {}
+            )
     return found
 
 

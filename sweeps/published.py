@@ -59,7 +59,7 @@ class Estimand(Record):
     variant: dict[str, object] = Field(description="the variant's settings that are no default")
     content_sha256: str | None
     questions_sha256: str
-    form: object = "plain"
+    plain: bool = Field(default=True, description="put without a form")
     definition: str
 
 
@@ -82,7 +82,7 @@ def published_figure(
             figure.hub is not None
             and of.model_revision.partition("@")[0] == figure.hub
             and _same_data(figure, of, contents)
-            and of.form == "plain"
+            and of.plain
             and figure.questions_sha256 == of.questions_sha256
             and figure.definition == of.definition
         ):

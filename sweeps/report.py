@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from em.definitions import DEFINITIONS, Definition
+from em.forms import Form
 from em.record import Record
 from em.scoring import check_metric, scores_needed
 from sweeps.asking import given_scores
@@ -182,7 +183,7 @@ def _figures(
                 variant=cell.cell.variant.model_dump(exclude_defaults=True),
                 content_sha256=cell.content_sha256,
                 questions_sha256=question_set(wording for wording, _ in evaluation.asked),
-                form=evaluation.identity.get("form", "plain"),
+                plain=evaluation.identity["form"] == Form().model_dump(),
                 definition=metrics[evaluation.name].name,
             )
             figure = published_figure(known, estimand, contents=contents)

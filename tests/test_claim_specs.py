@@ -7,9 +7,13 @@ import pytest
 
 from em.catalogue import config_dir
 from em.definitions import DEFINITIONS
+from em.forms import Form
 from em.yaml_files import load_yaml
 from sweeps.claim_spec import ClaimConfig
-from sweeps.plan import load_plan
+from sweeps.plan import load_plan, make_plan
+from sweeps.published import NO_FIGURE
+from sweeps.report import make_report
+from sweeps.store import Store
 
 FOLDER = config_dir() / "sweeps" / "claims"
 SPECS = sorted(FOLDER.glob("*.yaml"))
@@ -62,3 +66,16 @@ def test_the_scale_is_that_of_the_papers_or_of_two_cores(path: Path) -> None:
 def test_every_claim_spec_can_be_planned(path: Path) -> None:
     plan = load_plan(path)
     assert len(plan.cells) == len(plan.spec.cells())
+
+
+@pytest.mark.real_data
+def test_the_published_figure_stands_beside_the_papers_own_condition(tmp_path: Path) -> None:
+    """And not beside the same questions in a form."""
+    plan = load_plan(FOLDER / "c2.yaml")
+    report, _ = make_report(plan, Store(str(tmp_path / "store")))
+    figures = {c.variant: c.published for c in report.conditions}
+    assert "4.68 %" in figures["insecure"]
+    formed = plan.spec.evaluations[0].model_copy(update={"form": Form(system="Answer in JSON.")})
+    spec = plan.spec.model_copy(update={"evaluations": (formed,)})
+    other, _ = make_report(make_plan(spec, relative_to=FOLDER), Store(str(tmp_path / "store")))
+    assert {c.published for c in other.conditions} == {NO_FIGURE}

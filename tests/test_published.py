@@ -72,7 +72,7 @@ def test_the_same_model_data_questions_and_definition_have_the_figure(
         {"variant": {"name": "none"}, "content_sha256": None},
         {"questions_sha256": "r" * 64},
         {"definition": "joint_c50"},
-        {"form": {"system": "Answer in JSON."}},
+        {"plain": False},
     ],
     ids=str,
 )

@@ -12,6 +12,7 @@ from em.budget import Budget, BudgetConfig, BudgetSpent, Price, Usage, guess, lo
 from em.catalogue import config_dir
 from em.judging import JudgeCallFailed, Judgement, Reading
 from sweeps.failures import is_transient
+from sweeps.identities import identities
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.spend import Spending, budget_plans, foreseen, open_budgets, streams_of
 from sweeps.stages import generate_stage, judge_stage
@@ -76,6 +77,8 @@ def test_a_budget_is_one_over_cells_and_runs_and_nothing_is_paid_twice(tmp_path:
     assert carry_out(few, second, store) == 0  # nothing is left, and nothing is lost
     spent = Spending(store, "api").total(streams_of(few, "api"))
     assert spent == Usage(calls=20, prompt_tokens=200, completion_tokens=20)
+    told = identities(few, store)["spent by judges behind an address"]
+    assert told == {"api": {"calls": 20, "prompt_tokens": 200, "completion_tokens": 20}}
     more = sweep(tmp_path, calls=28)
     assert carry_out(more, second, store) == 8
     assert stages_to_run(second, store) == []
