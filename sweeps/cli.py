@@ -5,9 +5,7 @@ needs when it runs, so that --help and plan start fast.
 """
 
 import json
-import os
 import re
-import shlex
 import signal
 import sys
 import time
@@ -18,6 +16,20 @@ from typing import Annotated, Any
 import typer
 
 from sweeps.data_commands import data_app
+from sweeps.job_commands import logs, submit
+from sweeps.options import (
+    INTERRUPTED,
+    OK,
+    SOME_FAILED,
+    USER_ERROR,
+    Address,
+    Inline,
+    Json,
+    JudgeName,
+    Spec,
+    StoreOption,
+    open_sweep,
+)
 
 app = typer.Typer(
     help="How much of emergent misalignment is the model, how much the data, how much the seed?",
@@ -29,39 +41,13 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 
-DEFAULT_STORE = "emsweep-store"
-STORE_ENV = "EMSWEEP_STORE"
-OK, SOME_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
-
-Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="the sweep's YAML file")]
-StoreOption = Annotated[
-    str | None,
-    typer.Option("--store", metavar="URL", help=f"where artefacts live [{DEFAULT_STORE}/]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Address = Annotated[
-    str | None,
-    typer.Option("--address", metavar="HOST:PORT", help="join this Ray cluster, start none"),
-]
-Inline = Annotated[
-    bool, typer.Option("--inline", help="run the cells in this process, for a debugger")
-]
-JobAddress = Annotated[
-    str, typer.Option("--address", metavar="URL", help="the cluster's dashboard, http://host:8265")
-]
-LastAddress = Annotated[
-    str | None,
-    typer.Option("--address", metavar="URL", help="[where it was last submitted from here]"),
-]
-JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME", help="one of the spec's judges")]
-
 
 @app.command()
 def plan(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
     """Show every cell, what is done, what would run, and about how long. Runs nothing."""
     from sweeps import planning
 
-    sweep, target = _open(spec, store)
+    sweep, target = open_sweep(spec, store)
     told = planning.describe(sweep, target)
     if as_json:
         print(json.dumps(told, indent=1))
@@ -75,7 +61,7 @@ def run(
     spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False
 ) -> None:
     """Do what is missing. Safe to interrupt: the same command goes on. Failed cells stay failed."""
-    sweep, target = _open(spec, store)
+    sweep, target = open_sweep(spec, store)
     _run(spec, sweep, target, address=address, inline=inline, retry_failed=False)
 
 
@@ -86,7 +72,7 @@ def resume(
     """The same for a sweep that has started, and try its failed cells again."""
     from sweeps.registry import known
 
-    sweep, target = _open(spec, store)
+    sweep, target = open_sweep(spec, store)
     if not known(sweep, target):
         raise ValueError(
             f"{target.url} holds no sweep {sweep.spec.name!r} to resume: start it with "
@@ -100,7 +86,7 @@ def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None
     """Show each cell's stage, state, attempts and last error; also while the sweep runs."""
     from sweeps.attempts import statuses
 
-    sweep, target = _open(spec, store)
+    sweep, target = open_sweep(spec, store)
     cells = [item.model_dump(exclude={"error_class"}) for item in statuses(sweep, target)]
     if as_json:
         print(json.dumps({"sweep": sweep.spec.name, "store": target.url, "cells": cells}, indent=1))
@@ -138,7 +124,7 @@ def report(
     from sweeps.registry import known
     from sweeps.report import metrics_of, write_report
 
-    sweep, target = _open(spec, store)
+    sweep, target = open_sweep(spec, store)
     metrics_of(sweep.cells[0], metric)  # told before anything is written
     if out is None and not known(sweep, target):
         raise ValueError(
@@ -160,7 +146,7 @@ def judge(
     from sweeps.attempts import check_alone
     from sweeps.console import noise_to
 
-    sweep, target = _open(spec, store)
+    sweep, target = open_sweep(spec, store)
     told = judge_commands.stored_judging(sweep, target, judge)
     print(
         f"{sweep.spec.name}, judge {judge}: {len(told.todo)} cells to judge, {told.num_done} done, "
@@ -201,7 +187,7 @@ def judge_check(
     from sweeps.console import noise_to
     from sweeps.judge_page import write_judge_check
 
-    sweep, target = _open(spec, store)
+    sweep, target = open_sweep(spec, store)
     judge_commands.find_judge(sweep.spec, judge)
     if out is None:
         target.create()
@@ -217,86 +203,8 @@ def judge_check(
     print(f"judge check: {write_judge_check(check, out)}")
 
 
-@app.command()
-def submit(spec: Spec, address: JobAddress, store: StoreOption = None) -> None:
-    """Send the same run to a Ray cluster as a job; it goes on when this machine leaves."""
-    from cluster.submit import last_job, submit_job
-
-    sweep, target = _open(spec, store)
-    root = Path.cwd().resolve()
-    try:
-        inside = spec.resolve().relative_to(root)
-    except ValueError as error:
-        raise ValueError(
-            f"{spec} is not below the working folder {root}, which is what is sent: run the "
-            "command from the project's folder"
-        ) from error
-    command = shlex.join(
-        ["emsweep", "run", str(inside), "--address", "auto", "--store", target.url]
-    )
-    running = last_job(address, _job_name(sweep.spec.name))
-    if running is not None and running.status in ("PENDING", "RUNNING"):
-        raise ValueError(
-            f"{address} runs this sweep already, as {running.job_id}: follow it with "
-            f"'emsweep logs {spec} --address {address}'"
-        )
-    name = submit_job(
-        address,
-        command=command,
-        job_id=f"{_job_name(sweep.spec.name)}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
-        working_dir=root,
-        environment={k: v for k, v in os.environ.items() if k in ("EMSWEEP_DATA", "EMSWEEP_CACHE")},
-    )
-    _address_file(sweep.spec.name).write_text(address)
-    print(f"submitted {name}: {command}\nfollow it: emsweep logs {spec}")
-
-
-@app.command()
-def logs(spec: Spec, address: LastAddress = None) -> None:
-    """Follow the log of a submitted sweep until its job ends."""
-    from cluster.submit import follow_job, job_status, last_job
-    from sweeps.spec import load_spec
-
-    sweep = load_spec(spec)
-    remembered = _address_file(sweep.name)
-    if address is None:
-        if not remembered.is_file():
-            raise ValueError(
-                f"the sweep {sweep.name!r} was not submitted from this machine: say where it runs, "
-                "with --address http://host:8265"
-            )
-        address = remembered.read_text()
-    job = last_job(address, _job_name(sweep.name))
-    if job is None:
-        raise ValueError(f"{address} knows no job of this sweep: submit it first")
-    for text in follow_job(address, job.job_id):
-        print(text, end="", flush=True)
-    ended = job_status(address, job.job_id)
-    print(f"job {job.job_id}: {ended}")
-    raise typer.Exit(OK if ended == "SUCCEEDED" else SOME_FAILED)
-
-
-def _address_file(sweep: str) -> Path:
-    """Where this machine remembers the cluster that it last sent the sweep to."""
-    from em.catalogue import cache_dir
-
-    return cache_dir("submitted") / sweep
-
-
-def _job_name(sweep: str) -> str:
-    return f"emsweep-{sweep}"
-
-
-def _open(spec: Path, store: str | None) -> tuple[Any, Any]:
-    """Return the resolved sweep and the store it names; nothing is written."""
-    from sweeps.plan import load_plan
-    from sweeps.registry import check_same
-    from sweeps.store import open_store
-
-    loaded = load_plan(spec)
-    target = open_store(store or os.environ.get(STORE_ENV) or loaded.spec.store or DEFAULT_STORE)
-    check_same(loaded, target)
-    return loaded, target
+app.command()(submit)
+app.command()(logs)
 
 
 def _run(
