@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.requests import Completion, EngineDead, PoolConfig, Weights
+from cluster.requests import Completion, EngineDead, PoolConfig, PromptsTooLong, Weights
 from cluster.serving import Pool, connect_pool, start_pool, stop_pool
 from tests.engines import adapter, ask, engine_config, merge, tiny_model
 
@@ -99,10 +99,11 @@ def test_a_task_can_use_the_pool_or_find_it_by_name(pool: Pool) -> None:
     assert all(same(got, expected) for got in ray.get(task.remote(pool)))
 
 
-def test_the_callers_mistake_comes_back_as_a_plain_value_error(pool: Pool) -> None:
-    with pytest.raises(ValueError, match=r"^a prompt of .* exceed max_model_len 256") as caught:
+def test_the_callers_mistake_comes_back_as_it_was_raised(pool: Pool) -> None:
+    with pytest.raises(PromptsTooLong, match=r"^a prompt of .* exceed max_model_len 256") as caught:
         asyncio.run(pool.complete([ask("x" * 300)], None))
-    assert type(caught.value) is ValueError
+    assert type(caught.value) is PromptsTooLong
+    assert caught.value.places == (0,)
     assert pool.retried == 0
 
 
