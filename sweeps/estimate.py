@@ -10,9 +10,12 @@ from sweeps.artefacts import Provenance
 from sweeps.plan import CellPlan, JudgingPlan, Stage, stages_to_run
 from sweeps.store import Store
 from sweeps.times import union_length
+from sweeps.work import work_done
 
-# Seconds a cell on two CPU cores (AVX-512, bf16) with smollm2-135m, measured by tests/benchmarks:
-# training a character, writing a token, judging a token; and starting the pools.
+# Seconds on two CPU cores (AVX-512, bf16) with smollm2-135m: training a character, writing a token,
+# judging a token; and starting Ray and the pools. Rounded from the stage times of two reports: the
+# quickstart's (29 s for 14,000 to 17,000 characters; 215 s for the answers and scores of 9 cells,
+# which these rates put at 260 s) and that of insecure_cpu, run beside other work.
 REFERENCE = {"train": 0.002, "generate": 0.004, "judge": 0.0025}
 REFERENCE_BASIS = "no finished cell in this store: rates of a 135M model on 2 CPU cores"
 START_S = 75.0
@@ -59,7 +62,12 @@ def _pieces(cell: CellPlan, stage: Stage) -> float:
 
 
 def _judged_tokens(cell: CellPlan, judging: JudgingPlan) -> float:
-    """An upper bound: every answer as long as it may be, four characters a token."""
+    """An upper bound: every answer as long as it may be, four characters a token.
+
+    Patterns and analysers take no time worth counting.
+    """
+    if judging.identity["judge"]["kind"] in ("pattern", "analyser"):
+        return 0.0
     evaluation = next(e for e in cell.evaluations if e.name == judging.evaluation)
     return sum(
         samples * (len(template) / 4 + evaluation.sampling.max_tokens)
@@ -72,22 +80,12 @@ def _measured(cells: Sequence[CellPlan], store: Store) -> dict[str, float]:
     """Return seconds a piece by stage; stages that ran side by side are counted once."""
     done: dict[str, list[Provenance]] = {}
     pieces: dict[str, float] = {}
-
-    def add(stage: Stage, cell: CellPlan, made: list[Provenance]) -> None:
-        done.setdefault(stage, []).extend(made)
-        pieces[stage] = pieces.get(stage, 0.0) + _pieces(cell, stage)
-
     for cell in cells:
-        training = store.training(cell.training_key) if cell.cell.training else None
-        if training:
-            add("train", cell, [training.provenance])
         left = stages_to_run(cell, store)
-        responses = [store.stream("responses", e.stream) for e in cell.evaluations]
-        if "generate" not in left:
-            add("generate", cell, [p for r in responses if r for p in r.provenance])
-        judged = [store.stream("judgements", j.stream) for j in cell.judgings]
-        if "judge" not in left:
-            add("judge", cell, [p for r in judged if r for p in r.provenance])
+        for stage, made in work_done(cell, store).items():
+            if made and stage not in left:
+                done.setdefault(stage, []).extend(made)
+                pieces[stage] = pieces.get(stage, 0.0) + _pieces(cell, stage)
     return {
         stage: union_length((p.started, p.started + p.seconds) for p in made) / pieces[stage]
         for stage, made in done.items()

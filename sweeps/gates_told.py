@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from sweeps.plan import SweepPlan
 from sweeps.stages import WEAK, WRONG
 from sweeps.store import Store
+from sweeps.work import work_done
 
 
 def gate_warnings(sweep: SweepPlan, store: Store) -> list[str]:
@@ -16,8 +17,7 @@ def gate_warnings(sweep: SweepPlan, store: Store) -> list[str]:
     wrong: dict[str, str] = {}
     weak: list[str] = []
     for cell in sweep.cells:
-        streams = (store.stream("responses", e.stream) for e in cell.evaluations)
-        told = (p.gates.get("adapter", "") for s in streams if s for p in s.provenance)
+        told = (p.gates.get("adapter", "") for p in work_done(cell, store)["generate"])
         if any(text.startswith(WEAK) for text in told):
             weak.append(cell.cell_id)
         for judging in cell.judgings:

@@ -9,8 +9,9 @@ from typing import Any
 from em.record import fingerprint
 from sweeps.plan import SweepPlan
 from sweeps.provenance import commit, versions
-from sweeps.spend import Spending, streams_of
+from sweeps.spend import Spending, judged_streams
 from sweeps.store import Store
+from sweeps.work import work_done
 
 
 def identities(sweep: SweepPlan, store: Store) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _spent(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for judge in sweep.spec.judges:
         if judge.api is not None:
-            usage = Spending(store, judge.name).total(streams_of(sweep, judge.name))
+            usage = Spending(store, judge.name).total(judged_streams(sweep, judge.name))
             price = sweep.prices.get(judge.name)
             found[judge.name] = usage.model_dump() | (
                 {"usd": round(usage.usd(price), 4)} if price else {}
@@ -90,12 +91,7 @@ def _made_with(sweep: SweepPlan, store: Store) -> list[dict[str, Any]]:
     """Return each distinct (commit, device, versions) that made a finished stage."""
     found: dict[str, dict[str, Any]] = {}
     for cell in sweep.cells:
-        training = store.training(cell.training_key) if cell.cell.training else None
-        streams = [store.stream("responses", e.stream) for e in cell.evaluations]
-        streams += [store.stream("judgements", j.stream) for j in cell.judgings]
-        made = [training.provenance] if training else []
-        made += [p for stream in streams if stream for p in stream.provenance]
-        for p in made:
+        for p in (p for work in work_done(cell, store).values() for p in work):
             one = {"commit": p.commit, "device": p.device, "host": p.host, "versions": p.versions}
             found[json.dumps(one, sort_keys=True)] = one
     return list(found.values())

@@ -30,14 +30,14 @@ def budget_plans(plan: SweepPlan) -> tuple[BudgetPlan, ...]:
             judge=judge.name,
             config=judge.budget,
             price=plan.prices.get(judge.name),
-            streams=streams_of(plan, judge.name),
+            streams=judged_streams(plan, judge.name),
         )
         for judge in plan.spec.judges
         if judge.budget is not None
     )
 
 
-def streams_of(plan: SweepPlan, judge: str) -> tuple[str, ...]:
+def judged_streams(plan: SweepPlan, judge: str) -> tuple[str, ...]:
     """Return every stream of the sweep that holds judgements of `judge`, each once."""
     judgings = (j for cell in plan.cells for j in cell.judgings if j.judge == judge)
     return tuple(dict.fromkeys(judging.stream for judging in judgings))
@@ -75,7 +75,7 @@ def foreseen(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[st
         if judge.api is None:
             continue
         usage = expected(plan, todo, store, judge.name)
-        spent = Spending(store, judge.name).total(streams_of(plan, judge.name))
+        spent = Spending(store, judge.name).total(judged_streams(plan, judge.name))
         price = plan.prices.get(judge.name)
         money = f", {usage.usd(price):.2f} USD" if price else ""
         line = (

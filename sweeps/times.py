@@ -9,6 +9,7 @@ from em.record import Record
 from sweeps.artefacts import DriverBeat
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.store import Store
+from sweeps.work import work_done
 
 
 class Overhead(Record):
@@ -44,14 +45,7 @@ def _stage_intervals(
     done = []
     finished = 0
     for cell in cells:
-        training = store.training(cell.training_key) if cell.cell.training else None
-        found = [training.provenance] if training else []
-        for evaluation in cell.evaluations:
-            record = store.stream("responses", evaluation.stream)
-            found += record.provenance if record else []
-        for judging in cell.judgings:
-            record = store.stream("judgements", judging.stream)
-            found += record.provenance if record else []
+        found = [p for work in work_done(cell, store).values() for p in work]
         finished += bool(found)
         done += [(p.started, p.started + p.seconds) for p in found]
     return done, finished

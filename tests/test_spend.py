@@ -14,7 +14,7 @@ from em.judging import JudgeCallFailed, Judgement, Reading
 from sweeps.failures import is_transient
 from sweeps.identities import identities
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
-from sweeps.spend import Spending, budget_plans, foreseen, open_budgets, streams_of
+from sweeps.spend import Spending, budget_plans, foreseen, judged_streams, open_budgets
 from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
 
@@ -75,7 +75,7 @@ def test_a_budget_is_one_over_cells_and_runs_and_nothing_is_paid_twice(tmp_path:
     assert carry_out(few, second, store) == 6
     assert stages_to_run(second, store) == ["judge"]
     assert carry_out(few, second, store) == 0  # nothing is left, and nothing is lost
-    spent = Spending(store, "api").total(streams_of(few, "api"))
+    spent = Spending(store, "api").total(judged_streams(few, "api"))
     assert spent == Usage(calls=20, prompt_tokens=200, completion_tokens=20)
     told = identities(few, store)["spent by judges behind an address"]
     assert told == {"api": {"calls": 20, "prompt_tokens": 200, "completion_tokens": 20}}
@@ -90,7 +90,7 @@ def test_another_judges_calls_are_not_in_the_budget(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     mine = sweep(tmp_path, calls=14)
     carry_out(mine, mine.cells[0], store)
-    assert Spending(store, "other").total(streams_of(mine, "api")) == Usage()
+    assert Spending(store, "other").total(judged_streams(mine, "api")) == Usage()
 
 
 def test_the_plan_says_what_is_to_come_what_was_spent_and_that_a_key_is_missing(
