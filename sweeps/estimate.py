@@ -6,7 +6,7 @@ An estimate, always with its basis. Knows nothing of how the work is done.
 from collections.abc import Iterable, Sequence
 
 from em.record import Record
-from sweeps.artefacts import Provenance
+from sweeps.artefacts import Provenance, StreamKind
 from sweeps.plan import CellPlan, JudgingPlan, Stage, stages_to_run
 from sweeps.store import Store
 from sweeps.times import union_length
@@ -36,7 +36,7 @@ def estimate(
     work: dict[str, float] = {"train": 0.0, "generate": 0.0, "judge": 0.0}
     for cell in todo:
         for stage in stages_to_run(cell, store):
-            work[stage] += _pieces(cell, stage)
+            work[stage] += _pieces(cell, stage) * _share_left(cell, stage, store)
     measured = _measured(everything, store)
     rates = REFERENCE | measured
     by_stage = {stage: work[stage] * rates[stage] for stage in work}
@@ -59,6 +59,24 @@ def _pieces(cell: CellPlan, stage: Stage) -> float:
             return sum(e.num_responses * e.sampling.max_tokens for e in cell.evaluations)
         case "judge":
             return sum(_judged_tokens(cell, judging) for judging in cell.judgings)
+
+
+def _share_left(cell: CellPlan, stage: Stage, store: Store) -> float:
+    """Return which share of a stage is missing: a sweep that grew lacks only the difference."""
+    if stage == "train":
+        return 1.0
+    kept: list[tuple[StreamKind, str, dict[str, int]]] = (
+        [("responses", e.stream, e.wanted) for e in cell.evaluations]
+        if stage == "generate"
+        else [("judgements", j.stream, j.wanted) for j in cell.judgings]
+    )
+    wanted = sum(sum(samples.values()) for _, _, samples in kept)
+    missing = sum(
+        len(indices)
+        for kind, stream, samples in kept
+        for indices in store.missing(kind, stream, samples).values()
+    )
+    return missing / wanted if wanted else 0.0
 
 
 def _judged_tokens(cell: CellPlan, judging: JudgingPlan) -> float:
