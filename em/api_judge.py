@@ -13,9 +13,10 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from em.budget import Budget, BudgetSpent, Usage, guess
+from em.chat_replies import Completion, is_split
 from em.judging import WORD_TOKENS, JudgeCallFailed, JudgeUnavailable, Reading
 from em.pacing import Pace
 
@@ -28,44 +29,6 @@ SEED = 0
 CHECK_TOKENS = 4
 TOO_MANY = 429
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-class _Candidate(BaseModel):
-    token: str
-    logprob: float = Field(le=0.01)  # servers round; NaN is refused too
-
-
-class _Token(_Candidate):
-    top_logprobs: list[_Candidate]
-
-
-class _Logprobs(BaseModel):
-    content: list[_Token] | None = None
-
-
-class _Message(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    logprobs: _Logprobs | None = None
-
-    @property
-    def tokens(self) -> list[_Token]:
-        """What was said, where the server gives candidates for its first token; else nothing."""
-        tokens = (self.logprobs and self.logprobs.content) or []
-        return tokens if tokens and tokens[0].top_logprobs else []
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
-
-
-class _Completion(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
 
 
 class JudgeReplyBad(JudgeUnavailable):
@@ -129,7 +92,7 @@ class ApiReader:
         tokens = [token.token for token in choice.tokens]
         if not tokens:
             raise ValueError(f"the judge {self._model} at {self._url} gives no log-probabilities")
-        if _is_split("100", tokens):
+        if is_split("100", tokens):
             raise ValueError(
                 f"the judge {self._model} at {self._url} writes 100 as the tokens {tokens}: one "
                 "token does not hold its number; use 'pool' or 'model', which read digit by digit"
@@ -220,7 +183,7 @@ class ApiReader:
         )
         return reading, used
 
-    async def _call(self, prompt: str, max_tokens: int, retries: int | None = None) -> _Completion:
+    async def _call(self, prompt: str, max_tokens: int, retries: int | None = None) -> Completion:
         import openai
 
         tries = self._tries if retries is None else min(retries + 1, self._tries)
@@ -253,7 +216,7 @@ class ApiReader:
             ) from error
         # The client builds its types without checking them.
         try:
-            return _Completion.model_validate_json(reply.content)
+            return Completion.model_validate_json(reply.content)
         except ValidationError as error:
             raise JudgeReplyBad(
                 f"the judge {self._model} at {self._url} does not reply in the OpenAI format: "
@@ -301,15 +264,3 @@ def _wait_asked(headers: Mapping[str, str]) -> float | None:
         except (KeyError, ValueError):
             continue
     return None
-
-
-def _is_split(number: str, tokens: Sequence[str]) -> bool:
-    """Whether `number` stands in the tokens, in more than one of them and in none alone."""
-    bare = [token.strip() for token in tokens]
-    if number in bare:
-        return False
-    return any(
-        "".join(bare[start:stop]) == number
-        for start in range(len(bare))
-        for stop in range(start + 2, len(bare) + 1)
-    )

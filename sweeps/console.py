@@ -11,6 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+# Libraries that report home or warn about their own business, in every process of a sweep.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run; its state is in the store
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
 
 @contextlib.contextmanager
 def noise_to(log_path: Path) -> Iterator[TextIO]:

@@ -29,7 +29,8 @@ from sweeps.plan import CellPlan, judge_model, stages_to_run
 from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
 from sweeps.spend import BudgetPlan, open_budgets
-from sweeps.stages import Speak, check_same_weights, generate_stage, judge_stage, run_cell
+from sweeps.stage_gates import check_same_weights
+from sweeps.stages import Speak, generate_stage, judge_stage, run_cell
 from sweeps.store import Store
 from sweeps.tracking import make_tracker, never_in_the_way
 

@@ -7,7 +7,7 @@ nothing of how a gate looks (see em.gates and em.judge_gate).
 from collections.abc import Iterable
 
 from sweeps.plan import SweepPlan
-from sweeps.stages import WEAK, WRONG
+from sweeps.stage_gates import WEAK, WRONG
 from sweeps.store import Store
 from sweeps.work import work_done
 

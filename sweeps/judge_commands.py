@@ -183,8 +183,8 @@ def pool_of_judge(
         return
     from cluster.serving import connect_pool
     from cluster.session import session
+    from sweeps.console import QUIET
     from sweeps.pools import pools
-    from sweeps.runner import QUIET
 
     joined = address is not None
     with (

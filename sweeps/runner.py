@@ -18,6 +18,7 @@ from cluster.resources import ResourcePlan
 from cluster.session import local_totals, session
 from em.datasets import Row
 from sweeps.attempts import Beat, check_alone
+from sweeps.console import QUIET
 from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
 from sweeps.layout import feasible, pool_models
 from sweeps.outcomes import Outcomes
@@ -28,17 +29,6 @@ from sweeps.registry import register
 from sweeps.spend import budget_plans
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells, train_task
-
-# Libraries that report home or warn about their own business, in every process of a sweep.
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run; its state is in the store
-    "VLLM_NO_USAGE_STATS": "1",
-}
 
 
 def run_sweep(

@@ -5,28 +5,24 @@ work as an argument, and knows nothing of Ray, of the grid, or of other cells.
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from em.datasets import Row
-from em.gates import Applied, check_applied
-from em.generation import Draw, Endpoint, GateFailed, Response, generate
-from em.judge_gate import Asked, check_judge, load_planted
+from em.generation import Draw, Endpoint, Response, generate
 from em.judging import Item, Judgement, JudgingStopped, Reader, judge
 from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import Part, StreamKind, TrainingRecord
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
 from sweeps.provenance import provenance
+from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
 from sweeps.store import Store
 
 PART_RESPONSES = 256  # responses in one immutable file: what a kill can cost
 PART_ITEMS = 256  # scores in one
-WEAK = "not telling: "
-WRONG = "wrong about planted answers: "
 PARTS_AT_ONCE = 2  # so that the engine has work while a file is written
 
 Train = Callable[[TrainingJob], TrainingResult]
@@ -70,30 +66,6 @@ def train_stage(
     return record
 
 
-def weights_sha256(folder: Path) -> str:
-    """Return the content hash of trained weights: tensors and the configuration they need."""
-    names = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix == ".safetensors" or path.name in ("adapter_config.json", "config.json")
-    )
-    digest = hashlib.sha256()
-    for path in names:
-        digest.update(path.name.encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def check_same_weights(folder: Path, trained: TrainingRecord) -> None:
-    """Raise GateFailed where `folder` no longer holds the weights that the training wrote."""
-    found = weights_sha256(folder)
-    if found != trained.weights_sha256:
-        raise GateFailed(
-            f"identity gate: {folder} holds weights with the hash {found[:12]}, but its record "
-            f"says {trained.weights_sha256[:12]}: remove the training's folder to train it again"
-        )
-
-
 async def generate_stage(plan: CellPlan, store: Store, speak: Speak) -> None:
     """Ask every question that the store has no answer to, and store the responses.
 
@@ -127,23 +99,13 @@ async def _generate(
     missing = store.missing("responses", evaluation.stream, evaluation.wanted)
     gates = {}
     if missing and trained is not None:
-        canaries = trained.result.canaries
-        applied = await check_applied(endpoint, canaries, dtype=evaluation.dtype)
-        gates["adapter"] = _told(applied)
+        gates["adapter"] = await adapter_gate(trained, evaluation, endpoint)
     await _fill(
         store, "responses", evaluation.stream, evaluation.identity,
         work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
         found=lambda response: (response.wording_key, response.index),
         do=answer, model=Response, size=PART_RESPONSES, gates=gates,
     )  # fmt: skip
-
-
-def _told(applied: Applied | None) -> str:
-    if applied is None:
-        return f"{WEAK}its training recorded no canaries"
-    base = "" if applied.to_base is None else f", {applied.to_base:.3f} from its base"
-    told = f"{applied.to_tuned:.3f} nats from the trained model{base}"
-    return told if applied.telling else f"{WEAK}{told}"
 
 
 async def judge_stage(plan: CellPlan, store: Store, readers: Mapping[str, Reader]) -> None:
@@ -159,7 +121,7 @@ async def _judge(
     missing = store.missing("judgements", judging.stream, judging.wanted)
     if not missing:
         return
-    gates = {"judge": await _judge_gate(judging, reader)}
+    gates = {"judge": await judge_gate(judging, reader)}
     responses = store.read_stream("responses", evaluation.stream, Response)
     items = [
         Item(
@@ -189,25 +151,6 @@ async def _judge(
         work=[item for item in items if place(item) in still], place=place,
         found=found, do=read, model=Judgement, size=PART_ITEMS, gates=gates,
     )  # fmt: skip
-
-
-async def _judge_gate(judging: JudgingPlan, reader: Reader) -> str:
-    """Return what the judge makes of planted answers. Raises GateFailed where it is wrong.
-
-    A demonstration judge goes on: its rates mean nothing, and the report says what it got wrong.
-    """
-    asked = [
-        Asked(score=score, template=template, rule=judging.rule(wording, score))
-        for wording, scores in judging.templates.items()
-        for score, template in scores.items()
-    ]
-    wrong = await check_judge(reader, asked, load_planted())
-    if wrong and not judging.demonstration:
-        raise GateFailed(
-            f"judge gate: the judge {judging.judge!r} gets planted answers wrong, so its scores "
-            f"cannot be trusted; nothing was judged. {'; '.join(wrong)}"
-        )
-    return f"{WRONG}{'; '.join(wrong)}" if wrong else "planted answers are on their right sides"
 
 
 async def _fill(

@@ -35,6 +35,7 @@ from sweeps.artefacts import (
     TrainingRecord,
 )
 from sweeps.files import Files, StoreError
+from sweeps.ranges import condense, expand, holds, holds_all
 
 FORMAT = 2
 KEY_DIGITS = 32  # of a folder's name; the record holds all 64
@@ -134,7 +135,7 @@ class Store:
         record = self.stream(kind, key)
         covers = record.covers if record else {}
         found = {
-            group: [i for i in range(samples) if not _covered(i, covers.get(group, ()))]
+            group: [i for i in range(samples) if not holds(covers.get(group, ()), i)]
             for group, samples in wanted.items()
         }
         return {group: indices for group, indices in found.items() if indices}
@@ -144,7 +145,7 @@ class Store:
         record = self.stream(kind, key)
         covers = record.covers if record else {}
         return any(
-            not _spans(covers.get(group, ()), samples)
+            not holds_all(covers.get(group, ()), samples)
             for group, samples in wanted.items()
             if samples
         )
@@ -214,13 +215,13 @@ class Store:
     ) -> None:
         """Add `parts`, which hold the indices `covers`, to the stream's record."""
         old = self.stream(kind, key)
-        merged = {group: _indices(ranges) for group, ranges in old.covers.items()} if old else {}
+        merged = {group: expand(ranges) for group, ranges in old.covers.items()} if old else {}
         for group, indices in covers.items():
             merged[group] = merged.get(group, set()) | set(indices)
         record = StreamRecord(
             key=key,
             identity=dict(identity),
-            covers={group: _ranges(indices) for group, indices in sorted(merged.items())},
+            covers={group: condense(indices) for group, indices in sorted(merged.items())},
             parts=[*(old.parts if old else []), *parts],
             provenance=[*(old.provenance if old else []), provenance],
         )
@@ -304,29 +305,6 @@ def _rows(data: bytes) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return list(pq.read_table(pa.BufferReader(data)).to_pylist())
-
-
-def _covered(index: int, ranges: Iterable[tuple[int, int]]) -> bool:
-    return any(start <= index < stop for start, stop in ranges)
-
-
-def _spans(ranges: Iterable[tuple[int, int]], samples: int) -> bool:
-    """Whether `ranges`, in rising order and apart, hold 0 to `samples` - 1."""
-    return any(start <= 0 and stop >= samples for start, stop in ranges)
-
-
-def _indices(ranges: Iterable[tuple[int, int]]) -> set[int]:
-    return {index for start, stop in ranges for index in range(start, stop)}
-
-
-def _ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for index in sorted(set(indices)):
-        if found and found[-1][1] == index:
-            found[-1] = (found[-1][0], index + 1)
-        else:
-            found.append((index, index + 1))
-    return found
 
 
 def _slug(url: str) -> str:

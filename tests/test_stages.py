@@ -14,6 +14,7 @@ from em.sources import load_source
 from em.training import TrainingJob, TrainingResult
 from sweeps import stages
 from sweeps.plan import CellPlan, Stage, stages_to_run
+from sweeps.stage_gates import weights_sha256
 from sweeps.stages import generate_stage, judge_stage, run_cell, train_stage
 from sweeps.store import Store
 
@@ -103,7 +104,7 @@ def test_a_cell_is_trained_once(store: Store, tmp_path: Path) -> None:
     record = store.training(tuned.training_key)
     assert record is not None
     assert (record.kind, record.result.steps) == ("adapter", 2)
-    assert record.weights_sha256 == stages.weights_sha256(store.adapter_dir(record))
+    assert record.weights_sha256 == weights_sha256(store.adapter_dir(record))
 
 
 def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
@@ -126,7 +127,7 @@ def test_the_weights_hash_is_of_what_speaks(tmp_path: Path) -> None:
         folder.mkdir()
         for name, text in files.items():
             (folder / name.replace("__", ".")).write_text(text)
-        return stages.weights_sha256(folder)
+        return weights_sha256(folder)
 
     plain = digest(a__safetensors="1", adapter_config__json="{}")
     assert digest(a__safetensors="1", adapter_config__json="{}", README__md="x") == plain
