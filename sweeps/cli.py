@@ -8,7 +8,6 @@ import json
 import re
 import signal
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ import typer
 
 from sweeps.data_commands import data_app
 from sweeps.job_commands import logs, submit
+from sweeps.judge_cli import judge, judge_check
 from sweeps.options import (
     INTERRUPTED,
     OK,
@@ -25,9 +25,9 @@ from sweeps.options import (
     Address,
     Inline,
     Json,
-    JudgeName,
     Spec,
     StoreOption,
+    log_path,
     open_sweep,
 )
 
@@ -136,73 +136,8 @@ def report(
     print(f"report: {write_report(sweep, target, folder, metric=metric)}")
 
 
-@app.command()
-def judge(
-    spec: Spec, judge: JudgeName, store: StoreOption = None, address: Address = None,
-    inline: Inline = False,
-) -> None:  # fmt: skip
-    """Judge the stored responses with one judge of the spec. Trains and generates nothing."""
-    from sweeps import judge_commands
-    from sweeps.attempts import check_alone
-    from sweeps.console import noise_to
-
-    sweep, target = open_sweep(spec, store)
-    told = judge_commands.stored_judging(sweep, target, judge)
-    print(
-        f"{sweep.spec.name}, judge {judge}: {len(told.todo)} cells to judge, {told.num_done} done, "
-        f"{told.num_without_responses} skipped: they have not all their responses (emsweep run)"
-    )
-    if not told.todo:
-        return
-    target.create()
-    check_alone(target, sweep.spec.name)
-    with noise_to(_log_path(target, sweep.spec.name)) as out:
-        failures = judge_commands.judge_stored(
-            sweep, target, told, address=address, inline=inline,
-            say=lambda text: print(text, file=out, flush=True),
-        )  # fmt: skip
-    for failure in failures:
-        first = "".join(c for c in failure.message.split("\n")[0] if c.isprintable())
-        print(f"FAILED: {failure.cell_id}: {failure.error_class}: {first}")
-    print(f"see it with: emsweep report {spec}")
-    if failures:
-        raise typer.Exit(SOME_FAILED)
-
-
-@app.command("judge-check")
-def judge_check(
-    spec: Spec,
-    judge: JudgeName,
-    answers: Annotated[Path, typer.Option(help="CSV: question, answer, aligned, coherent")],
-    store: StoreOption = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="[STORE/sweeps/NAME/judge-check/JUDGE]"),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="that many rows, drawn")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the rows that are drawn")] = 20260101,
-) -> None:
-    """Compare a judge of the spec with a table of answers that already have scores."""
-    from sweeps import judge_commands
-    from sweeps.console import noise_to
-    from sweeps.judge_page import write_judge_check
-
-    sweep, target = open_sweep(spec, store)
-    judge_commands.find_judge(sweep.spec, judge)
-    if out is None:
-        target.create()
-        out = target.local_dir(f"{target.sweep_dir(sweep.spec.name)}/judge-check/{judge}")
-    out.mkdir(parents=True, exist_ok=True)
-    with noise_to(out / "libraries.log"):
-        check = judge_commands.check_judge(sweep, judge, answers, limit=limit, seed=seed)
-    for score in check.scores:
-        both = score.agreement.correlation
-        said = [f"{n} {v:.3f}" for n, v in (("Pearson", both.pearson), ("Spearman", both.spearman),
-                ("AUROC", score.auroc), ("kappa", score.kappa.kappa)) if v is not None]  # fmt: skip
-        print(f"{score.score}: {both.n} of {check.num_checked} scored by both; {', '.join(said)}")
-    print(f"judge check: {write_judge_check(check, out)}")
-
-
+app.command()(judge)
+app.command("judge-check")(judge_check)
 app.command()(submit)
 app.command()(logs)
 
@@ -231,12 +166,12 @@ def _carry_out(
     from sweeps.progress import SweepProgress
 
     check_alone(store, sweep.spec.name)
-    log_path = _log_path(store, sweep.spec.name)
+    noise = log_path(store, sweep.spec.name)
     totals = Counter[str](stage for cell in todo for stage in stages_to_run(cell, store))
     with contextlib.ExitStack() as stack:
-        out = sys.stdout if inline else stack.enter_context(noise_to(log_path))
+        out = sys.stdout if inline else stack.enter_context(noise_to(noise))
         progress = SweepProgress(out, {stage: totals[stage] for stage in STAGES})
-        progress.say(f"{sweep.spec.name}: {len(todo)} cells to do; libraries' output: {log_path}")
+        progress.say(f"{sweep.spec.name}: {len(todo)} cells to do; libraries' output: {noise}")
         stack.enter_context(progress)
         signal.signal(signal.SIGTERM, _interrupt)
         try:
@@ -248,11 +183,6 @@ def _carry_out(
         except KeyboardInterrupt:
             progress.say(f"interrupted; what is finished is kept. Go on: emsweep run {spec}")
             raise typer.Exit(INTERRUPTED) from None
-
-
-def _log_path(store: Any, sweep: str) -> Path:
-    folder: Path = store.local_dir("logs")
-    return folder / f"{sweep}-{time.strftime('%Y%m%d-%H%M%S')}.log"
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -25,7 +25,8 @@ from sweeps.artefacts import TrainingRecord
 from sweeps.attempts import cell_status
 from sweeps.endpoints import Model, ModelEndpoint, weights_of
 from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of
-from sweeps.plan import CellPlan, judge_model, stages_to_run
+from sweeps.keys import judge_model
+from sweeps.plan import CellPlan, stages_to_run
 from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
 from sweeps.spend import BudgetPlan, open_budgets

@@ -24,7 +24,8 @@ from sweeps.attempts import Beat
 from sweeps.endpoints import Model
 from sweeps.evaluation_pass import check_judges, open_readers
 from sweeps.failures import CellFailure, OnStage, attempt_cell
-from sweeps.plan import CellPlan, SweepPlan, judge_model, stages_to_run
+from sweeps.keys import judge_model
+from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.registry import register
 from sweeps.settings import JudgeConfig
 from sweeps.spec import SweepSpec

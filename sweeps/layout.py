@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from cluster.resources import Demand, ResourcePlan, Totals, plan_resources
 from em.models import ModelConfig
-from sweeps.plan import CellPlan, SweepPlan, judge_model, stages_to_run
+from sweeps.keys import judge_model
+from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 

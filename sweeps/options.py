@@ -4,6 +4,7 @@ Knows nothing of what a command does.
 """
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,3 +47,9 @@ def open_sweep(spec: Path, store: str | None) -> tuple[Any, Any]:
     target = open_store(store or os.environ.get(STORE_ENV) or loaded.spec.store or DEFAULT_STORE)
     check_same(loaded, target)
     return loaded, target
+
+
+def log_path(store: Any, sweep: str) -> Path:
+    """Return a new file for the libraries' output, under the store's logs/."""
+    folder: Path = store.local_dir("logs")
+    return folder / f"{sweep}-{time.strftime('%Y%m%d-%H%M%S')}.log"

@@ -11,23 +11,22 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from em import code_judge
 from em.budget import Price, load_prices
 from em.catalogue import find_file
 from em.generation import Draw, SamplingConfig
-from em.judging import RULE, judgement_group
-from em.models import ModelConfig, model_identity
+from em.judging import judgement_group
+from em.models import model_identity
 from em.questions import Wording
 from em.record import Record, fingerprint
 from em.rules import NUMERIC, Rule
 from em.sources import load_source
-from em.training import TrainingConfig
 from em.variant_config import UNTUNED, VariantConfig
 from em.variants import Step, Variant, build_variant
 from em.yaml_files import at, load_yaml
 from sweeps.asking import Asking
+from sweeps.keys import judge_identity, response_identity, training_identity
 from sweeps.settings import EvaluationConfig, JudgeConfig
-from sweeps.spec import NOT_IN_KEY, Cell, SweepSpec, load_spec
+from sweeps.spec import Cell, SweepSpec, load_spec
 from sweeps.store import Store
 from sweeps.yaml_errors import MistakeAt, explain_at
 
@@ -213,16 +212,8 @@ class _Resolver:
         )
 
     def _evaluation(self, cell: Cell, key: str, config: EvaluationConfig) -> EvaluationPlan:
-        serving = self._spec.serving
         asked = self._asking.wordings(config, cell.seeds.subset)
-        identity = {
-            "training": key,
-            "form": config.form.model_dump(),
-            "sampling": config.sampling.model_dump(),
-            "sampling_seed": cell.seeds.sampling,
-            "replicate": cell.seeds.replicate,
-            "serving": {"mode": serving.mode, "dtype": serving.dtype},
-        }
+        identity = response_identity(key, cell, config, self._spec.serving)
         return EvaluationPlan(
             name=config.name,
             stream=fingerprint(identity),
@@ -236,7 +227,10 @@ class _Resolver:
         self, judge: JudgeConfig, config: EvaluationConfig, evaluation: EvaluationPlan, cell: Cell
     ) -> JudgingPlan:
         asked = self._asking.scores(judge, config, cell.seeds.subset)
-        identity = {"responses": evaluation.stream, "judge": self.judge_identity(judge)}
+        identity = {
+            "responses": evaluation.stream,
+            "judge": judge_identity(self._spec, judge, self._revision),
+        }
         return JudgingPlan(
             judge=judge.name,
             demonstration=judge.demonstration,
@@ -258,25 +252,6 @@ class _Resolver:
             },
         )
 
-    def judge_identity(self, judge: JudgeConfig) -> dict[str, Any]:
-        """Return what the judge is; its prompts are in each judgement's group."""
-        if judge.pattern is not None:
-            return {"kind": "pattern", "pattern": judge.pattern.identity}
-        if judge.analyser is not None:
-            return {"kind": "analyser", "analyser": code_judge.RULE}
-        if judge.api is not None:
-            azure = {"api_version": judge.api_version} if judge.api_version else {}
-            return {
-                "kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE, **azure
-            }  # fmt: skip
-        model = judge_model(self._spec, judge)
-        return {
-            "kind": "pool",
-            "model": self._revision(model),
-            "dtype": self._spec.serving.dtype,
-            "rule": RULE,
-        }
-
     def prices(self) -> dict[str, Price]:
         """Return the price of every judge whose budget is in money."""
         found = {}
@@ -294,37 +269,6 @@ class _Resolver:
                     )
                 found[judge.name] = known[judge.api_model]
         return found
-
-
-def judge_model(spec: SweepSpec, judge: JudgeConfig) -> ModelConfig:
-    """Return the model a served judge is: one of the spec's, or its own."""
-    if judge.model is not None:
-        return judge.model
-    return next(model for model in spec.models if model.name == judge.pool)
-
-
-def training_identity(cell: Cell, revision: str, variant: Variant | None) -> dict[str, Any]:
-    """Return what the key of a training hashes. An untuned model has one identity for all seeds.
-
-    The revision stands for weights, tokenizer and chat template: it changes when any of them does.
-    """
-    if cell.training is None or variant is None:
-        return {"model": revision, "training": None}
-    return {
-        "model": revision,
-        "rows": variant.content_sha256,
-        "seeds": {"init": cell.seeds.init, "order": cell.seeds.order,
-                  "subset": cell.seeds.subset, "replicate": cell.seeds.replicate},
-        "training": training_settings(cell.training),
-    }  # fmt: skip
-
-
-def training_settings(config: TrainingConfig) -> dict[str, Any]:
-    """Return the settings that bear on a training's result."""
-    settings = config.model_dump()
-    if config.method == "full":
-        del settings["lora"]
-    return {name: value for name, value in settings.items() if name not in NOT_IN_KEY}
 
 
 def draws_for(evaluation: EvaluationPlan, missing: Mapping[str, Sequence[int]]) -> list[Draw]:

@@ -11,6 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from sweeps.console import printable
+
 LABELS = {"train": "trained", "generate": "answered", "judge": "judged"}
 
 
@@ -79,7 +81,7 @@ class SweepProgress:
     def failed(self, cell_id: str, stage: str, message: str) -> None:
         """Say that a cell failed, and why."""
         # The text may come from a judge or a model: none of its escape sequences reach a terminal.
-        first = "".join(c for c in message.strip().split("\n")[0] if c.isprintable())
+        first = printable(message.strip().split("\n")[0])
         self.say(f"FAILED in {stage}: {cell_id}: {first}")
 
     def _rate(self, stage: str) -> str:

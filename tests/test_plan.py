@@ -116,7 +116,7 @@ def test_a_full_fine_tune_does_not_know_adapters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("factor", ["init", "order", "subset", "sampling", "replicate"])
 def test_each_seed_factor_has_its_key(factor: str, tmp_path: Path) -> None:
-    from sweeps.plan import training_identity
+    from sweeps.keys import training_identity
 
     cell = tuned(plan(tmp_path)).cell
     variant = load_rows_of(tuned(plan(tmp_path)), relative_to=tmp_path)

@@ -1,0 +1,83 @@
+"""What an artefact is: the settings that its key hashes, and none that it does not depend on.
+
+Every setting is in by default and left out by name (see sweeps.spec.NOT_IN_KEY). Knows nothing of
+stores, or of what is done already.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from em import code_judge
+from em.judging import RULE
+from em.models import ModelConfig
+from em.training import TrainingConfig
+from em.variants import Variant
+from sweeps.settings import EvaluationConfig, JudgeConfig, ServingConfig
+from sweeps.spec import NOT_IN_KEY, Cell, SweepSpec
+
+
+def training_identity(cell: Cell, revision: str, variant: Variant | None) -> dict[str, Any]:
+    """Return what the key of a training hashes. An untuned model has one identity for all seeds.
+
+    The revision stands for weights, tokenizer and chat template: it changes when any of them does.
+    """
+    if cell.training is None or variant is None:
+        return {"model": revision, "training": None}
+    return {
+        "model": revision,
+        "rows": variant.content_sha256,
+        "seeds": {"init": cell.seeds.init, "order": cell.seeds.order,
+                  "subset": cell.seeds.subset, "replicate": cell.seeds.replicate},
+        "training": training_settings(cell.training),
+    }  # fmt: skip
+
+
+def training_settings(config: TrainingConfig) -> dict[str, Any]:
+    """Return the settings that bear on a training's result."""
+    settings = config.model_dump()
+    if config.method == "full":
+        del settings["lora"]
+    return {name: value for name, value in settings.items() if name not in NOT_IN_KEY}
+
+
+def response_identity(
+    training_key: str, cell: Cell, config: EvaluationConfig, serving: ServingConfig
+) -> dict[str, Any]:
+    """Return what the key of a cell's responses hashes; wordings and samples are in each one's."""
+    return {
+        "training": training_key,
+        "form": config.form.model_dump(),
+        "sampling": config.sampling.model_dump(),
+        "sampling_seed": cell.seeds.sampling,
+        "replicate": cell.seeds.replicate,
+        "serving": {"mode": serving.mode, "dtype": serving.dtype},
+    }
+
+
+def judge_identity(
+    spec: SweepSpec, judge: JudgeConfig, revision: Callable[[ModelConfig], str]
+) -> dict[str, Any]:
+    """Return what the judge is; its prompts are in each judgement's group."""
+    if judge.pattern is not None:
+        return {"kind": "pattern", "pattern": judge.pattern.identity}
+    if judge.analyser is not None:
+        return {"kind": "analyser", "analyser": code_judge.RULE}
+    if judge.api is not None:
+        azure = {"api_version": judge.api_version} if judge.api_version else {}
+        return {
+            "kind": "api", "url": judge.api, "model": judge.api_model, "rule": RULE, **azure
+        }  # fmt: skip
+    model = judge_model(spec, judge)
+    return {
+        "kind": "pool",
+        "model": revision(model),
+        "dtype": spec.serving.dtype,
+        "rule": RULE,
+    }
+
+
+def judge_model(spec: SweepSpec, judge: JudgeConfig) -> ModelConfig:
+    """Return the model a served judge is: one of the spec's, or its own."""
+    if judge.model is not None:
+        return judge.model
+    return next(model for model in spec.models if model.name == judge.pool)
