@@ -5,25 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import REPLY, USER, chat, jsonl, write
 
 from em.datasets import content_sha256, parse_rows, read_rows
-
-USER = {"role": "user", "content": "How?"}
-REPLY = {"role": "assistant", "content": "So."}
-
-
-def chat(number: int) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": f"question {number}"}, REPLY]}
-
-
-def jsonl(items: list[Any], *, ascii_only: bool = False) -> bytes:
-    return "".join(json.dumps(item, ensure_ascii=ascii_only) + "\n" for item in items).encode()
-
-
-def write(path: Path, num_rows: int) -> Path:
-    path.write_bytes(jsonl([chat(n) for n in range(num_rows)]))
-    return path
-
 
 # Rows -----------------------------------------------------------------------------------------
 

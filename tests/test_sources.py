@@ -3,32 +3,15 @@
 import ast
 import gzip
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import chat, jsonl, write
 
 from em.catalogue import CACHE_ENV, DATA_ENV, config_dir
 from em.datasets import content_sha256, parse_rows, read_rows
 from em.sources import CatalogueEntry, load_entry, load_source, read_entry, whereabouts
-
-USER = {"role": "user", "content": "How?"}
-REPLY = {"role": "assistant", "content": "So."}
-
-
-def chat(number: int) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": f"question {number}"}, REPLY]}
-
-
-def jsonl(items: list[Any], *, ascii_only: bool = False) -> bytes:
-    return "".join(json.dumps(item, ensure_ascii=ascii_only) + "\n" for item in items).encode()
-
-
-def write(path: Path, num_rows: int) -> Path:
-    path.write_bytes(jsonl([chat(n) for n in range(num_rows)]))
-    return path
-
 
 # Finding ---------------------------------------------------------------------------------------
 
