@@ -126,7 +126,7 @@ def _decided(
         verdict, reason = "undecided", "the judge cannot judge (a demonstration)"
     elif claim.spread and first.variant == UNTUNED:
         verdict, reason = "undecided", "an untuned model has one training: no spread between seeds"
-    elif len({cell.seed for cell in one.values()}) < len(one):
+    elif any(len({cell.seed for cell in side.values()}) < len(side) for side in (one, other or {})):
         verdict = "undecided"
         reason = "factors are crossed within a seed, so its cells are no independent seeds"
     elif unfinished:
@@ -184,7 +184,7 @@ def _over_seeds(rates: Sequence[float | None], *, signed: bool) -> _Estimate:
     moved = summarise_seeds([round((rate + 1) / 2, DIGITS) for rate in present])
     found = _estimate(moved)
     back = {
-        name: None if value is None else 2 * value - 1
+        name: None if value is None else round(2 * value - 1, DIGITS)
         for name in ("estimate", "low", "high")
         for value in [getattr(found, name)]
     }

@@ -260,3 +260,16 @@ def test_crossed_factors_decide_nothing() -> None:
     found = verdict(claim(above=0.5), made)
     assert found.verdict == "undecided"
     assert "crossed within a seed" in found.reason
+    control = [c.model_copy(update={"variant": "none"}) for c in made]
+    tuned = cells([0.9, 0.91, 0.92])
+    against = verdict(claim(control="none", above=0), [*tuned, *control])
+    assert against.verdict == "undecided"
+    assert "crossed within a seed" in against.reason
+
+
+def test_a_difference_is_told_without_the_rounding_of_its_way() -> None:
+    """1/9 less 2/9 is no 0.11111111111133."""
+    tuned = cells([0.0, 0.0, 0.1])
+    control = [c.model_copy(update={"variant": "none"}) for c in cells([0.1, 0.2, 0.1])]
+    found = verdict(claim(control="none", above=0), [*tuned, *control])
+    assert found.estimate == -0.1
