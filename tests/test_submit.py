@@ -63,7 +63,7 @@ def cluster(token: dict[str, str]) -> Iterator[str]:
     yield address
     os.killpg(head.pid, signal.SIGTERM)
     try:
-        head.wait(timeout=5)  # it ends on the second signal only
+        head.wait(timeout=5)  # SIGTERM did not end it within 20 s either
     except subprocess.TimeoutExpired:
         os.killpg(head.pid, signal.SIGKILL)
 
