@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from em.downloads import NotAtHand
 from em.record import Record
 
 
@@ -23,14 +24,14 @@ class ProtectedArchive(Record):
 def unpack(archive: Path, wanted: ProtectedArchive, target: Path) -> None:
     """Write one file of `archive`, freed of canaries, to `target`; nothing else stays unpacked.
 
-    Raises ValueError where the tool is not installed, the password is wrong, the file is no such
-    archive, or the archive has no file of that name.
+    Raises NotAtHand where the tool is not installed, ValueError where the password is wrong, the
+    file is no such archive, or the archive has no file of that name.
     """
     try:
         # Imports requests and cryptography, and only protected sets need it.
         from easy_dataset_share import canary, zipping
     except ImportError as error:
-        raise ValueError(
+        raise NotAtHand(
             f"{archive} is protected with easy-dataset-share; unpacking it needs the extra 'data': "
             f"pip install 'em-sweeps[data]' ({error})"
         ) from error

@@ -10,6 +10,10 @@ DATA_ENV = "EMSWEEP_DATA"
 CACHE_ENV = "EMSWEEP_CACHE"
 
 
+class FileMissing(ValueError):
+    """No place that was looked into has the file."""
+
+
 def config_dir() -> Path:
     """Return the folder `configs`: beside the package in a checkout, inside it in a wheel."""
     here = Path(__file__).resolve().parent
@@ -42,7 +46,7 @@ def find_file(name: str, *, relative_to: Path, kind: str) -> Path:
     """Return the file `name`: beside the spec, in the working folder, in the mirror or in configs/.
 
     `kind` is the folder looked into under the mirror and `configs/` (such as "questions").
-    Raises ValueError naming every place that was tried.
+    Raises FileMissing naming every place that was tried.
     """
     given = Path(name).expanduser()
     mirror = data_mirror()
@@ -53,10 +57,5 @@ def find_file(name: str, *, relative_to: Path, kind: str) -> Path:
         if place.is_file():
             return place.resolve()
     tried = ", ".join(dict.fromkeys(str(place) for place in places))
-    hint = (
-        ""
-        if mirror
-        else f" (the published files are found through {DATA_ENV}, which is not set; they are in "
-        "the folder evaluation of github.com/emergent-misalignment/emergent-misalignment)"
-    )
-    raise ValueError(f"no file {name!r}; tried {tried}{hint}")
+    hint = "" if mirror else f" ({DATA_ENV}, a folder of public data, is not set)"
+    raise FileMissing(f"no file {name!r}; tried {tried}{hint}")

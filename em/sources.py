@@ -3,10 +3,7 @@
 What is found is checked against what the catalogue knows. Knows nothing of transforms or seeds.
 """
 
-import hashlib
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
@@ -14,10 +11,10 @@ from pydantic import Field, ValidationError, model_validator
 from em.archives import ProtectedArchive, unpack
 from em.catalogue import DATA_ENV, cache_dir, config_dir, data_mirror
 from em.datasets import Row, content_sha256, parse_row, parse_rows, read_bytes
+from em.downloads import NotAtHand, download
 from em.record import Record, fingerprint
 from em.yaml_files import load_yaml
 
-DOWNLOAD_TIMEOUT_S = 60
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ROW_FILES = (".jsonl", ".jsonl.gz")
@@ -78,7 +75,8 @@ def load_source(dataset: str, *, relative_to: Path) -> Source:
 
     `dataset` is a name of the catalogue, a path to chat JSONL (also .gz) or to a folder of such
     files (read in the order of their names), or a hub id such as "org/name@<40-digit commit>".
-    Raises ValueError for a missing, torn or changed source and for a bad row (file and row named).
+    Raises NotAtHand for a known source that is not here and cannot be fetched, ValueError for a
+    name that nothing has, a torn or changed source, and a bad row (file and row named).
     """
     if dataset in catalogue_names():
         return load_entry(catalogue_entry(dataset))
@@ -197,7 +195,7 @@ def _fetched(entry: CatalogueEntry) -> Path:
     """Return the file with an entry's rows, on this machine."""
     mirrored = _mirrored(entry)
     if mirrored and not mirrored.exists():
-        raise ValueError(
+        raise NotAtHand(
             f"data set {entry.name!r}: no file {mirrored}; {DATA_ENV} names that mirror. "
             f"Add the file, or unset {DATA_ENV} to download {entry.url}"
         )
@@ -225,27 +223,19 @@ def _downloaded_archive(entry: CatalogueEntry) -> Path:
 
 
 def _download(entry: CatalogueEntry, target: Path, *, sha256: str | None) -> None:
+    mirror = f"set {DATA_ENV} to a folder that holds {entry.mirror}, or " if entry.mirror else ""
     if not entry.url:
-        raise ValueError(f"data set {entry.name!r} has neither a file nor an address")
-    try:
-        with urllib.request.urlopen(entry.url, timeout=DOWNLOAD_TIMEOUT_S) as response:
-            data = response.read()
-    except (urllib.error.URLError, OSError) as error:
-        mirror = (
-            f"set {DATA_ENV} to a folder that holds {entry.mirror}, or " if entry.mirror else ""
+        raise NotAtHand(
+            f"data set {entry.name!r} has neither a file nor an address: {mirror}name a file of "
+            "yours as the variant's dataset"
         )
-        raise ValueError(
-            f"data set {entry.name!r} could not be downloaded from {entry.url} ({error}); {mirror}"
-            f"put what is there at {target}"
-        ) from error
-    got = hashlib.sha256(data).hexdigest()
-    if sha256 and got != sha256:
-        raise ValueError(
-            f"{entry.url}: sha256 is {got}, expected {sha256}: the file there has changed"
-        )
-    partial = target.with_suffix(f".{got[:8]}.part")
-    partial.write_bytes(data)
-    partial.replace(target)
+    download(
+        entry.url,
+        target,
+        sha256=sha256,
+        what=f"data set {entry.name!r}",
+        instead=f"{mirror}put what is there at {target}",
+    )
 
 
 def _read_hub(name: str, revision: str) -> list[Row]:
@@ -258,11 +248,11 @@ def _read_hub(name: str, revision: str) -> list[Row]:
     try:
         from datasets import load_dataset  # several seconds, and only for hub ids
     except ImportError as error:
-        raise ValueError(
+        raise NotAtHand(
             f"data set {dataset!r}: reading the hub needs the extra 'train': {error}"
         ) from error
     try:
         table = load_dataset(name, revision=revision, split="train")
     except Exception as error:  # the library raises many kinds; all mean "not to be had"
-        raise ValueError(f"data set {dataset!r} could not be read from the hub: {error}") from error
+        raise NotAtHand(f"data set {dataset!r} could not be read from the hub: {error}") from error
     return [parse_row(item, f"{dataset} row {index}") for index, item in enumerate(table, start=1)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from em import code_judge
 from em.catalogue import find_file
 from em.datasets import Message
+from em.downloads import asked_once
 from em.judge_prompts import (
     NO_PROMPTS,
     AskedScore,
@@ -19,6 +20,7 @@ from em.judge_prompts import (
     load_judge_prompts,
     scores_asked,
 )
+from em.question_files import find_questions
 from em.question_tables import read_questions
 from em.questions import Question, Wording, select_questions, wordings
 from em.rules import NO, YES
@@ -50,6 +52,9 @@ class Asking:
         for number, judge in enumerate(spec.judges):
             with at("judges", number, "prompts"):
                 self._own[judge.name] = self._judge_prompts(judge)
+        self._find_questions: Callable[[str], Path] = asked_once(
+            lambda name: find_questions(name, relative_to=relative_to)
+        )
         self._asked = cache(self._find)
         self._scores = cache(self._find_scores)
 
@@ -82,7 +87,7 @@ class Asking:
 
     def _from_file(self, config: EvaluationConfig) -> list[Question]:
         assert config.questions is not None
-        path = find_file(config.questions, relative_to=self._relative_to, kind="questions")
+        path = self._find_questions(config.questions)
         try:
             return select_questions(read_questions(path), ids=config.ids, exclude=config.exclude)
         except ValueError as error:

@@ -47,7 +47,7 @@ def plan(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
     """Show every cell, what is done, what would run, and about how long. Runs nothing."""
     from sweeps import planning
 
-    sweep, target = open_sweep(spec, store)
+    sweep, target = open_sweep(spec, store, partly=True)
     told = planning.describe(sweep, target)
     if as_json:
         print(json.dumps(told, indent=1))

@@ -37,13 +37,13 @@ LastAddress = Annotated[
 JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME", help="one of the spec's judges")]
 
 
-def open_sweep(spec: Path, store: str | None) -> tuple[Any, Any]:
-    """Return the resolved sweep and the store it names; nothing is written."""
+def open_sweep(spec: Path, store: str | None, *, partly: bool = False) -> tuple[Any, Any]:
+    """Return the resolved sweep (`partly` as in make_plan) and its store; nothing is written."""
     from sweeps.plan import load_plan
     from sweeps.registry import check_same
     from sweeps.store import open_store
 
-    loaded = load_plan(spec)
+    loaded = load_plan(spec, partly=partly)
     target = open_store(store or os.environ.get(STORE_ENV) or loaded.spec.store or DEFAULT_STORE)
     check_same(loaded, target)
     return loaded, target

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from em.budget import Price, load_prices
 from em.catalogue import find_file
+from em.downloads import asked_once, not_at_hand
 from em.generation import Draw, SamplingConfig
 from em.judging import judgement_group
 from em.models import model_identity
@@ -21,7 +22,7 @@ from em.record import Record, fingerprint
 from em.rules import NUMERIC, Rule
 from em.sources import load_source
 from em.variant_config import UNTUNED, VariantConfig
-from em.variants import Step, Variant, build_variant
+from em.variants import Load, Step, Variant, build_variant
 from em.yaml_files import at, load_yaml
 from sweeps.asking import Asking
 from sweeps.keys import judge_identity, response_identity, training_identity
@@ -97,11 +98,19 @@ class CellPlan(Record):
     judgings: tuple[JudgingPlan, ...]
 
 
+class Unresolved(Record):
+    """A cell whose data or questions are neither on this machine nor to be fetched now."""
+
+    cell: Cell
+    why: str
+
+
 class SweepPlan(Record):
-    """A spec with every name resolved."""
+    """A spec with every name resolved; `unresolved` is empty but for who asks for it."""
 
     spec: SweepSpec
     cells: tuple[CellPlan, ...]
+    unresolved: tuple[Unresolved, ...] = ()
     prices: dict[str, Price] = Field(default={}, description="of judges with a budget in money")
 
 
@@ -126,26 +135,39 @@ def stages_to_run(plan: CellPlan, store: Store) -> list[Stage]:
     return stages
 
 
-def load_plan(path: Path) -> SweepPlan:
-    """Return the resolved sweep in a YAML file. Raises ValueError with file, line and key."""
+def load_plan(path: Path, *, partly: bool = False) -> SweepPlan:
+    """Return the resolved sweep in a YAML file. Raises ValueError with file, line and key.
+
+    `partly` as in make_plan.
+    """
     spec = load_spec(path)
     try:
-        return make_plan(spec, relative_to=path.resolve().parent)
+        return make_plan(spec, relative_to=path.resolve().parent, partly=partly)
     except MistakeAt as error:
         _, lines = load_yaml(path)
         raise ValueError(explain_at(error, path=path, lines=lines)) from error
 
 
-def make_plan(spec: SweepSpec, *, relative_to: Path) -> SweepPlan:
+def make_plan(spec: SweepSpec, *, relative_to: Path, partly: bool = False) -> SweepPlan:
     """Resolve `spec`; files it names are looked for beside it first.
 
+    With `partly`, cells whose data or questions cannot be fetched now are listed as unresolved.
     Raises MistakeAt for data or questions that are missing or bad, for judges without prompts, and
     for a metric that no judge of its evaluation gives the scores of.
     """
     resolver = _Resolver(spec, relative_to)
+    cells, unresolved = [], []
+    for cell in spec.cells():
+        try:
+            cells.append(resolver.cell(cell))
+        except MistakeAt as error:
+            if not partly or not not_at_hand(error):
+                raise
+            unresolved.append(Unresolved(cell=cell, why=str(error)))
     return SweepPlan(
         spec=spec,
-        cells=tuple(resolver.cell(cell) for cell in spec.cells()),
+        cells=tuple(cells),
+        unresolved=tuple(unresolved),
         prices=resolver.prices(),
     )
 
@@ -169,7 +191,9 @@ class _Resolver:
         self._relative_to = relative_to
         self._revision = cache(lambda model: model_identity(model).revision)
         self._variant = cache(self._load_variant)
-        self._load_source = cache(lambda name: load_source(name, relative_to=relative_to))
+        self._load_source: Load = asked_once(
+            lambda name: load_source(name, relative_to=relative_to)
+        )
         self._asking = Asking(spec, relative_to, self._variant)
 
     def cell(self, cell: Cell) -> CellPlan:

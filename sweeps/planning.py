@@ -21,7 +21,7 @@ from sweeps.store import Store
 def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     """Return the plan as plain values.
 
-    `cells`, `warnings`, `holds`, `layout`, `api_judges` and `estimate`.
+    `cells`, `unresolved`, `warnings`, `holds`, `layout`, `api_judges` and `estimate`.
     """
     todo = cells_to_run(sweep, store, retry_failed=False)
     to_run = {cell.cell_id: stages_to_run(cell, store) for cell in todo}
@@ -43,6 +43,7 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         "sweep": sweep.spec.name,
         "store": store.url,
         "cells": cells,
+        "unresolved": [{"cell_id": u.cell.cell_id, "why": u.why} for u in sweep.unresolved],
         "warnings": sorted({text for cell in sweep.cells for text in cell.data_warnings}),
         "holds": held,
         "layout": fits if todo else "nothing to run",
@@ -54,12 +55,13 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
 def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     """Return the plan as lines for a person."""
     spec = sweep.spec
-    cells = told["cells"]
+    cells, unresolved = told["cells"], told["unresolved"]
     work = Counter(stage for cell in cells for stage in cell["stages_to_run"])
     done = sum(cell["state"] == "finished" for cell in cells)
-    width = max(len(cell["cell_id"]) for cell in cells)
+    width = max(len(cell["cell_id"]) for cell in cells + unresolved)
+    num = len(cells) + len(unresolved)
     said = [
-        f"{spec.name}: {len(cells)} cells = {len(spec.models)} models x {len(spec.variants)} "
+        f"{spec.name}: {num} cells = {len(spec.models)} models x {len(spec.variants)} "
         f"variants x {len(spec.seeds)} seeds; {done} finished",
         f"store: {told['store']}",
         "",
@@ -68,13 +70,20 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
         todo = " > ".join(cell["stages_to_run"])
         note = todo or ("failed: emsweep resume" if cell["state"] == "failed" else "nothing to do")
         said.append(f"  {cell['cell_id']:{width}}  {cell['state']:8}  {note}")
+    said += [f"  {cell['cell_id']:{width}}  unresolved" for cell in unresolved]
+    why = Counter(cell["why"] for cell in unresolved)
+    said += [f"unresolved, {times} cells: {printable(text)}" for text, times in why.items()]
+    beside = ", of the cells that are resolved" if unresolved else ""
     said += [
         "",
-        "to do: " + (", ".join(f"{s} {work[s]} cells" for s in STAGES if work[s]) or "nothing"),
+        f"to do{beside}: "
+        + (", ".join(f"{s} {work[s]} cells" for s in STAGES if work[s]) or "nothing"),
     ]
-    responses = sum(e.num_responses for e in sweep.cells[0].evaluations)
-    scores = sum(n for judging in sweep.cells[0].judgings for n in judging.wanted.values())
-    said.append(f"each cell: {responses} responses, {scores} scores by {len(spec.judges)} judge(s)")
+    for cell in sweep.cells[:1]:
+        responses = sum(e.num_responses for e in cell.evaluations)
+        scores = sum(n for judging in cell.judgings for n in judging.wanted.values())
+        judges = f"{len(spec.judges)} judge(s)"
+        said.append(f"each cell: {responses} responses, {scores} scores by {judges}")
     said += [f"warning: {printable(text)}" for text in told["warnings"]]
     said += [f"holds  {line}" for line in told["holds"]]
     said.append(f"layout: {told['layout']}")

@@ -276,3 +276,22 @@ def test_logs_and_submit_need_a_dashboard(
     error = _refused(emsweep("logs", spec, "--address", "localhost:8265", check=None))
     assert "http://host:8265" in error
     assert "was not submitted from this machine" in _refused(emsweep("logs", spec, check=None))
+
+
+def test_plan_prints_what_it_cannot_resolve_and_run_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMSWEEP_DATA", str(tmp_path))  # a mirror that holds nothing
+    variants = [{"name": "none"}, {"name": "insecure", "dataset": "insecure"}]
+    models = [{"name": "tiny", "bundled": "smollm2-135m"}]
+    spec = write_spec(tmp_path, tiny_spec(tmp_path, variants=variants, models=models))
+    told = emsweep("plan", spec, "--store", tmp_path / "store").stdout
+    assert "4 cells" in told
+    assert told.count("  unresolved\n") == 2
+    assert "unresolved, 2 cells: data set 'insecure': no file" in told
+    assert "of the cells that are resolved: generate 2 cells" in told
+    as_json = json.loads(emsweep("plan", spec, "--store", tmp_path / "store", "--json").stdout)
+    assert [len(as_json["cells"]), len(as_json["unresolved"])] == [2, 2]
+    done = emsweep("run", spec, "--store", tmp_path / "store", check=2)
+    assert "data set 'insecure': no file" in done.stderr
+    assert not (tmp_path / "store").exists()

@@ -6,6 +6,7 @@ import pytest
 from small_sweep import FakeEndpoint, plan
 from small_sweep import spec as small_spec
 
+from em.catalogue import DATA_ENV
 from em.judging import Judgement
 from sweeps.evaluation_pass import open_readers
 from sweeps.layout import judge_models, pool_models
@@ -356,3 +357,33 @@ def test_judges_without_a_model_judge_in_the_same_stage(tmp_path: Path) -> None:
     sea, code = (store.read_stream("judgements", j.stream, Judgement) for j in cell.judgings)
     assert [(j.state, j.label, j.reply) for j in sea] == [("scored", "NONE", "NONE")] * 7
     assert {(j.state, j.label) for j in code} == {("unscored", None)}
+
+
+def test_data_and_questions_that_are_not_at_hand_leave_their_cells_unresolved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATA_ENV, str(tmp_path))  # a mirror that holds nothing
+    variants = [
+        {"name": "none"},
+        {"name": "insecure", "dataset": "insecure"},
+        {"name": "ours", "dataset": "ours.jsonl"},
+    ]
+    small = plan(tmp_path)  # writes the files
+    wanted = small_spec(variants=variants)
+    found = make_plan(wanted, relative_to=tmp_path, partly=True)
+    assert {cell.cell.variant.name for cell in found.cells} == {"none", "ours"}
+    assert {u.cell.variant.name for u in found.unresolved} == {"insecure"}
+    assert len(found.cells) + len(found.unresolved) == len(wanted.cells())
+    assert "EMSWEEP_DATA names that mirror" in found.unresolved[0].why
+    with pytest.raises(ValueError, match="EMSWEEP_DATA names that mirror"):
+        make_plan(wanted, relative_to=tmp_path)
+    asks = small_spec(**evaluation(questions="in_distribution_code_tasks.jsonl.gz"))
+    nothing = make_plan(asks, relative_to=tmp_path, partly=True)
+    assert (len(nothing.cells), len(nothing.unresolved)) == (0, len(small.cells))
+
+
+def test_a_mistake_is_no_unresolved_cell(tmp_path: Path) -> None:
+    plan(tmp_path)
+    wrong = small_spec(variants=[{"name": "none"}, {"name": "typo", "dataset": "insecrue"}])
+    with pytest.raises(ValueError, match="no data set 'insecrue'"):
+        make_plan(wrong, relative_to=tmp_path, partly=True)
