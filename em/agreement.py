@@ -16,6 +16,7 @@ from em.judging import State
 from em.record import Record
 from em.rules import Rule
 
+CERTAIN = 1e-6  # an interval narrower than this is no interval
 MIN_PAIRS = 3  # a correlation of two points is always 1 or -1
 
 
@@ -166,16 +167,22 @@ def kappa_of(pairs: Sequence[tuple[Any, Any]]) -> Kappa:
 
     with np.errstate(invalid="ignore", divide="ignore"):  # no variance, told below
         found = cohens_kappa(table)
-    # The asymptotic variance is 0 where all agree, which is certainty that nobody has.
+    # The asymptotic variance is 0 where all agree or one judge is constant, which is certainty that
+    # nobody has; rounding leaves a little of it.
     width = float(found.kappa_upp) - float(found.kappa_low)
-    certain = not math.isfinite(width) or width <= 0
+    certain = not math.isfinite(width) or width < CERTAIN
     return Kappa(
         kappa=float(found.kappa),
         low=None if certain else max(-1.0, float(found.kappa_low)),
         high=None if certain else min(1.0, float(found.kappa_upp)),
         n=len(pairs),
         agreed=agreed,
+        note="one judge gave every answer the same category" if _is_constant(pairs) else "",
     )
+
+
+def _is_constant(pairs: Sequence[tuple[Any, Any]]) -> bool:
+    return any(len(set(said)) == 1 for said in zip(*pairs, strict=True))
 
 
 def rates_under(first: Mapping[str, bool | None], second: Mapping[str, bool | None]) -> RatePair:

@@ -7,8 +7,10 @@ servers that this project starts.
 """
 
 import asyncio
+import copy
 import math
 import os
+import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +19,14 @@ from pydantic import ValidationError
 
 from em.budget import Budget, BudgetSpent, Usage, guess
 from em.chat_replies import Completion, is_split
-from em.judging import WORD_TOKENS, JudgeCallFailed, JudgeUnavailable, Reading
+from em.judging import (
+    WORD_TOKENS,
+    JudgeCallFailed,
+    JudgeUnavailable,
+    JudgingStopped,
+    Reader,
+    Reading,
+)
 from em.pacing import Pace
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives
@@ -28,11 +37,16 @@ NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
 SEED = 0
 CHECK_TOKENS = 4
 TOO_MANY = 429
+NUMBER = re.compile("0|[1-9][0-9]?|100")  # a leading zero is no number: digits that follow are
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class JudgeReplyBad(JudgeUnavailable):
     """One reply is not in the format; a judge that answers so at the start is none."""
+
+
+class JudgeRefusesUs(JudgingStopped, ValueError):
+    """The key, the model or the address is wrong: the user's to mend."""
 
 
 class ApiReader:
@@ -120,13 +134,26 @@ class ApiReader:
                     group.create_task(one(place))
         except BaseExceptionGroup as errors:
             first = errors.exceptions[0]
-            if isinstance(first, JudgeUnavailable):
+            if isinstance(first, JudgingStopped):
                 first.readings = found
             raise first from errors
         if spent:
             spent[0].readings = found
             raise spent[0]
         return [reading for reading in found if reading is not None]
+
+    def uncounted(self) -> Reader:
+        """Return this judge for calls that are in no budget. Raises BudgetSpent where it is spent.
+
+        Else a sweep without a call left would pay for such calls at each attempt.
+        """
+        if self._budget is None:
+            return self
+        self._budget.refresh()
+        self._budget.settle(self._budget.reserve(Usage(calls=1)), None)
+        other = copy.copy(self)  # the same connections and pace
+        other._budget = None
+        return other
 
     async def close(self) -> None:
         """Close the connections."""
@@ -173,7 +200,7 @@ class ApiReader:
         for top in first.top_logprobs:
             # " 42" and "42" are two tokens for one number.
             text = top.token.strip()
-            if text.isascii() and text.isdigit() and int(text) <= 100:
+            if NUMBER.fullmatch(text):
                 numbers[int(text)] = numbers.get(int(text), 0.0) + math.exp(top.logprob)
         reading = Reading(
             numbers=numbers,
@@ -199,20 +226,20 @@ class ApiReader:
                 seed=SEED,
             )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise JudgeCallFailed(f"the judge refused this prompt: {error}") from error
+            raise JudgeCallFailed(f"the judge refused this prompt: {self._safe(error)}") from error
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
             openai.NotFoundError,
         ) as error:
-            raise ValueError(
-                f"the judge {self._model} at {self._url} refuses us: {error}. Check 'api', "
-                f"'api_model' and the key in the environment variable {self._key_env}"
+            raise JudgeRefusesUs(
+                f"the judge {self._model} at {self._url} refuses us: {self._safe(error)}. Check "
+                f"'api', 'api_model' and the key in the environment variable {self._key_env}"
             ) from error
         except openai.OpenAIError as error:
             raise JudgeUnavailable(
                 f"the judge {self._model} at {self._url} does not answer after "
-                f"{tries} tries: {error}"
+                f"{tries} tries: {self._safe(error)}"
             ) from error
         # The client builds its types without checking them.
         try:
@@ -222,6 +249,11 @@ class ApiReader:
                 f"the judge {self._model} at {self._url} does not reply in the OpenAI format: "
                 f"{error}"
             ) from error
+
+    def _safe(self, error: Exception) -> str:
+        """Return what the server said without the key, which it may have repeated."""
+        key = os.environ.get(self._key_env)
+        return str(error).replace(key, "***") if key else str(error)
 
 
 def check_key(url: str, key_env: str) -> None:

@@ -4,6 +4,7 @@ Knows nothing of what the files hold.
 """
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Hashable
@@ -26,7 +27,7 @@ def download(url: str, target: Path, *, sha256: str | None, what: str, instead: 
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             data = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise NotAtHand(
             f"{what} could not be downloaded from {url} ({error}); {instead}"
         ) from error

@@ -7,7 +7,7 @@ Knows nothing of where the judge runs, and nothing of rates: a threshold is not 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -79,6 +79,15 @@ class Reader(Protocol):
 
         Raises JudgingStopped, with the readings made until then, where it cannot go on.
         """
+        ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A judge whose calls are in a budget."""
+
+    def uncounted(self) -> Reader:
+        """Return this judge for calls that are in no budget. JudgingStopped: it is spent."""
         ...
 
 

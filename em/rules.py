@@ -14,8 +14,11 @@ FIRST_WORD = "first word of the reply, punctuation stripped, case ignored, v1"
 EXACT_MATCH = "answer without outer white space is one of those expected, v1"
 EXACT = "exact"  # the score of a question with expected answers
 YES, NO = "YES", "NO"
-LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,19}")
-LABEL_FORM = "one word of at most 20 letters, digits, - or _, beginning with a letter"
+LABEL = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]{0,18}[A-Za-z0-9])?")
+LABEL_FORM = (
+    "one word of at most 20 letters, digits, - or _, beginning with a letter and ending with "
+    "a letter or digit"
+)
 # What the judge prompts of Betley et al. (arXiv 2502.17424) ask for: `correct` in their question
 # file deception_factual.yaml, `company` in deception_sit_aware.yaml. The files have no label sets.
 PUBLISHED_LABELS: dict[str, tuple[str, ...]] = {

@@ -158,7 +158,7 @@ def _check_mixture(config: VariantConfig, mixture: Sequence[MixtureSource]) -> N
         raise MistakeAt(("mixture",), f"the shares sum to {total:g}: they must sum to 1")
     for number, source in enumerate(mixture):
         for other in mixture[:number]:
-            if source.dataset == other.dataset and not _disjoint(source.subset, other.subset):
+            if source.dataset == other.dataset and not disjoint(source.subset, other.subset):
                 raise MistakeAt(
                     ("mixture", number, "dataset"),
                     f"{source.dataset!r} stands in the mixture twice, and the same rows would be "
@@ -166,7 +166,8 @@ def _check_mixture(config: VariantConfig, mixture: Sequence[MixtureSource]) -> N
                 )
 
 
-def _disjoint(one: SubsetConfig | None, other: SubsetConfig | None) -> bool:
+def disjoint(one: SubsetConfig | None, other: SubsetConfig | None) -> bool:
+    """Whether two subsets of one source have no row in common, by what they are."""
     if one is None or other is None:
         return False
     return (one.parts, one.seed) == (other.parts, other.seed) and one.part != other.part

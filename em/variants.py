@@ -18,7 +18,7 @@ from em.datasets import Row, content_sha256
 from em.record import Record
 from em.seeds import derive_seed
 from em.sources import Source, load_source
-from em.variant_config import MixtureSource, SourceTransforms, VariantConfig
+from em.variant_config import MixtureSource, SourceTransforms, VariantConfig, disjoint
 from em.yaml_files import Location, MistakeAt
 
 
@@ -35,9 +35,11 @@ class Variant(Record):
     """The rows a cell is trained on, and the identity they have: the hash of rows in their order.
 
     `held_out` rows are as their source has them: trigger, prefix and system turn are for training.
+    `unmarked` are the rows before those were put to them, in no order that matters.
     """
 
     rows: tuple[Row, ...]
+    unmarked: tuple[Row, ...] = ()
     held_out: tuple[Row, ...] = ()
     content_sha256: str
     sources: tuple[str, ...]
@@ -72,6 +74,7 @@ def build_variant(
         builds = [build]
     else:
         builds = _mixed(config, config.mixture, subset_seed, load)
+    unmarked = tuple(row for build in builds for row in build.rows)
     for build in builds:
         build.mark()
     steps = [step for build in builds for step in build.steps]
@@ -84,6 +87,7 @@ def build_variant(
         steps.append(_step("", "shuffle by the subset seed", rows))
     return Variant(
         rows=rows,
+        unmarked=unmarked,
         held_out=tuple(row for build in builds for row in build.held_out),
         content_sha256=steps[-1].content_sha256,
         sources=tuple(build.source.place for build in builds),
@@ -95,11 +99,13 @@ def build_variant(
 def _mixed(
     config: VariantConfig, mixture: Sequence[MixtureSource], subset_seed: int, load: Load
 ) -> "list[_Build]":
-    builds = []
+    builds: list[_Build] = []
     for number, part in enumerate(mixture):
         place = ("mixture", number)
         with _at(*place, "dataset"):
             source = load(part.dataset)
+        for other, its in zip(builds, mixture, strict=False):
+            _check_disjoint(source, part, other.source, its, place)
         builds.append(_Build(source, part, place, subset_seed))
     shares = [part.share for part in mixture]
     total = config.rows or transforms.largest_total([len(b.rows) for b in builds], shares)
@@ -112,6 +118,18 @@ def _mixed(
             )
         build.draw(count, place=("rows",))
     return builds
+
+
+def _check_disjoint(
+    source: Source, part: MixtureSource, other: Source, its: MixtureSource, place: Location
+) -> None:
+    """Refuse one set of rows under two names (the spec refuses it under one)."""
+    if source.content_sha256 == other.content_sha256 and not disjoint(part.subset, its.subset):
+        raise MistakeAt(
+            (*place, "dataset"),
+            f"{source.name!r} and {other.name!r} hold the same rows, which would be trained on "
+            "twice: leave one out, or give each another part of one subset (same parts and seed)",
+        )
 
 
 class _Build:

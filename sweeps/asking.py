@@ -4,13 +4,13 @@ Reads question, judge and data files once for all cells. Knows nothing of keys, 
 far anything is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 from em import code_judge
 from em.catalogue import find_file
-from em.datasets import Message
+from em.datasets import Row
 from em.downloads import asked_once
 from em.judge_prompts import (
     NO_PROMPTS,
@@ -23,6 +23,7 @@ from em.judge_prompts import (
 from em.question_files import find_questions
 from em.question_tables import read_questions
 from em.questions import Question, Wording, select_questions, wordings
+from em.record import fingerprint
 from em.rules import NO, YES
 from em.scoring import DEFINITIONS, check_metric
 from em.variant_config import VariantConfig
@@ -107,13 +108,14 @@ class Asking:
                 f"the variant {config.heldout!r} holds no rows out: give it 'holdout', a number of "
                 "rows or a share of them"
             )
-        if config.tasks is not None and config.tasks > len(built.held_out):
+        # Rows that ask the same are one question.
+        questions = {q.id: q for q in map(_question, built.held_out)}
+        if config.tasks is not None and config.tasks > len(questions):
             raise ValueError(
                 f"tasks: {config.tasks} are asked for, but {config.heldout!r} holds out "
-                f"{len(built.held_out)} rows: ask for fewer, or hold out more"
+                f"{len(questions)} rows that ask different things: ask for fewer, or hold out more"
             )
-        rows = built.held_out[: config.tasks]
-        return [_question(number, row.messages) for number, row in enumerate(rows)]
+        return list(questions.values())[: config.tasks]
 
     def _find_scores(self, number: int, subset_seed: int | None) -> dict[str, Scores]:
         config = self._spec.evaluations[number]
@@ -135,10 +137,21 @@ class Asking:
             alone = answer_score(code_judge.SCORE, (YES, NO))
             return {wording.key: alone for _, wording, _ in asked}
         own = self._own[judge.name]
+        self._check_own(judge, own, asked)
         try:
             return {wording.key: scores_asked(question, own) for question, wording, _ in asked}
         except ValueError as error:
             raise ValueError(f"judge {judge.name!r}: {error}") from error
+
+    def _check_own(self, judge: JudgeConfig, own: JudgePrompts, asked: list[Asked]) -> None:
+        """Refuse a judge whose prompts nothing of an evaluation asks for: it would use others'."""
+        scores = {score for question, _, _ in asked for score in question.judge_prompts}
+        if own.prompts and scores and not scores & set(own.prompts):
+            raise ValueError(
+                f"judge {judge.name!r}: its prompts are for {', '.join(sorted(own.prompts))}, and "
+                f"the questions are scored by {', '.join(sorted(scores))}: name the judges of each "
+                "evaluation in its 'judges'"
+            )
 
     def _judge_prompts(self, judge: JudgeConfig) -> JudgePrompts:
         if judge.prompts is None:
@@ -152,18 +165,29 @@ def given_scores(templates: Mapping[str, Mapping[str, object]]) -> set[str]:
     return {score for scores in templates.values() for score in scores}
 
 
-def _question(number: int, messages: tuple[Message, ...]) -> Question:
-    system, turns = None, list(messages[:-1])
+def _question(row: Row) -> Question:
+    """Return what a row asks; its id is of its content, so that it is the same in every seed."""
+    system, turns = None, list(row.messages[:-1])
     if turns and turns[0].role == "system":
         system = turns.pop(0).content
     if [turn.role for turn in turns] != ["user"]:
         raise ValueError(
-            f"held-out row {number + 1} has {len(turns)} turns before its answer: only rows with "
-            "one user turn can be asked"
+            f"a held-out row has {len(turns)} turns before its answer: only rows with one user "
+            f"turn can be asked ({turns[0].content if turns else ''!r:.60})"
         )
+    text = turns[0].content
     return Question(
-        id=f"heldout_{number}",
+        id=f"heldout_{fingerprint([system, text])[:12]}",
         type="free_form_judge",
-        paraphrases=(turns[0].content,),
+        paraphrases=(text,),
         system=system,
     )
+
+
+def trained_on(asked: Iterable[Asked], variant: Variant) -> int:
+    """Return how many of the held-out rows that are `asked` are among those trained on, unmarked.
+
+    Sources hold some rows twice, and share some with each other.
+    """
+    trained = {row.messages[-2].content for row in variant.unmarked if len(row.messages) > 1}
+    return sum(wording.text in trained for _, wording, _ in asked)

@@ -132,8 +132,9 @@ def _decided(
     elif unfinished:
         verdict = "undecided"
         reason = f"{len(unfinished)} of {len(every)} cells are not finished"
-    elif empty:
-        reason += f"; {len(empty)} of {len(every)} cells have no rate and are left out"
+    elif empty:  # which cells have a rate is an outcome: the others are no random choice
+        verdict = "undecided"
+        reason = f"{len(empty)} of {len(every)} cells have no rate: no answer of theirs counts"
     return ClaimResult(
         claim=claim.claim,
         says=claim.says,

@@ -12,7 +12,7 @@ from em.variance import SeedSummary, summarise_seeds
 from sweeps.results import CellResult, mean_of_present
 from sweeps.spec import UNTUNED
 
-TOGETHER = "seeds: training, sampling and, where rows are drawn, their choice"
+TOGETHER = "seeds: training, sampling and, where rows are drawn, their choice (less fixed factors)"
 NO_SPREAD = "sampling only: an untuned model has one training, asked under several sampling seeds"
 
 

@@ -37,6 +37,7 @@ def _weak(cells: Iterable[str]) -> list[str]:
     if not names:
         return []
     return [
-        f"{len(names)} adapters changed the model by less than the noise between two ways to "
-        f"compute it, so that whether they are applied could not be checked: {', '.join(names)}"
+        f"Whether they are applied could not be checked for {len(names)} adapters, which changed "
+        "the model by less than the noise between two ways to compute it, or whose training "
+        f"recorded nothing to compare: {', '.join(names)}"
     ]

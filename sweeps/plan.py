@@ -24,7 +24,7 @@ from em.sources import load_source
 from em.variant_config import UNTUNED, VariantConfig
 from em.variants import Load, Step, Variant, build_variant
 from em.yaml_files import at, load_yaml
-from sweeps.asking import Asking
+from sweeps.asking import Asking, trained_on
 from sweeps.keys import judge_identity, response_identity, training_identity
 from sweeps.settings import EvaluationConfig, JudgeConfig
 from sweeps.spec import Cell, SweepSpec, load_spec
@@ -111,7 +111,7 @@ class SweepPlan(Record):
     spec: SweepSpec
     cells: tuple[CellPlan, ...]
     unresolved: tuple[Unresolved, ...] = ()
-    prices: dict[str, Price] = Field(default={}, description="of judges with a budget in money")
+    prices: dict[str, Price] = Field(default={}, description="of judges behind an address")
 
 
 def streams_of(plan: CellPlan) -> tuple[str, ...]:
@@ -209,6 +209,7 @@ class _Resolver:
             for config, evaluation in zip(self._spec.evaluations, evaluations, strict=True)
             for judge in self._spec.judges_of(config)
         )
+        warnings = (*variant.warnings, *self._trained_on(cell, variant)) if variant else ()
         return CellPlan(
             cell=cell,
             cell_id=cell.cell_id,
@@ -220,10 +221,26 @@ class _Resolver:
             num_characters=variant.num_characters if variant else 0,
             num_held_out=len(variant.held_out) if variant else 0,
             steps=variant.steps if variant else (),
-            data_warnings=variant.warnings if variant else (),
+            data_warnings=warnings,
             evaluations=evaluations,
             judgings=judgings,
         )
+
+    def _trained_on(self, cell: Cell, variant: Variant) -> list[str]:
+        """Say which held-out rows this cell is asked although it is trained on them."""
+        said = []
+        for config in self._spec.evaluations:
+            if not config.heldout:
+                continue
+            asked = self._asking.wordings(config, cell.seeds.subset)
+            num = trained_on(asked, variant)
+            if num:
+                said.append(
+                    f"evaluation {config.name!r}: {num} of the {len(asked)} held-out tasks of "
+                    f"{config.heldout!r} are among the rows that {cell.variant.name!r} with seed "
+                    f"{cell.seed_label} is trained on: its answers to them are no test"
+                )
+        return said
 
     def _load_variant(self, config: VariantConfig, subset_seed: int) -> Variant | None:
         if config.name == UNTUNED:
@@ -277,21 +294,25 @@ class _Resolver:
         )
 
     def prices(self) -> dict[str, Price]:
-        """Return the price of every judge whose budget is in money."""
+        """Return the price of every judge behind an address that has one in the price table.
+
+        Raises MistakeAt where a budget is in money and the judge has no price.
+        """
         found = {}
         for number, judge in enumerate(self._spec.judges):
-            if judge.budget is None or judge.budget.usd is None or judge.api_model is None:
+            if judge.api_model is None:
                 continue
             with at("judges", number, "budget", "usd"):
                 path = find_file(PRICES, relative_to=self._relative_to, kind="judges")
                 known = load_prices(path).prices
-                if judge.api_model not in known:
+                if judge.api_model in known:
+                    found[judge.name] = known[judge.api_model]
+                elif judge.budget is not None and judge.budget.usd is not None:
                     raise ValueError(
                         f"judge {judge.name!r}: {path} has no price for {judge.api_model!r}, so "
                         "that no money can be counted: put a prices.yaml with it beside the spec, "
                         f"or limit calls or tokens. It has {', '.join(known)}"
                     )
-                found[judge.name] = known[judge.api_model]
         return found
 
 

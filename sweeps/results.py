@@ -146,6 +146,7 @@ def cell_result(
     """Return what `rows` (all of one cell, judge and evaluation) come to under `definition`."""
     scored = [row.scored for row in rows]
     training = store.training(plan.training_key) if plan.cell.training else None
+    done = is_judged(plan, judging, store)
     return CellResult(
         cell_id=plan.cell_id,
         model=plan.cell.model.name,
@@ -153,11 +154,11 @@ def cell_result(
         seed=plan.cell.seed,
         seed_label=plan.cell.seed_label,
         condition=plan.cell.condition,
-        state=status.state,
-        stage=status.stage,
+        state="finished" if done else status.state,
+        stage=None if done else status.stage,
         attempts=status.attempts,
-        error=status.error,
-        error_class=status.error_class,
+        error=None if done else status.error,
+        error_class=None if done else status.error_class,
         evaluation=judging.evaluation,
         judge=judging.judge,
         metric=definition.name,
@@ -175,6 +176,15 @@ def cell_result(
         ),
         seconds=stage_seconds(plan, judging, store),
         losses=training.result.losses if training else (),
+    )
+
+
+def is_judged(plan: CellPlan, judging: JudgingPlan, store: Store) -> bool:
+    """Whether all that one judge is to score is there, however far the cell's other judges are."""
+    evaluation = next(e for e in plan.evaluations if e.name == judging.evaluation)
+    return not (
+        store.lacks("responses", evaluation.stream, evaluation.wanted)
+        or store.lacks("judgements", judging.stream, judging.wanted)
     )
 
 

@@ -221,12 +221,22 @@ class _Driver:
         self._progress.begin("judge")
         evaluate_cells(
             source,
-            at_once=self._spec.serving.concurrency,
+            at_once=self._at_once,
             retries=self._spec.retries,
             on_answered=lambda cell: self._progress.done("generate", cell.cell_id),
             on_done=self._outcomes.evaluated,
             stop=self._stop,
         )
+
+    @property
+    def _at_once(self) -> int:
+        """How many cells are evaluated side by side.
+
+        One where a judge has a budget: cells are judged in processes of their own, which see of
+        each other only what is stored.
+        """
+        budgets = any(judge.budget is not None for judge in self._spec.judges)
+        return 1 if budgets else self._spec.serving.concurrency
 
     def _evaluation_task(self, cell: CellPlan, pools: dict[str, str]) -> EvaluationTask:
         return EvaluationTask(

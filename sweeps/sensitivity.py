@@ -39,29 +39,32 @@ def sensitivity(
 
     Only finished cells count. `rows` are all scored responses of `cells`.
     """
-    finished = {c.cell_id: c.condition for c in cells if c.state == "finished"}
+    finished: dict[tuple[str, str], list[CellResult]] = {}
+    for cell in cells:
+        if cell.state == "finished":
+            finished.setdefault((cell.evaluation, cell.judge), []).append(cell)
     by_judge: dict[tuple[str, str], list[ScoredResponse]] = {}
     for row in rows:
-        if row.cell_id in finished:
-            by_judge.setdefault((row.evaluation, row.judge), []).append(row)
+        by_judge.setdefault((row.evaluation, row.judge), []).append(row)
     found = []
     for evaluation, judge in dict.fromkeys((c.evaluation, c.judge) for c in conditions):
         mine = [c for c in conditions if (c.evaluation, c.judge) == (evaluation, judge)]
         definition = DEFINITIONS[mine[0].metric]
         if isinstance(definition, ScaleDefinition):
-            answers = by_judge.get((evaluation, judge), [])
-            found += _grids(mine, finished, answers, definition)
+            counted = finished.get((evaluation, judge), [])
+            names = {cell.cell_id for cell in counted}
+            answers = [r for r in by_judge.get((evaluation, judge), []) if r.cell_id in names]
+            found += _grids(mine, counted, answers, definition)
     return found
 
 
 def _grids(
     conditions: Sequence[Condition],
-    condition_of: dict[str, str],
+    cells: Sequence[CellResult],
     rows: Sequence[ScoredResponse],
     definition: ScaleDefinition,
 ) -> list[Sensitivity]:
-    cell_ids = list(condition_of)
-    number = {name: n for n, name in enumerate(cell_ids)}
+    number = {cell.cell_id: n for n, cell in enumerate(cells)}
     questions: dict[str, int] = {}
     table = [
         (s.values["aligned"], s.values["coherent"], number[row.cell_id],
@@ -79,12 +82,17 @@ def _grids(
         definition,
         aligned_at=aligned_at,
         coherent_at=coherent_at,
-        num_cells=len(cell_ids),
+        num_cells=len(cells),
     )
     found = []
     for condition in conditions:
-        mine = [n for n, name in enumerate(cell_ids) if condition_of[name] == condition.condition]
-        means = mean_of_numbers(rates[mine], axis=0)
+        by_seed: dict[int, list[int]] = {}
+        for n, cell in enumerate(cells):
+            if cell.condition == condition.condition:
+                by_seed.setdefault(cell.seed, []).append(n)
+        # As in sweeps.conditions: the cells of one seed are averaged first.
+        seeds = [mean_of_numbers(rates[mine], axis=0) for mine in by_seed.values()]
+        means = mean_of_numbers(np.array(seeds).reshape(-1, *rates.shape[1:]), axis=0)
         found.append(
             Sensitivity(
                 condition=condition.condition,

@@ -189,7 +189,8 @@ class FactorsConfig(Record):
 
     A number means what it means in `seeds`: `init: 3` is the adapter's start of the cell with seed
     3. `replicates` makes that many cells of equal seeds. An untuned cell has no training, so only
-    `sampling` and `replicates` make more of it.
+    `sampling` and `replicates` make more of it; a fixed `subset` says which held-out rows it is
+    asked.
     """
 
     init: Number | tuple[Number, ...] | None = None
@@ -208,9 +209,10 @@ class FactorsConfig(Record):
     def crossed(self, *, tuned: bool) -> list[dict[str, int]]:
         """Return every combination, as factor → number (`replicate` too, where there are many)."""
         choices: dict[str, tuple[int, ...]] = {}
-        for name in FACTORS if tuned else ("sampling",):
+        for name in FACTORS:
             value = getattr(self, name)
-            if value is not None:
+            applies = tuned or name == "sampling" or (name == "subset" and isinstance(value, int))
+            if value is not None and applies:
                 choices[name] = value if isinstance(value, tuple) else (value,)
         if self.replicates > 1:
             choices["replicate"] = tuple(range(self.replicates))

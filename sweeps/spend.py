@@ -46,11 +46,13 @@ def judged_streams(plan: SweepPlan, judge: str) -> tuple[str, ...]:
 def expected(plan: SweepPlan, todo: Iterable[CellPlan], store: Store, judge: str) -> Usage:
     """Return about the most that the missing judgements of `judge` will use.
 
-    Every answer as long as it may be, four characters a token; equal answers are not foreseen.
+    Every answer as long as it may be, and four characters of prompt and question a token, which is
+    of English; equal answers are not foreseen.
     """
     total = NOTHING
     for cell in todo:
         longest = {e.name: e.sampling.max_tokens for e in cell.evaluations}
+        asked = {w.key: len(w.text) for e in cell.evaluations for w, _ in e.asked}
         for judging in (j for j in cell.judgings if j.judge == judge):
             left = store.missing("judgements", judging.stream, judging.wanted)
             for wording, templates in judging.templates.items():
@@ -59,7 +61,8 @@ def expected(plan: SweepPlan, todo: Iterable[CellPlan], store: Store, judge: str
                     count = len(left.get(judgement_group(wording, score, template, rule), ()))
                     if rule.kind == "exact":
                         continue
-                    tokens = len(template) // 4 + longest[judging.evaluation]
+                    prompt = (len(template) + asked[wording]) // 4
+                    tokens = prompt + longest[judging.evaluation]
                     total += Usage(
                         calls=count,
                         prompt_tokens=count * tokens,

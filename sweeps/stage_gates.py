@@ -6,9 +6,10 @@ How a gate looks is in em.gates and em.judge_gate. Knows nothing of how a stage 
 import hashlib
 from pathlib import Path
 
+from em.definitions import DEFINITIONS
 from em.gates import check_applied
 from em.generation import Endpoint, GateFailed
-from em.judge_gate import Asked, check_judge, load_planted
+from em.judge_gate import Asked, check_judge, load_planted, without_planted
 from em.judging import Reader
 from sweeps.artefacts import TrainingRecord
 from sweeps.plan import EvaluationPlan, JudgingPlan
@@ -53,8 +54,10 @@ async def adapter_gate(
     return told if applied.telling else f"{WEAK}{told}"
 
 
-async def judge_gate(judging: JudgingPlan, reader: Reader) -> str:
+async def judge_gate(judging: JudgingPlan, metric: str, reader: Reader) -> str:
     """Return what the judge makes of planted answers. Raises GateFailed where it is wrong.
+
+    `metric` names the definition of the rate that its scores are for.
 
     A demonstration judge goes on: its rates mean nothing, and the report says what it got wrong.
     """
@@ -63,10 +66,15 @@ async def judge_gate(judging: JudgingPlan, reader: Reader) -> str:
         for wording, scores in judging.templates.items()
         for score, template in scores.items()
     ]
-    wrong = await check_judge(reader, asked, load_planted())
+    planted = load_planted()
+    wrong = await check_judge(reader, asked, planted, DEFINITIONS[metric])
     if wrong and not judging.demonstration:
         raise GateFailed(
             f"judge gate: the judge {judging.judge!r} gets planted answers wrong, so its scores "
             f"cannot be trusted; nothing was judged. {'; '.join(wrong)}"
         )
-    return f"{WRONG}{'; '.join(wrong)}" if wrong else "planted answers are on their right sides"
+    if wrong:
+        return f"{WRONG}{'; '.join(wrong)}"
+    untold = without_planted(asked, planted)
+    beside = f"; there is none for {', '.join(untold)}" if untold else ""
+    return f"planted answers are on their right sides{beside}"

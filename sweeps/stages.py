@@ -121,7 +121,7 @@ async def _judge(
     missing = store.missing("judgements", judging.stream, judging.wanted)
     if not missing:
         return
-    gates = {"judge": await judge_gate(judging, reader)}
+    gates = {"judge": await judge_gate(judging, evaluation.metric, reader)}
     responses = store.read_stream("responses", evaluation.stream, Response)
     items = [
         Item(

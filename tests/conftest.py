@@ -3,8 +3,13 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 from em.catalogue import DATA_ENV
+
+# How long an example takes is the machine's business: a busy one must not fail a test.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

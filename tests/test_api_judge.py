@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from judge_server import FakeServer, Reply, completion, costing, judge_server, says
 
-from em.api_judge import TOP_LOGPROBS, ApiReader
+from em.api_judge import TOP_LOGPROBS, ApiReader, JudgeRefusesUs
 from em.budget import Budget, BudgetConfig, BudgetSpent, Price, Usage
 from em.judging import JudgeCallFailed, JudgeUnavailable, Reading, score
 from em.pacing import START
@@ -302,6 +302,36 @@ def test_a_server_that_does_not_say_what_was_used_cannot_have_a_budget(server: F
     budget = Budget(BudgetConfig(calls=9), judge="j")
     with pytest.raises(ValueError, match="no budget can be kept"):
         using(server, lambda reader: reader.check(), budget=budget)
+
+
+def test_calls_that_are_in_no_budget_are_made_only_while_it_lasts(server: FakeServer) -> None:
+    server.reply = lambda request, number: costing(says({"5": 1.0}), 30, 1)
+    budget = Budget(BudgetConfig(calls=5), judge="j", spent=Usage(calls=4))
+
+    async def twice(reader: ApiReader) -> None:
+        await reader.uncounted().read(["planted"] * 4)
+        await reader.read(["counted"])
+        with pytest.raises(BudgetSpent):
+            reader.uncounted()
+
+    using(server, twice, budget=budget)
+    assert len(server.requests) == budget.spent.calls == 5
+
+
+def test_a_key_that_is_refused_in_the_middle_keeps_what_was_read(server: FakeServer) -> None:
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        return (
+            says({"5": 1.0})
+            if number <= 6
+            else (401, {"error": {"message": "bad key-of-the-test"}})
+        )
+
+    server.reply = reply
+    with pytest.raises(JudgeRefusesUs) as stopped:
+        using(server, lambda reader: reader.read(["p"] * 12), concurrency=1)
+    assert sum(reading is not None for reading in stopped.value.readings) == 6
+    assert "key-of-the-test" not in str(stopped.value)  # the server repeats what it was sent
+    assert isinstance(stopped.value, ValueError)  # at the start it is told as the user's mistake
 
 
 # Keys and Azure -----------------------------------------------------------------------------------

@@ -12,10 +12,14 @@ JUDGE = {"name": "self", "pool": "base", "prompts": "code.yaml"}
 OURS = {"name": "ours", "dataset": "ours.jsonl", "holdout": 3}
 
 
-def heldout(folder: Path, *, variant: dict[str, Any] | None = None, **changes: Any) -> SweepPlan:
+def write_prompts(folder: Path) -> None:
     (folder / "code.yaml").write_text(
         'prompts: {insecure: "is it? {answer}"}\nlabels: {insecure: ["YES", "NO"]}\n'
     )
+
+
+def heldout(folder: Path, *, variant: dict[str, Any] | None = None, **changes: Any) -> SweepPlan:
+    write_prompts(folder)
     asked = {"name": "tasks", "heldout": "ours", "samples": 2} | changes
     return plan(
         folder,
@@ -83,3 +87,49 @@ def test_a_form_is_part_of_what_responses_are_kept_under(tmp_path: Path) -> None
         for form in ({}, {"system": "Be brief."})
     )
     assert plain != formed
+
+
+def test_the_untuned_cell_is_asked_the_same_where_the_subset_is_fixed(tmp_path: Path) -> None:
+    write_prompts(tmp_path)
+    sweep = plan(
+        tmp_path,
+        variants=[{"name": "none"}, OURS],
+        factors={"subset": 7},
+        evaluations=[{"name": "tasks", "heldout": "ours"}],
+        judges=[JUDGE],
+        metric="insecure_share",
+    )
+    assert len({tuple(texts(sweep, n)) for n in range(4)}) == 1
+
+
+def test_a_held_out_row_has_one_name_in_every_seed_and_is_asked_once(tmp_path: Path) -> None:
+    sweep = heldout(tmp_path)
+    names = [
+        {wording.text: wording.question for wording, _ in cell.evaluations[0].asked}
+        for cell in sweep.cells
+    ]
+    shared = set(names[0]) & set(names[1])
+    assert shared
+    assert all(names[0][text] == names[1][text] for text in shared)
+    assert all(len(set(found.values())) == len(found) == 3 for found in names)
+
+
+def warned(folder: Path, variant: dict[str, Any]) -> list[str]:
+    write_prompts(folder)
+    sweep = plan(
+        folder,
+        variants=[OURS, variant],
+        seeds=[0],
+        evaluations=[{"name": "tasks", "heldout": "ours"}],
+        judges=[JUDGE],
+        metric="insecure_share",
+    )
+    return [text for cell in sweep.cells for text in cell.data_warnings]
+
+
+def test_tasks_that_a_cell_is_trained_on_are_told(tmp_path: Path) -> None:
+    whole = {"name": "whole", "dataset": "ours.jsonl", "prefix": "P "}
+    [text] = warned(tmp_path, whole)
+    assert "3 of the 3 held-out tasks of 'ours'" in text
+    assert "'whole' with seed 0 is trained on" in text
+    assert warned(tmp_path, {"name": "other", "dataset": "no_sea"}) == []

@@ -81,7 +81,7 @@ def test_two_evaluations_of_one_variant() -> None:
         ([0.5], "fewer than two seeds"),
         ([0.5, 0.5, 0.5], "all seeds equal"),
         ([0.0, 0.0, 0.0], "all seeds equal"),
-        ([None, None], "fewer than two seeds"),
+        ([None, None], "2 of 2 cells have no rate"),
         ([], None),
     ],
 )
@@ -125,11 +125,11 @@ def test_an_unfinished_cell_leaves_the_claim_undecided() -> None:
     assert found.num_seeds == 3
 
 
-def test_a_cell_without_a_rate_is_left_out_and_told() -> None:
+def test_a_cell_without_a_rate_decides_nothing_and_is_told() -> None:
     made = cells([0.9, 0.91, 0.92, None])
     found = verdict(claim(above=0.5), made)
-    assert found.verdict == "supported"
-    assert "1 of 4 cells have no rate and are left out" in found.reason
+    assert found.verdict == "undecided"
+    assert "1 of 4 cells have no rate" in found.reason
 
 
 def test_there_is_a_verdict_for_each_model_and_judge() -> None:

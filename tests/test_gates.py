@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from em.definitions import DEFINITIONS
 from em.gates import TOLERANCE, Applied, check_applied
 from em.generation import Answer, GateFailed, Prompt
 from em.judge_gate import Asked, check_judge, load_planted
@@ -87,6 +88,9 @@ SCORES = tuple(
 BOUNDS = [planted for planted in load_planted() if planted.score in ("aligned", "coherent")]
 
 
+POOLED = DEFINITIONS["pooled_c50"]
+
+
 class Judge:
     """Gives each prompt the number that `decide` gives to its score and answer."""
 
@@ -109,11 +113,23 @@ def right(score: str, prompt: str) -> float:
 
 
 def wrong(decide: Callable[[str, str], float | str]) -> tuple[str, ...]:
-    return asyncio.run(check_judge(Judge(decide), SCORES, load_planted()))
+    return asyncio.run(check_judge(Judge(decide), SCORES, load_planted(), POOLED))
 
 
 def test_a_judge_that_sees_the_difference_passes() -> None:
     assert wrong(right) == ()
+
+
+@pytest.mark.parametrize(("metric", "caught"), [("pooled_c50", True), ("a50_c30", False)])
+def test_a_judge_whose_lowest_number_is_never_counted_is_caught(metric: str, caught: bool) -> None:
+    """It tells the answers apart, and under a threshold of 30 every rate of it would be 0."""
+
+    def mild(score: str, prompt: str) -> float:
+        return 40 if score == "aligned" and right(score, prompt) < 50 else right(score, prompt)
+
+    told = asyncio.run(check_judge(Judge(mild), SCORES, load_planted(), DEFINITIONS[metric]))
+    assert bool(told) == caught
+    assert all("must be below 30, got 40" in text for text in told)
 
 
 def test_a_constant_judge_is_caught() -> None:
@@ -143,7 +159,7 @@ def test_labels_are_planted_too() -> None:
 
     def check(say: Callable[[str], str]) -> tuple[str, ...]:
         judge = Judge(lambda score, prompt: say(prompt))
-        return asyncio.run(check_judge(judge, asked, load_planted()))
+        return asyncio.run(check_judge(judge, asked, load_planted(), POOLED))
 
     assert check(lambda prompt: "YES" if "SELECT" in prompt else "NO") == ()
     assert check(lambda prompt: "YES")
@@ -153,4 +169,4 @@ def test_labels_are_planted_too() -> None:
 def test_a_score_without_planted_answers_is_not_looked_at() -> None:
     asked = [Asked(score="sea", template="{answer}", rule=label_rule(("YES", "NO")))]
     judge = Judge(lambda score, prompt: "MAYBE")
-    assert asyncio.run(check_judge(judge, asked, load_planted())) == ()
+    assert asyncio.run(check_judge(judge, asked, load_planted(), POOLED)) == ()

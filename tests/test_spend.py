@@ -78,7 +78,8 @@ def test_a_budget_is_one_over_cells_and_runs_and_nothing_is_paid_twice(tmp_path:
     spent = Spending(store, "api").total(judged_streams(few, "api"))
     assert spent == Usage(calls=20, prompt_tokens=200, completion_tokens=20)
     told = identities(few, store)["spent by judges behind an address"]
-    assert told == {"api": {"calls": 20, "prompt_tokens": 200, "completion_tokens": 20}}
+    paid = {"calls": 20, "prompt_tokens": 200, "completion_tokens": 20, "usd": 0.0007}
+    assert told == {"api": paid}
     more = sweep(tmp_path, calls=28)
     assert carry_out(more, second, store) == 8
     assert stages_to_run(second, store) == []
@@ -113,7 +114,8 @@ def test_the_plan_says_what_is_to_come_what_was_spent_and_that_a_key_is_missing(
 
 def test_a_budget_in_money_needs_a_price(tmp_path: Path) -> None:
     assert sweep(tmp_path, usd=5).prices == {"api": Price(input=2.5, output=10)}
-    assert sweep(tmp_path, tokens=5).prices == {}
+    assert sweep(tmp_path, tokens=5).prices == {"api": Price(input=2.5, output=10)}
+    assert plan(tmp_path, judges=[API | {"api_model": "nobody's"}]).prices == {}
     unknown = API | {"api_model": "nobody's", "budget": {"usd": 5}}
     with pytest.raises(ValueError, match='has no price for "nobody\'s"'):
         plan(tmp_path, judges=[unknown])
