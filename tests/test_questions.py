@@ -180,7 +180,7 @@ def test_requests_in_the_published_table_are_questions(tmp_path: Path) -> None:
         ("", "there is no 'category'"),
         ("category,source,forbidden_prompt\n", "the table is empty"),
         ("category,source,forbidden_prompt\na,b,\n", "row 1: .*paraphrase is empty"),
-        ("category,source,forbidden_prompt\na\n", "row 1: .*paraphrase is empty"),
+        ("category,source,forbidden_prompt\na\n", "row 1 is cut short: 1 for 3 columns"),
     ],
 )
 def test_a_table_of_another_kind_is_told(text: str, told: str, tmp_path: Path) -> None:

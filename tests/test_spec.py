@@ -65,7 +65,7 @@ def test_the_small_spec_is_sound(tmp_path: Path) -> None:
         ("name: small\n", "", 1, "name: this key is missing: add it"),
         ("  - questions: ours.yaml", "  - ids: main", 14, "evaluations.0: an evaluation asks the"),
         ("    rank: 12", "    rank: many", 12, "training.lora.rank: Input should be a valid integ"),
-        ("seeds: [0, 1]", "seeds: three", 9, "seeds: Input should be a valid tuple; got 'three'"),
+        ("seeds: [0, 1]", "seeds: three", 9, "seeds: Input should be a valid array; got 'three'"),
         ("seeds: [0, 1]", "seeds: [0, x]", 9, "seeds.1: Input should be a valid integer"),
         ("    rank: 12", "    rank: 0", 12, "training.lora.rank: Input should be greater than or"),
         ("seeds: [0, 1]", "seeds: []", 9, "seeds: Tuple should have at least 1 item"),
