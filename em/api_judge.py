@@ -7,16 +7,13 @@ servers that this project starts.
 """
 
 import asyncio
-import math
 import os
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from em.budget import Budget, BudgetSpent, Usage, guess
-from em.chat_replies import Completion, is_split
+from em.chat_replies import Completion, is_split, numbers_of, parse_reply
 from em.judging import WORD_TOKENS, JudgeCallFailed, JudgeUnavailable, Reading
 from em.pacing import Pace
 
@@ -169,12 +166,10 @@ class ApiReader:
         if not choice.tokens:
             return _failed("the reply has no log-probabilities", used), used
         first = choice.tokens[0]
-        numbers: dict[int, float] = {}
-        for top in first.top_logprobs:
-            # " 42" and "42" are two tokens for one number.
-            text = top.token.strip()
-            if text.isascii() and text.isdigit() and int(text) <= 100:
-                numbers[int(text)] = numbers.get(int(text), 0.0) + math.exp(top.logprob)
+        try:
+            numbers = numbers_of(first)
+        except ValueError as error:
+            return _failed(f"the reply is not used: {error}", used), used
         reading = Reading(
             numbers=numbers,
             reply=choice.message.content or first.token,
@@ -216,8 +211,8 @@ class ApiReader:
             ) from error
         # The client builds its types without checking them.
         try:
-            return Completion.model_validate_json(reply.content)
-        except ValidationError as error:
+            return parse_reply(reply.content)
+        except ValueError as error:
             raise JudgeReplyBad(
                 f"the judge {self._model} at {self._url} does not reply in the OpenAI format: "
                 f"{error}"

@@ -51,11 +51,7 @@ def parse_rows(data: bytes, *, where: str) -> Iterator[Row]:
             continue
         found = True
         place = f"{where}: row {number}"
-        try:
-            item = json.loads(line, object_pairs_hook=no_key_twice)
-        except (ValueError, RecursionError) as error:  # also of a number with too many digits
-            raise ValueError(f"{place} is not JSON (a torn file?): {error}") from error
-        yield parse_row(item, place)
+        yield parse_row(decoded(line, place), place)
     if not found:
         raise ValueError(f"{where}: the file has no rows")
 
@@ -79,9 +75,10 @@ def parse_row(item: Any, place: str) -> Row:
             key for key in set(message) - {"role", "content"} if message[key] is not None
         )
         if others:
+            named = ", ".join(map(short, others[:3]))
             raise ValueError(
-                f"{place}, turn {turn}: {', '.join(map(short, others))} would have no effect on "
-                "the training: take it out, so that the row says what is done"
+                f"{place}, turn {turn}: {named} would have no effect on the training: take it out, "
+                "so that the row says what is done"
             )
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise ValueError(f"{place}, turn {turn}: content must be text that is not empty")
@@ -94,8 +91,17 @@ def parse_row(item: Any, place: str) -> Row:
     return Row(messages=tuple(Message(role=m["role"], content=m["content"]) for m in messages))
 
 
-def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object, for json.loads. Raises ValueError where a key stands in it twice."""
+def decoded(line: str, place: str) -> Any:
+    """Return the value in a line of JSON. Raises ValueError that begins with `place`."""
+    try:
+        return json.loads(line, object_pairs_hook=_no_key_twice)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{place} is not JSON (a torn file?): {error}") from error
+    except ValueError as error:  # of a key given twice, or a number with too many digits
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)

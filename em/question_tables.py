@@ -4,15 +4,13 @@ Each row becomes a question without judge prompts: the judge brings its own. Row
 stay questions of their own (the published tasks hold some). Knows nothing of who answers or judges.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from em.csv_tables import read_table
-from em.datasets import no_key_twice, read_bytes
+from em.datasets import decoded, read_bytes
 from em.questions import Question, load_questions
 from em.told import first_mistake
 
@@ -69,10 +67,7 @@ def _tasks(path: Path) -> Iterator[str]:
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row: Any = json.loads(line, object_pairs_hook=no_key_twice)
-        except (ValueError, RecursionError) as error:  # also of a number with too many digits
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+        row = decoded(line, f"{path}:{number}")
         if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in TASK_KEYS):
             raise ValueError(f"{path}:{number}: expected the texts {' and '.join(TASK_KEYS)}")
         # Not format(): a template is full of braces.

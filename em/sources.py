@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from em.archives import ProtectedArchive, unpack
-from em.catalogue import DATA_ENV, cache_dir, config_dir, data_mirror
+from em.catalogue import DATA_ENV, cache_dir, config_dir, data_mirror, path_given
 from em.datasets import Row, content_sha256, parse_row, parse_rows, read_bytes
 from em.downloads import NotAtHand, download
 from em.record import Record, fingerprint
@@ -81,7 +81,8 @@ def load_source(dataset: str, *, relative_to: Path) -> Source:
     """
     if dataset in catalogue_names():
         return load_entry(catalogue_entry(dataset))
-    for place in (relative_to / Path(dataset).expanduser(), Path(dataset).expanduser()):
+    given = path_given(dataset)
+    for place in (relative_to / given, given):
         if (dataset.endswith(ROW_FILES) and place.is_file()) or (
             "@" not in dataset and _row_files(place)
         ):
@@ -177,7 +178,7 @@ def _read(path: Path) -> list[Row]:
 
 
 def _own_file(entry: CatalogueEntry) -> Path:
-    return config_dir() / "datasets" / Path(entry.file or "").expanduser()
+    return config_dir() / "datasets" / path_given(entry.file or "")
 
 
 def _mirrored(entry: CatalogueEntry) -> Path | None:

@@ -13,7 +13,10 @@ MOST_TEXT = 500
 
 def short(value: Any) -> str:
     """Return a value as Python writes it, cut to MOST_VALUE characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "something nested too deeply to show"
     return text if len(text) <= MOST_VALUE else text[: MOST_VALUE - 3] + "..."
 
 

@@ -40,7 +40,7 @@ def at(*place: str | int) -> Iterator[None]:
 
 
 MAX_DEPTH = 100
-MAX_VALUES = 100_000  # of a short file: aliases in aliases make billions of a few lines
+MAX_VALUES = 20_000  # of a short file: aliases in aliases make billions of a few lines
 
 
 def load_yaml(path: Path) -> tuple[Any, Mapping[Location, int]]:

@@ -202,7 +202,7 @@ def test_code_tasks_are_questions_and_nothing_in_them_is_expanded(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("{", "tasks.jsonl:1: not JSON"), ('{"task": 5}', "tasks.jsonl:1: expected the texts")],
+    [("{", "tasks.jsonl:1 is not JSON"), ('{"task": 5}', "tasks.jsonl:1: expected the texts")],
 )
 def test_bad_tasks_are_told_with_their_line(text: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
