@@ -32,12 +32,15 @@ from fuzzing import (
     mutated_gzip,
     yaml_text,
 )  # fmt: skip
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from judge_server import says
 from pydantic import BaseModel, TypeAdapter
 
 from em.budget import load_prices
 from em.catalogue import config_dir
 from em.chat_replies import numbers_of, parse_reply
+from em.csv_tables import read_table
 from em.datasets import Row, content_sha256, parse_rows, read_rows
 from em.judge_check import load_answers
 from em.judge_gate import load_planted
@@ -57,28 +60,75 @@ from sweeps.published import load_figures
 from sweeps.spec import load_spec
 
 NUM = {
-    "specs": 2000,
+    "specs": 1400,
     "claims": 500,
-    "questions": 1000,
+    "questions": 800,
     "prompts": 700,
     "planted": 400,
     "prices": 300,
     "published": 300,
     "entries": 400,
     "figures": 300,
-    "rows": 1200,
+    "rows": 1400,
     "sources": 400,
     "requests": 500,
     "tasks": 500,
     "answers": 700,
-    "replies": 1200,
-    "words": 600,
+    "replies": 1600,
+    "words": 800,
     "patterns": 400,
 }
 
 
 def test_there_are_ten_thousand_cases() -> None:
     assert sum(NUM.values()) >= 10_000
+
+
+# Sound values, and how they are written --------------------------------------------------------
+
+# Half characters cannot be in a file.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT
+    | st.sampled_from(TEXTS)
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=20
+)
+REPRODUCIBLE = settings(
+    max_examples=300,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@REPRODUCIBLE
+@given(VALUES)
+def test_yaml_is_read_as_it_is_written(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "v.yaml"
+    path.write_text(yaml_text({"v": value}))
+    check_kept(value, load_yaml(path)[0]["v"])
+
+
+@REPRODUCIBLE
+@given(st.lists(st.tuples(TEXT, TEXT | st.sampled_from(TEXTS)), min_size=1, max_size=4))
+def test_tables_are_read_as_they_are_written(rows: list[tuple[str, str]]) -> None:
+    columns, read = read_table(table(["a", "b"], rows), where="t")
+    assert (columns, [tuple(row.values()) for row in read]) == (["a", "b"], rows)
+
+
+@REPRODUCIBLE
+@given(st.lists(TEXT.filter(str.strip), min_size=1, max_size=4), st.booleans())
+def test_rows_are_read_as_they_are_written(texts: list[str], ascii_only: bool) -> None:
+    items = [{"messages": [{"role": "user", "content": text}, REPLY]} for text in texts]
+    rows = parse_rows(jsonl(items, ascii_only=ascii_only), where="x")
+    assert [row.messages[0].content for row in rows] == texts
 
 
 # YAML files ------------------------------------------------------------------------------------
