@@ -16,6 +16,7 @@ from em.budget import Budget, BudgetSpent, Usage, guess
 from em.chat_replies import Completion, is_split, numbers_of, parse_reply
 from em.judging import WORD_TOKENS, JudgeCallFailed, JudgeUnavailable, Reading
 from em.pacing import Pace
+from em.told import cut
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives
 MAX_RETRIES = 5  # by the client, with growing waits, for 408, 409, 429, 5xx and broken connections
@@ -194,20 +195,20 @@ class ApiReader:
                 seed=SEED,
             )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise JudgeCallFailed(f"the judge refused this prompt: {error}") from error
+            raise JudgeCallFailed(f"the judge refused this prompt: {cut(str(error))}") from error
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
             openai.NotFoundError,
         ) as error:
             raise ValueError(
-                f"the judge {self._model} at {self._url} refuses us: {error}. Check 'api', "
+                f"the judge {self._model} at {self._url} refuses us: {cut(str(error))}. Check 'api', "
                 f"'api_model' and the key in the environment variable {self._key_env}"
             ) from error
         except openai.OpenAIError as error:
             raise JudgeUnavailable(
                 f"the judge {self._model} at {self._url} does not answer after "
-                f"{tries} tries: {error}"
+                f"{tries} tries: {cut(str(error))}"
             ) from error
         # The client builds its types without checking them.
         try:

@@ -319,6 +319,9 @@ def row_bytes(rng: random.Random) -> tuple[bytes, list[Any] | None]:
     rows = [rng.choice(CHATS) for _ in range(rng.randrange(1, 4))]
     if rng.random() < 0.4:
         return mutated_bytes(jsonl(rows), rng), None
+    if rng.random() < 0.1:
+        name = rng.choice([b'"role": ', b'"content": ', b'"messages": '])
+        return jsonl(rows).replace(name, name + b'"x", ' + name, 1), None
     changed = mutated(rows, rng)
     items = changed if isinstance(changed, list) else [changed]
     text = "".join(json.dumps(i, ensure_ascii=rng.random() < 0.5) + "\n" for i in items)
@@ -328,9 +331,16 @@ def row_bytes(rng: random.Random) -> tuple[bytes, list[Any] | None]:
     return text.encode(errors="surrogatepass"), items
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise Broken(f"a key given twice was accepted: {pairs!r:.300}")
+    return dict(pairs)
+
+
 def check_rows(rows: Sequence[Row], data: bytes, items: list[Any] | None) -> None:
     if items is None:  # JSON's own reading of the lines
-        items = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
+        lines = [line for line in data.decode().split("\n") if line.strip()]
+        items = [json.loads(line, object_pairs_hook=_each_key_once) for line in lines]
     kept = [[(m.role, m.content) for m in row.messages] for row in rows]
     given = [[(m["role"], m["content"]) for m in item["messages"]] for item in items]
     if kept != given:
