@@ -202,8 +202,8 @@ class ApiReader:
             openai.NotFoundError,
         ) as error:
             raise ValueError(
-                f"the judge {self._model} at {self._url} refuses us: {cut(str(error))}. Check 'api', "
-                f"'api_model' and the key in the environment variable {self._key_env}"
+                f"the judge {self._model} at {self._url} refuses us: {cut(str(error))}. Check "
+                f"'api', 'api_model' and the key in the environment variable {self._key_env}"
             ) from error
         except openai.OpenAIError as error:
             raise JudgeUnavailable(

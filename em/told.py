@@ -30,5 +30,7 @@ def first_mistake(error: ValidationError, whole: str = "the file") -> str:
     """Return where the first mistake is (or `whole`), and what it is."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or whole
-    got = "" if first["type"] in ("value_error", "missing", "extra_forbidden") else first["input"]
-    return cut(f"{where}: {first['msg']}" + (f"; got {short(got)}" if got != "" else ""))
+    text = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    if first["type"] not in ("value_error", "missing", "extra_forbidden"):
+        text += f"; got {short(first['input'])}"
+    return cut(text)

@@ -296,7 +296,8 @@ def hold(name: str, cases: Callable[[random.Random], Case], *, num: int) -> None
         size, number, case, error = min(failures, key=lambda failure: failure[:2])
         raise AssertionError(
             f"{len(failures)} of {num} cases of {name!r} failed (seed {SEED}); the smallest, "
-            f"number {number} of {size} bytes: {case.shown[:2000]!r}\n{type(error).__name__}: {error}"
+            f"number {number} of {size} bytes: {case.shown[:2000]!r}\n"
+            f"{type(error).__name__}: {error}"
         ) from error
     assert min(ends["accepted"], ends["refused"]) >= num / 50, (name, ends)
 

@@ -60,16 +60,16 @@ from sweeps.published import load_figures
 from sweeps.spec import load_spec
 
 NUM = {
-    "specs": 1400,
+    "specs": 1100,
     "claims": 500,
-    "questions": 800,
+    "questions": 600,
     "prompts": 700,
     "planted": 400,
     "prices": 300,
     "published": 300,
     "entries": 400,
     "figures": 300,
-    "rows": 1400,
+    "rows": 1900,
     "sources": 400,
     "requests": 500,
     "tasks": 500,
