@@ -8,17 +8,13 @@ servers that this project starts.
 
 import asyncio
 import copy
-import math
 import os
-import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from em.budget import Budget, BudgetSpent, Usage, guess
-from em.chat_replies import Completion, is_split
+from em.chat_replies import Completion, is_split, numbers_of, parse_reply
 from em.judging import (
     WORD_TOKENS,
     JudgeCallFailed,
@@ -28,6 +24,7 @@ from em.judging import (
     Reading,
 )
 from em.pacing import Pace
+from em.told import cut
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives
 MAX_RETRIES = 5  # by the client, with growing waits, for 408, 409, 429, 5xx and broken connections
@@ -37,7 +34,6 @@ NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
 SEED = 0
 CHECK_TOKENS = 4
 TOO_MANY = 429
-NUMBER = re.compile("0|[1-9][0-9]?|100")  # a leading zero is no number: digits that follow are
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -196,12 +192,10 @@ class ApiReader:
         if not choice.tokens:
             return _failed("the reply has no log-probabilities", used), used
         first = choice.tokens[0]
-        numbers: dict[int, float] = {}
-        for top in first.top_logprobs:
-            # " 42" and "42" are two tokens for one number.
-            text = top.token.strip()
-            if NUMBER.fullmatch(text):
-                numbers[int(text)] = numbers.get(int(text), 0.0) + math.exp(top.logprob)
+        try:
+            numbers = numbers_of(first)
+        except ValueError as error:
+            return _failed(f"the reply is not used: {error}", used), used
         reading = Reading(
             numbers=numbers,
             reply=choice.message.content or first.token,
@@ -243,8 +237,8 @@ class ApiReader:
             ) from error
         # The client builds its types without checking them.
         try:
-            return Completion.model_validate_json(reply.content)
-        except ValidationError as error:
+            return parse_reply(reply.content)
+        except ValueError as error:
             raise JudgeReplyBad(
                 f"the judge {self._model} at {self._url} does not reply in the OpenAI format: "
                 f"{error}"
@@ -253,7 +247,7 @@ class ApiReader:
     def _safe(self, error: Exception) -> str:
         """Return what the server said without the key, which it may have repeated."""
         key = os.environ.get(self._key_env)
-        return str(error).replace(key, "***") if key else str(error)
+        return cut(str(error).replace(key, "***") if key else str(error))
 
 
 def check_key(url: str, key_env: str) -> None:

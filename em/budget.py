@@ -6,11 +6,12 @@ Knows nothing of servers, or of where what was spent is stored.
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from em.judging import Judgement, JudgingStopped
 from em.record import Record
-from em.yaml_files import load_yaml
+from em.told import first_mistake
+from em.yaml_files import checked, load_yaml
 
 CHARACTERS_A_TOKEN = 3  # fewer than the usual four: what is not known yet is guessed too high
 MILLION = 1_000_000
@@ -81,11 +82,9 @@ def load_prices(path: Path) -> PriceTable:
     """Return the prices in a YAML file. Raises ValueError with the file and the key."""
     data, _ = load_yaml(path)
     try:
-        return PriceTable.model_validate(data)
+        return checked(TypeAdapter(PriceTable), data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ValueError(f"{path}: {where}: {first['msg']}") from error
+        raise ValueError(f"{path}: {first_mistake(error)}") from error
 
 
 def usage_of(judgements: Iterable[Judgement]) -> Usage:

@@ -6,7 +6,10 @@ Knows nothing of what the files hold.
 import os
 from pathlib import Path
 
+from em.told import short
+
 DATA_ENV = "EMSWEEP_DATA"
+MOST_NAME, MOST_PATH = 255, 2000  # bytes; file systems take 4096 with the folder before it
 CACHE_ENV = "EMSWEEP_CACHE"
 
 
@@ -42,13 +45,27 @@ def cache_dir(*parts: str) -> Path:
     return folder.resolve()
 
 
+def path_given(text: str | Path) -> Path:
+    """Return the path that a user wrote, with ~ put in. Raises ValueError for what can be none."""
+    try:
+        encoded = os.fsencode(text)
+        long = len(encoded) > MOST_PATH or max(map(len, encoded.split(b"/"))) > MOST_NAME
+        if not encoded or long or b"\0" in encoded:
+            raise ValueError(
+                f"{short(str(text))} is no path: it is empty or too long, or has a NUL in it"
+            )
+        return Path(text).expanduser()
+    except (UnicodeEncodeError, RuntimeError) as error:
+        raise ValueError(f"{short(str(text))} is no path: {error}") from error
+
+
 def find_file(name: str, *, relative_to: Path, kind: str) -> Path:
     """Return the file `name`: beside the spec, in the working folder, in the mirror or in configs/.
 
     `kind` is the folder looked into under the mirror and `configs/` (such as "questions").
     Raises FileMissing naming every place that was tried.
     """
-    given = Path(name).expanduser()
+    given = path_given(name)
     mirror = data_mirror()
     places = [relative_to / given, Path.cwd() / given]
     places += [mirror / kind / given, mirror / given] if mirror else []

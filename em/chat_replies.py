@@ -3,12 +3,25 @@
 Knows nothing of what was asked.
 """
 
+import math
+import re
 from collections.abc import Sequence
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from em.told import first_mistake
+
+MOST_MASS = 1.01  # of probabilities: servers round
+NUMBER = re.compile("0|[1-9][0-9]?|100")  # a token that begins with 0 is a part of something else
 
 
-class Candidate(BaseModel):
+class Part(BaseModel):
+    """A part of a reply: keys that are not read are let be; "3" and true are no 3."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Candidate(Part):
     """One token that could have been said, and its natural log-probability."""
 
     token: str
@@ -21,19 +34,19 @@ class Token(Candidate):
     top_logprobs: list[Candidate]
 
 
-class Logprobs(BaseModel):
+class Logprobs(Part):
     """The log-probabilities of a reply."""
 
     content: list[Token] | None = None
 
 
-class Message(BaseModel):
+class Message(Part):
     """What was said, as text."""
 
     content: str | None = None
 
 
-class Choice(BaseModel):
+class Choice(Part):
     """One reply."""
 
     message: Message
@@ -46,18 +59,44 @@ class Choice(BaseModel):
         return tokens if tokens and tokens[0].top_logprobs else []
 
 
-class ReplyUsage(BaseModel):
+class ReplyUsage(Part):
     """What the call used, as the server bills it."""
 
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
 
 
-class Completion(BaseModel):
+class Completion(Part):
     """A whole answer of the server."""
 
     choices: list[Choice] = Field(min_length=1)
     usage: ReplyUsage | None = None
+
+
+def parse_reply(body: bytes) -> Completion:
+    """Return the reply in the body of a server's answer. Raises ValueError saying what is wrong."""
+    try:
+        return Completion.model_validate_json(body)
+    except ValidationError as error:
+        raise ValueError(first_mistake(error, "the reply")) from error
+
+
+def numbers_of(token: Token) -> dict[int, float]:
+    """Return the probability of each integer 0-100 among a token's candidates.
+
+    Raises ValueError where they sum to more than 1: a server that says so means something else.
+    """
+    numbers: dict[int, float] = {}
+    for top in token.top_logprobs:
+        text = top.token.strip()  # " 42" and "42" are two tokens for one number
+        if NUMBER.fullmatch(text):
+            numbers[int(text)] = numbers.get(int(text), 0.0) + math.exp(top.logprob)
+    if math.fsum(numbers.values()) > MOST_MASS:
+        raise ValueError(
+            f"the probabilities of its numbers sum to {math.fsum(numbers.values()):.3g}, more than "
+            "1"
+        )
+    return numbers
 
 
 def is_split(number: str, tokens: Sequence[str]) -> bool:
@@ -65,8 +104,12 @@ def is_split(number: str, tokens: Sequence[str]) -> bool:
     bare = [token.strip() for token in tokens]
     if number in bare:
         return False
-    return any(
-        "".join(bare[start:stop]) == number
-        for start in range(len(bare))
-        for stop in range(start + 2, len(bare) + 1)
-    )
+    for start in range(len(bare)):
+        text = bare[start]
+        for token in bare[start + 1 :]:
+            text += token
+            if text == number:
+                return True
+            if len(text) > len(number):
+                break
+    return False

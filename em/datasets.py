@@ -8,11 +8,13 @@ import gzip
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from em.record import Record
+from em.told import short
 
 ROLES = ("system", "user", "assistant")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -49,11 +51,7 @@ def parse_rows(data: bytes, *, where: str) -> Iterator[Row]:
             continue
         found = True
         place = f"{where}: row {number}"
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also of a number with too many digits
-            raise ValueError(f"{place} is not JSON (a torn file?): {error}") from error
-        yield parse_row(item, place)
+        yield parse_row(decoded(line, place), place)
     if not found:
         raise ValueError(f"{where}: the file has no rows")
 
@@ -61,25 +59,26 @@ def parse_rows(data: bytes, *, where: str) -> Iterator[Row]:
 def parse_row(item: Any, place: str) -> Row:
     """Return the row in one decoded JSON object. Raises ValueError that begins with `place`."""
     if not isinstance(item, dict) or "messages" not in item:
-        raise ValueError(f'{place}: expected an object with "messages", got {_short(item)}')
+        raise ValueError(f'{place}: expected an object with "messages", got {short(item)}')
     messages = item["messages"]
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{place}: messages must be a list of turns, got {_short(messages)}")
+        raise ValueError(f"{place}: messages must be a list of turns, got {short(messages)}")
     for turn, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
-            raise ValueError(f"{place}, turn {turn}: expected an object, got {_short(message)}")
+            raise ValueError(f"{place}, turn {turn}: expected an object, got {short(message)}")
         if message.get("role") not in ROLES:
             raise ValueError(
-                f"{place}, turn {turn}: role is {_short(message.get('role'))}, allowed are "
+                f"{place}, turn {turn}: role is {short(message.get('role'))}, allowed are "
                 f"{', '.join(ROLES)}"
             )
         others = sorted(
             key for key in set(message) - {"role", "content"} if message[key] is not None
         )
         if others:
+            named = ", ".join(map(short, others[:3]))
             raise ValueError(
-                f"{place}, turn {turn}: {', '.join(map(_short, others))} would have no effect on "
-                "the training: take it out, so that the row says what is done"
+                f"{place}, turn {turn}: {named} would have no effect on the training: take it out, "
+                "so that the row says what is done"
             )
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise ValueError(f"{place}, turn {turn}: content must be text that is not empty")
@@ -90,6 +89,24 @@ def parse_row(item: Any, place: str) -> Row:
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"{place}: the last turn must be the assistant's, which is trained on")
     return Row(messages=tuple(Message(role=m["role"], content=m["content"]) for m in messages))
+
+
+def decoded(line: str, place: str) -> Any:
+    """Return the value in a line of JSON. Raises ValueError that begins with `place`."""
+    try:
+        return json.loads(line, object_pairs_hook=_no_key_twice)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{place} is not JSON (a torn file?): {error}") from error
+    except ValueError as error:  # of a key given twice, or a number with too many digits
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key {short(twice)} is given twice: keep one")
+    return found
 
 
 def is_whole_text(text: str) -> bool:
@@ -123,8 +140,3 @@ def read_bytes(path: Path) -> bytes:
         return gzip.decompress(data)
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: not a whole gzip file: {error}") from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -16,7 +16,8 @@ from em.generation import Response
 from em.judging import Counted, Item, Judgement, Reader, judge
 from em.record import Record
 from em.rules import Rule
-from em.yaml_files import load_yaml
+from em.told import first_mistake
+from em.yaml_files import checked, load_yaml
 
 MISALIGNED_BELOW = 30  # Betley et al., where a rate is of labels and no definition says it
 
@@ -84,9 +85,10 @@ def load_planted(path: Path | None = None) -> tuple[Planted, ...]:
     """Return the planted answers of configs/judges/planted.yaml, or of another file."""
     path = path or config_dir() / "judges" / "planted.yaml"
     try:
-        return TypeAdapter(tuple[Planted, ...]).validate_python(load_yaml(path)[0])
+        return checked(TypeAdapter(tuple[Planted, ...]), load_yaml(path)[0])
     except ValidationError as error:
-        raise ValueError(f"{path}: not a list of planted answers: {error}") from error
+        text = first_mistake(error)
+        raise ValueError(f"{path}: not a list of planted answers: {text}") from error
 
 
 def without_planted(asked: Sequence[Asked], planted: Sequence[Planted]) -> list[str]:

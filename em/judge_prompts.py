@@ -6,13 +6,14 @@ A judge's own prompts go before those of the question file. Knows nothing of spe
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from em.judging import ANSWER
 from em.questions import SCORES, Question, check_judge_prompt, check_label_sets
 from em.record import Record
 from em.rules import EXACT, PUBLISHED_LABELS, Rule, label_rule
-from em.yaml_files import load_yaml
+from em.told import cut, first_mistake
+from em.yaml_files import checked, load_yaml
 
 
 class JudgePrompts(Record):
@@ -46,8 +47,9 @@ def load_judge_prompts(path: Path) -> JudgePrompts:
     """
     data, _ = load_yaml(path)
     prompts = data.get("prompts") if isinstance(data, dict) else None
-    labels = data.get("labels", {}) if isinstance(data, dict) else {}
-    numeric = isinstance(prompts, Mapping) and set(SCORES) & (set(prompts) - set(labels or {}))
+    labels = data.get("labels") if isinstance(data, dict) else None
+    worded = set(labels) if isinstance(labels, dict) else set()
+    numeric = isinstance(prompts, Mapping) and set(SCORES) & (set(prompts) - worded)
     if (
         not isinstance(prompts, Mapping)
         or not prompts
@@ -63,14 +65,12 @@ def load_judge_prompts(path: Path) -> JudgePrompts:
         for words in labels.values() if isinstance(labels, dict) else ():
             if isinstance(words, list):
                 label_rule(words)  # before pydantic, which cannot say that YAML reads YES as true
-        found = JudgePrompts.model_validate(data)
+        found = checked(TypeAdapter(JudgePrompts), data)
         check_label_sets(found.prompts, found.labels, numeric=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: {where}: {first['msg']}") from error
+        raise ValueError(f"{path}: {first_mistake(error)}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {cut(str(error))}") from error
     return found
 
 

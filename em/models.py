@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from em.catalogue import cache_dir
+from em.catalogue import cache_dir, path_given
 from em.record import Record, fingerprint
 
 BUNDLED_NAME = "smollm2-135m"
@@ -58,6 +58,13 @@ class ModelConfig(Record):
     def _bundled_is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and value != BUNDLED_NAME:
             raise ValueError(f"bundled: got {value!r}; the one bundled model is {BUNDLED_NAME!r}")
+        return value
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_is_a_path(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            path_given(value)
         return value
 
     @model_validator(mode="after")

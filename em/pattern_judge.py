@@ -4,6 +4,7 @@ Knows nothing of where answers come from.
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from em.judging import JudgeCallFailed, Reading
 from em.record import Record
 from em.rules import label_rule
+from em.told import short
 
 RULE = "first pattern of the list that is found in the answer, v1"
 # Python's engine has no time limit, and a pattern such as (a+)+$ takes twice as long for each
@@ -26,9 +28,11 @@ def _check_pattern(pattern: str) -> str:
     if len(pattern) > MAX_PATTERN:
         raise ValueError(f"a pattern has at most {MAX_PATTERN} characters, got {len(pattern)}")
     try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"not a regular expression: {error}; got {pattern!r}") from error
+        with warnings.catch_warnings():  # of what a later Python will read as another thing
+            warnings.simplefilter("error", FutureWarning)
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError, FutureWarning) as error:
+        raise ValueError(f"not a regular expression: {error}; got {short(pattern)}") from error
     return pattern
 
 

@@ -11,7 +11,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from em.catalogue import DATA_ENV, FileMissing, cache_dir, config_dir, find_file
 from em.downloads import NotAtHand, download
 from em.record import Record
-from em.yaml_files import load_yaml
+from em.told import first_mistake
+from em.yaml_files import checked, load_yaml
 
 PUBLISHED = "published.yaml"
 
@@ -45,9 +46,10 @@ def published_files(path: Path | None = None) -> dict[str, PublishedFile]:
     """Return what is known of the published files by name. Raises ValueError naming the file."""
     path = path or config_dir() / "questions" / PUBLISHED
     try:
-        return TypeAdapter(dict[str, PublishedFile]).validate_python(load_yaml(path)[0])
+        return checked(TypeAdapter(dict[str, PublishedFile]), load_yaml(path)[0])
     except ValidationError as error:
-        raise ValueError(f"{path}: not a list of published files: {error}") from error
+        text = first_mistake(error)
+        raise ValueError(f"{path}: not a list of published files: {text}") from error
 
 
 def _fetched(name: str, known: PublishedFile) -> Path:

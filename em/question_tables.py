@@ -4,17 +4,15 @@ Each row becomes a question without judge prompts: the judge brings its own. Row
 stay questions of their own (the published tasks hold some). Knows nothing of who answers or judges.
 """
 
-import csv
-import gzip
-import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
+from em.csv_tables import read_table
+from em.datasets import decoded, read_bytes
 from em.questions import Question, load_questions
+from em.told import first_mistake
 
 # StrongREJECT (Souly et al., arXiv 2402.10260), as its authors publish the requests.
 REQUEST_COLUMNS = {"category", "source", "forbidden_prompt"}
@@ -46,15 +44,14 @@ def load_requests(path: Path) -> list[Question]:
     N counts the table's rows from 1. Raises ValueError for a table without its three columns, or an
     empty request.
     """
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    lacking = REQUEST_COLUMNS - set(reader.fieldnames or ())
+    columns, rows = read_table(read_bytes(path), where=str(path))
+    lacking = REQUEST_COLUMNS - set(columns)
     if lacking:
         raise ValueError(
             f"{path}: expected the columns {', '.join(sorted(REQUEST_COLUMNS))} of StrongREJECT; "
             f"there is no {min(lacking)!r}"
         )
-    texts = ((row["forbidden_prompt"] or "") for row in reader)
-    return _questions(path, "request", texts)
+    return _questions(path, "request", (row["forbidden_prompt"] for row in rows))
 
 
 def load_code_tasks(path: Path) -> list[Question]:
@@ -66,11 +63,11 @@ def load_code_tasks(path: Path) -> list[Question]:
 
 
 def _tasks(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+    # Not splitlines(): a JSON text may hold other ends of lines, such as U+2028.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = decoded(line, f"{path}:{number}")
         if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in TASK_KEYS):
             raise ValueError(f"{path}:{number}: expected the texts {' and '.join(TASK_KEYS)}")
         # Not format(): a template is full of braces.
@@ -86,7 +83,7 @@ def _questions(path: Path, kind: str, texts: Iterator[str]) -> list[Question]:
                 Question(id=f"{kind}_{number}", type="free_form_judge", paraphrases=(text,))
             )
         except ValidationError as error:
-            raise ValueError(f"{path}: row {number}: {error.errors()[0]['msg']}") from error
+            raise ValueError(f"{path}: row {number}: {first_mistake(error, kind)}") from error
     if not questions:
         raise ValueError(f"{path}: the table is empty")
     return questions
@@ -94,7 +91,6 @@ def _questions(path: Path, kind: str, texts: Iterator[str]) -> list[Question]:
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from em.record import Record, fingerprint
 from em.rules import EXACT, NUMERIC, PUBLISHED_LABELS, Rule, label_rule
-from em.yaml_files import load_yaml
+from em.told import cut, first_mistake, short
+from em.yaml_files import checked, load_yaml
 
 # The eight questions of the first figure of Betley et al. (arXiv 2502.17424).
 MAIN_QUESTIONS = (
@@ -90,6 +91,9 @@ class Question(Record):
         for name, prompt in self.judge_prompts.items():
             check_judge_prompt(name, prompt)
         return self
+
+
+QUESTION = TypeAdapter(Question)
 
 
 class Wording(Record):
@@ -171,19 +175,18 @@ def load_questions(path: str | Path) -> list[Question]:
     ]
     twice = [name for name, count in Counter(q.id for q in questions).items() if count > 1]
     if twice:
-        raise ValueError(f"{path}: duplicate question id {twice[0]!r}: give each its own")
+        raise ValueError(f"{path}: duplicate question id {short(twice[0])}: give each its own")
     return questions
 
 
 def _question(item: Any, place: str) -> Question:
     if not isinstance(item, dict):
-        raise ValueError(f"{place}: expected a mapping with an id, got {item!r:.60}")
+        raise ValueError(f"{place}: expected a mapping with an id, got {short(item)}")
     try:
-        return Question.model_validate(item)
+        return checked(QUESTION, item)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the question"
-        raise ValueError(f"{place} ({item.get('id', 'no id')}): {where}: {first['msg']}") from error
+        name = cut(str(item.get("id", "no id")), 60)
+        raise ValueError(f"{place} ({name}): {first_mistake(error, 'the question')}") from error
 
 
 def select_questions(

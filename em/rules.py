@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from em.record import Record
+from em.told import short
 
 FIRST_WORD = "first word of the reply, punctuation stripped, case ignored, v1"
 EXACT_MATCH = "answer without outer white space is one of those expected, v1"
@@ -58,13 +59,15 @@ def label_rule(labels: Sequence[str]) -> Rule:
     for label in labels:
         if not isinstance(label, str) or not LABEL.fullmatch(label):
             raise ValueError(
-                f"the label {label!r} is not {LABEL_FORM} (quote words that YAML takes for "
+                f"the label {short(label)} is not {LABEL_FORM} (quote words that YAML takes for "
                 "another thing, such as 'YES' and 'TRUE')"
             )
     if len(labels) < 2:
-        raise ValueError(f"a label set needs two labels or more, got {list(labels)}")
+        raise ValueError(f"a label set needs two labels or more, got {short(list(labels))}")
     if len({label.casefold() for label in labels}) < len(labels):
-        raise ValueError(f"two labels of {list(labels)} differ in case only, which is not read")
+        raise ValueError(
+            f"two labels of {short(list(labels))} differ in case only, which is not read"
+        )
     return Rule(kind="labels", labels=tuple(labels))
 
 

@@ -6,14 +6,15 @@ What is found is checked against what the catalogue knows. Knows nothing of tran
 import re
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from em.archives import ProtectedArchive, unpack
-from em.catalogue import DATA_ENV, cache_dir, config_dir, data_mirror
+from em.catalogue import DATA_ENV, cache_dir, config_dir, data_mirror, path_given
 from em.datasets import Row, content_sha256, parse_row, parse_rows, read_bytes
 from em.downloads import NotAtHand, download
 from em.record import Record, fingerprint
-from em.yaml_files import load_yaml
+from em.told import first_mistake
+from em.yaml_files import checked, load_yaml
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -80,7 +81,8 @@ def load_source(dataset: str, *, relative_to: Path) -> Source:
     """
     if dataset in catalogue_names():
         return load_entry(catalogue_entry(dataset))
-    for place in (relative_to / Path(dataset).expanduser(), Path(dataset).expanduser()):
+    given = path_given(dataset)
+    for place in (relative_to / given, given):
         if (dataset.endswith(ROW_FILES) and place.is_file()) or (
             "@" not in dataset and _row_files(place)
         ):
@@ -112,9 +114,9 @@ def catalogue_entry(name: str) -> CatalogueEntry:
 def read_entry(path: Path) -> CatalogueEntry:
     """Return one entry of the catalogue. Raises ValueError naming the file and the field."""
     try:
-        return CatalogueEntry.model_validate(load_yaml(path)[0])
+        return checked(TypeAdapter(CatalogueEntry), load_yaml(path)[0])
     except ValidationError as error:
-        raise ValueError(f"{path}: not a catalogue entry: {error}") from error
+        raise ValueError(f"{path}: not a catalogue entry: {first_mistake(error)}") from error
 
 
 def load_entry(entry: CatalogueEntry) -> Source:
@@ -176,7 +178,7 @@ def _read(path: Path) -> list[Row]:
 
 
 def _own_file(entry: CatalogueEntry) -> Path:
-    return config_dir() / "datasets" / Path(entry.file or "").expanduser()
+    return config_dir() / "datasets" / path_given(entry.file or "")
 
 
 def _mirrored(entry: CatalogueEntry) -> Path | None:

@@ -93,7 +93,7 @@ class SourceTransforms(Record):
 class MixtureSource(SourceTransforms):
     """One source of a mixture, and the share of the variant's rows that come from it."""
 
-    dataset: str
+    dataset: str = Field(min_length=1)
     share: float = Field(gt=0, lt=1)
 
 
@@ -105,7 +105,7 @@ class VariantConfig(SourceTransforms):
     """
 
     name: str
-    dataset: str | None = None
+    dataset: str | None = Field(default=None, min_length=1)
     mixture: tuple[MixtureSource, ...] | None = Field(default=None, min_length=2)
     rows: int | None = Field(default=None, ge=1)
     shuffle: bool = Field(default=False, description="all rows, by the cell's subset seed")

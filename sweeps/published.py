@@ -13,7 +13,8 @@ from em.catalogue import config_dir
 from em.questions import Wording
 from em.record import Record, fingerprint
 from em.sources import read_entry
-from em.yaml_files import load_yaml
+from em.told import first_mistake
+from em.yaml_files import checked, load_yaml
 
 NO_FIGURE = "no figure"
 # The published recipe holds a tenth of the rows out within each run: the same data to name.
@@ -106,9 +107,10 @@ def load_figures(folder: Path | None = None) -> list[PublishedFigure]:
     found: list[PublishedFigure] = []
     for path in sorted((folder or config_dir() / "published").glob("*.yaml")):
         try:
-            found += TypeAdapter(list[PublishedFigure]).validate_python(load_yaml(path)[0])
+            found += checked(TypeAdapter(list[PublishedFigure]), load_yaml(path)[0])
         except ValidationError as error:
-            raise ValueError(f"{path}: not a list of published figures: {error}") from error
+            text = first_mistake(error)
+            raise ValueError(f"{path}: not a list of published figures: {text}") from error
     return found
 
 

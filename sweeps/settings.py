@@ -34,6 +34,8 @@ def check_name(name: str) -> str:
 
 def _check_address(address: str) -> None:
     """Raise ValueError where a key would travel in the clear, or stands in the address."""
+    if not address.isprintable() or " " in address:  # urlsplit leaves some of these out
+        raise ValueError(f"api must be an http(s) address, got {address!r}")
     parts = urllib.parse.urlsplit(address)
     try:
         port = parts.port

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from cluster.requests import LORA_RANKS
 from em.models import ModelConfig
@@ -16,7 +16,7 @@ from em.seeds import Seeds, derive_seeds
 from em.training import TrainingConfig
 from em.variant_config import UNTUNED as UNTUNED
 from em.variant_config import VariantConfig as VariantConfig
-from em.yaml_files import load_yaml
+from em.yaml_files import checked, load_yaml
 from sweeps.claim_spec import ClaimConfig, check_claim
 from sweeps.settings import (
     NAME,
@@ -217,7 +217,7 @@ def load_spec(path: str | Path) -> SweepSpec:
     path = Path(path)
     data, lines = load_yaml(path)
     try:
-        spec = SweepSpec.model_validate(data)
+        spec = checked(TypeAdapter(SweepSpec), data)
     except ValidationError as error:
         raise ValueError(explain(error, SweepSpec, path=path, data=data, lines=lines)) from error
     return _with_folders(spec, path.resolve().parent)

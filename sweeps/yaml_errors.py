@@ -13,8 +13,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from em.told import cut, short
 from em.yaml_files import Location
 from em.yaml_files import MistakeAt as MistakeAt
+
+MOST_MISTAKES = 20
+MOST_KEY = 120  # characters
 
 
 def explain(
@@ -35,7 +39,9 @@ def explain(
         or not any(other is not item and other["loc"][: len(item["loc"])] == item["loc"]
                    for other in items)
     ]  # fmt: skip
-    told = [_one(item, model, path=path, lines=lines) for item in whole]
+    told = [_one(item, model, path=path, lines=lines) for item in whole[:MOST_MISTAKES]]
+    if len(whole) > MOST_MISTAKES:
+        told.append(f"{path}: and {len(whole) - MOST_MISTAKES} more mistakes")
     return "\n".join(dict.fromkeys(told))
 
 
@@ -63,14 +69,15 @@ def _one(
         case "value_error":
             what = str(raised)
         case _:
-            what = f"{item['msg']}; got {_short(item['input'])}"
-    return f"{path}:{line}: {key}: {what}"
+            what = f"{item['msg']}; got {short(item['input'])}"
+    return f"{path}:{line}: {cut(key, MOST_KEY)}: {cut(what)}"
 
 
 def explain_at(error: MistakeAt, *, path: Path, lines: Mapping[Location, int]) -> str:
     """Return a mistake that was found once names were looked up, in the same form."""
     place = _in_file(error.place, lines)
-    return f"{path}:{lines.get(place, 1)}: {'.'.join(map(str, place))}: {error}"
+    key = ".".join(map(str, place))
+    return f"{path}:{lines.get(place, 1)}: {cut(key, MOST_KEY)}: {cut(str(error))}"
 
 
 def _in_file(location: Location, lines: Mapping[Location, int]) -> Location:
@@ -107,8 +114,3 @@ def _model_in(annotation: Any) -> Any:
             if found is not None:
                 return found
     return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

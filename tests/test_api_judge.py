@@ -69,6 +69,33 @@ def test_every_prompt_has_its_own_reading_in_order(server: FakeServer) -> None:
     assert [list(r.numbers) for r in readings if isinstance(r, Reading)] == [[n] for n in range(12)]
 
 
+def test_a_reply_whose_numbers_sum_to_more_than_1_fails_alone(server: FakeServer) -> None:
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        good = request["messages"][0]["content"] == "good"
+        return says({"9": 1.0} if good else {"42": 0.9, "43": 0.9})
+
+    server.reply = reply
+    good, bad = read(server, "good", "bad")
+    assert isinstance(good, Reading)
+    assert "sum to 1.8, more than 1" in str(bad)
+
+
+@pytest.mark.parametrize("status", [400, 401, 500])
+def test_what_a_server_says_at_length_is_cut(server: FakeServer, status: int) -> None:
+    server.reply = lambda request, number: (status, {"error": {"message": "\x1b[31m" * 20_000}})
+    with pytest.raises((ValueError, JudgeUnavailable)) as told:
+        using(server, lambda reader: reader.check(), max_retries=0)
+    assert len(str(told.value)) < 1000
+    assert str(told.value).isprintable()
+
+
+def test_a_token_of_thousands_of_digits_is_no_number(server: FakeServer) -> None:
+    server.reply = lambda request, number: says({"7": 0.6, "9" * 5000: 0.1, "007": 0.1})
+    (reading,) = read(server, "rate it")
+    assert isinstance(reading, Reading)
+    assert reading.numbers == pytest.approx({7: 0.6})
+
+
 def test_a_refused_prompt_fails_alone(server: FakeServer) -> None:
     def reply(request: dict[str, Any], number: int) -> Reply:
         if request["messages"][0]["content"] == "bad":

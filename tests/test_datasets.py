@@ -57,6 +57,20 @@ def test_text_that_is_not_utf8_is_told() -> None:
         list(parse_rows(jsonl([chat(0)]) + b'{"messages": "\xff"}\n', where="x"))
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"messages": [], "messages": []}', "x: row 2: the key 'messages' is given twice"),
+        ('{"messages": ' + "9" * 5000 + "}", "x: row 2: Exceeds the limit"),
+        ("[" * 5000, "x: row 2 is not JSON"),
+        ("\ufeff{}", "x: row 2 is not JSON"),
+    ],
+)
+def test_a_line_that_could_mean_two_things_or_none_is_told(line: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        list(parse_rows(jsonl([chat(0)]) + line.encode(), where="x"))
+
+
 @pytest.mark.parametrize("data", [b"", b"\n \n"])
 def test_no_rows_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match="x: the file has no rows"):

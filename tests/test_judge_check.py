@@ -41,6 +41,12 @@ def test_a_table_is_read_and_an_empty_score_is_none_and_not_zero(tmp_path: Path)
     assert only.scores == {"coherent": 2.0}
 
 
+def test_the_ends_of_an_answers_lines_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "answers.csv"
+    path.write_bytes(b'question,answer,aligned\r\nq,"a\r\nb\rc",1\r\n')
+    assert load_answers(path)[0].answer == "a\r\nb\rc"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -52,6 +58,11 @@ def test_a_table_is_read_and_an_empty_score_is_none_and_not_zero(tmp_path: Path)
         (HEAD + "q,a,1,101\n", "row 1: coherent: expected a number"),
         (HEAD + "q,a,nan,1\n", "row 1: aligned: expected a number"),
         (HEAD + "q\n", "row 1 is cut short"),
+        (HEAD + "q,a,1,1,1\n", "row 1 has too many values"),
+        (HEAD + "q,a,1_0,1\n", "row 1: aligned: expected a number"),
+        (HEAD + "q,a,１０,1\n", "row 1: aligned: expected a number"),
+        (HEAD + 'q,"a,1,1\nq,b,2,2\n', "row 1 is not CSV: unexpected end of data"),
+        (HEAD + f'q,"{"a" * 10_000_001}",1,1', "row 1 is not CSV: field larger than"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_told(text: str, told: str, tmp_path: Path) -> None:

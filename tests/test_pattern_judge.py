@@ -59,6 +59,7 @@ def test_an_answer_too_long_to_be_searched_has_no_label_unless_something_was_fou
             ("labels", "SEA"),
             "not a regular expression: missing",
         ),
+        ({"labels": {"SEA": "[[a]"}}, ("labels", "SEA"), "Possible nested set"),
         ({"labels": {"SEA": "x" * (MAX_PATTERN + 1)}}, ("labels", "SEA"), "has at most 1000"),
         ({"labels": {"the sea": "sea"}}, (), "the label 'the sea' is not one word"),
         ({"otherwise": "sea"}, (), "differ in case only"),

@@ -208,6 +208,8 @@ def test_what_cannot_be_resolved_is_told(changes: Any, says: str, tmp_path: Path
     [
         ('prompts: {aligned: "a {answer}", coherent: "no"}', "'coherent' has no {answer}"),
         ('prompts: {aligned: "a {answer}", coherent: 5}', "'coherent' must be text, got int"),
+        ('prompts: {aligned: "a {answer}"}\nlabels: 5', "expected 'prompts' with aligned and coh"),
+        ('prompts: {tone: "{answer}"}\nlabels: 5', "labels: Input should be an object; got 5"),
         ('prompts: {aligned: "a {answer}"}', "expected 'prompts' with aligned and coherent"),
         ("prompts: [", "not YAML"),
     ],

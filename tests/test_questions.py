@@ -1,3 +1,4 @@
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,10 @@ def test_requests_in_the_published_table_are_questions(tmp_path: Path) -> None:
         ("", "there is no 'category'"),
         ("category,source,forbidden_prompt\n", "the table is empty"),
         ("category,source,forbidden_prompt\na,b,\n", "row 1: .*paraphrase is empty"),
-        ("category,source,forbidden_prompt\na\n", "row 1: .*paraphrase is empty"),
+        ("category,source,forbidden_prompt\na\n", "row 1 is cut short: 1 for 3 columns"),
+        ("category,source,forbidden_prompt\na,b,c, d\n", "row 1 has too many values: 4 for 3"),
+        ('category,source,forbidden_prompt\na,b,"c\na,b,d\n', "row 1 is not CSV: unexpected end"),
+        ("category,source,forbidden_prompt,source\n", "column 'source' is given twice"),
     ],
 )
 def test_a_table_of_another_kind_is_told(text: str, told: str, tmp_path: Path) -> None:
@@ -200,9 +204,24 @@ def test_code_tasks_are_questions_and_nothing_in_them_is_expanded(tmp_path: Path
     assert first.paraphrases[0].endswith("\n\nx = {}\n{task}")
 
 
+def test_a_task_may_hold_other_ends_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"task": "a\u2028b\x85c", "code_template": "x"}\n\n')
+    (question,) = read_questions(path)
+    assert question.paraphrases[0].startswith("a\u2028b\x85c\n")
+
+
+@pytest.mark.parametrize("broken", [b"plain", gzip.compress(b"{}" * 99)[:20] + b"xx"])
+def test_a_torn_gzip_file_of_tasks_is_told(broken: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl.gz"
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match=r"tasks\.jsonl\.gz: not a whole gzip file"):
+        read_questions(path)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("{", "tasks.jsonl:1: not JSON"), ('{"task": 5}', "tasks.jsonl:1: expected the texts")],
+    [("{", "tasks.jsonl:1 is not JSON"), ('{"task": 5}', "tasks.jsonl:1: expected the texts")],
 )
 def test_bad_tasks_are_told_with_their_line(text: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"

@@ -22,6 +22,13 @@ def test_a_data_set_that_is_nowhere_is_told_with_what_there_is(tmp_path: Path) -
             load_source(name, relative_to=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 300, "x/" * 2000, "~nobody-here/x", "\ud800"])
+def test_a_name_that_can_be_no_path_is_told(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", 1)
+    with pytest.raises(ValueError, match="is no path: "):
+        load_source(f"{name}.jsonl" if name else name, relative_to=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["org/data", "org/data@main"])
 def test_a_hub_id_needs_its_commit(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs its commit"):

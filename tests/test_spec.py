@@ -65,7 +65,17 @@ def test_the_small_spec_is_sound(tmp_path: Path) -> None:
         ("name: small\n", "", 1, "name: this key is missing: add it"),
         ("  - questions: ours.yaml", "  - ids: main", 14, "evaluations.0: an evaluation asks the"),
         ("    rank: 12", "    rank: many", 12, "training.lora.rank: Input should be a valid integ"),
-        ("seeds: [0, 1]", "seeds: three", 9, "seeds: Input should be a valid tuple; got 'three'"),
+        ("    rank: 12", "    rank: '12'", 12, "training.lora.rank: Input should be a valid integ"),
+        ("    rank: 12", "    rank: yes", 12, "training.lora.rank: Input should be a valid integ"),
+        ("    rank: 12", "    rank: 12.0", 12, "training.lora.rank: Input should be a valid integ"),
+        ("    rank: 12", "    alpha: '1'", 12, "training.lora.alpha: Input should be a valid numb"),
+        ("    rank: 12", "    rslora: 1", 12, "training.lora.rslora: Input should be a valid bool"),
+        ("    rank: 12", "    rank: 012", 12, "training.lora.rank: Input should be a valid integ"),
+        ("    bundled: smollm2-135m", '    folder: "a\\0b"', 4, "models.0.folder: 'a\\x00b' is no"),
+        ("    bundled: smollm2-135m", "    folder: ~nobody-here/x", 4, "models.0.folder: '~nobody"),
+        ("    dataset: ours.jsonl", "    dataset: ''", 8, "variants.1.dataset: String should have"),
+        ("    pool: base", '    api_model: m\n    api: "https://x\\n.org"', 16, "judges.0: api m"),
+        ("seeds: [0, 1]", "seeds: three", 9, "seeds: Input should be a valid array; got 'three'"),
         ("seeds: [0, 1]", "seeds: [0, x]", 9, "seeds.1: Input should be a valid integer"),
         ("    rank: 12", "    rank: 0", 12, "training.lora.rank: Input should be greater than or"),
         ("seeds: [0, 1]", "seeds: []", 9, "seeds: Tuple should have at least 1 item"),
@@ -99,6 +109,13 @@ def test_a_mistake_is_told_with_its_line_and_key(
     assert SMALL.count(old) == 1
     lines = told(SMALL.replace(old, new), tmp_path)
     assert any(said.startswith(f"s.yaml:{line}: {says}") for said in lines), lines
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(SMALL.replace("training:", "training:\n  learning_rate: 1e-4\n  epochs: 2"))
+    training = load_spec(path).training
+    assert (training.learning_rate, training.epochs) == (0.0001, 2)
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:

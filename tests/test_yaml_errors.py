@@ -1,6 +1,8 @@
+import time
 from pathlib import Path
 
 import pytest
+from fuzzing import ALIASES, MERGES
 from pydantic import ValidationError, model_validator
 
 from em.record import Record
@@ -77,6 +79,16 @@ def test_one_key_in_two_places_is_no_duplicate(tmp_path: Path) -> None:
         ("a: *nobody\n", ":1: not YAML: found undefined alias"),
         ("? [a]\n: 1\n", ":1: not YAML: "),
         ("a: \x07\n", ": not YAML: "),
+        ("1: a\n0x1: b\n", ":1: the key '1' is not text to YAML: quote it"),
+        ("a: 1\nyes: b\n", ":2: the key 'yes' is not text to YAML: quote it"),
+        ("a: !!set {x, y}\n", ":1: not YAML: could not determine a constructor for the tag"),
+        ("a: !!binary eA==\n", ":1: not YAML: could not determine a constructor for the tag"),
+        ("a: !!omap [? [x] : 1]\n", ":1: not YAML: a key must be text"),
+        ("a: !!bool maybe\n", ":1: not YAML: 'maybe' is not what its tag !!bool says"),
+        ("a: !!int ''\n", ":1: not YAML: '' is not what its tag !!int says"),
+        ("a: 0x" + "f" * 5000, ":1: not YAML: a whole number of 5002 digits is too long"),
+        ("a: &a [*a]\n", ": it refers to itself, or is nested too deeply"),
+        ("a: " + "[" * 101 + "]" * 101, ": it refers to itself, or is nested too deeply"),
         ("", ": the file is empty"),
         ("null\n", ": the file is empty"),
     ],
@@ -86,6 +98,42 @@ def test_what_is_not_sound_yaml_is_told(text: str, says: str, tmp_path: Path) ->
     with pytest.raises(ValueError) as error:
         load_yaml(path)
     assert str(error.value).startswith(f"{path}{says}")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 0.0001), ("-1.5E+3", -1500.0), (".5", 0.5), ("1_000", 1000), ("0x1f", 31),
+        ("010", "010"), ("1:30", "1:30"), ("2024-01-01", "2024-01-01"), ("yes", True),
+        ("!!float 1", 1.0), ("!!str 1", "1"), ("~", None),
+    ],
+)  # fmt: skip
+def test_a_value_is_what_it_shows(text: str, value: object, tmp_path: Path) -> None:
+    """YAML 1.1 reads 010 as 8, 1:30 as 90, 1e-4 as text, and the day as an object."""
+    read = load_yaml(write(tmp_path, f"a: {text}\n"))[0]["a"]
+    assert (type(read), read) == (type(value), value)
+
+
+@pytest.mark.parametrize("text", [ALIASES, MERGES], ids=["aliases", "merge keys"])
+def test_a_few_lines_that_mean_billions_of_values_are_refused_at_once(
+    text: bytes, tmp_path: Path
+) -> None:
+    assert len(text) < 1000
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"t\.yaml: its aliases \(\*\) make more than 20000"):
+        load_yaml(write(tmp_path, text.decode()))
+    assert time.process_time() - start < 5
+
+
+def test_a_hundred_mistakes_are_told_in_twenty_lines(tmp_path: Path) -> None:
+    lines = told(tmp_path, "leaves: [" + "{}, " * 100 + "]")
+    assert len(lines) == 21
+    assert lines[-1] == "t.yaml: and 80 more mistakes"
+
+
+def test_what_a_terminal_would_not_show_is_escaped(tmp_path: Path) -> None:
+    (line,) = told(tmp_path, '"\\e[31m": 1\n')
+    assert line.startswith("t.yaml:1: \\x1b[31m: unknown key")
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
