@@ -147,6 +147,17 @@ def stop_pool(name: str) -> None:
         serve.delete(name)
 
 
+def running_pools() -> list[str]:
+    """Return the names of all pools in the running Ray, of whatever driver."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return sorted(serve.status().applications)
+    except RayServeException:  # Serve itself was never started
+        return []
+
+
 class _Replica:
     """What runs in each replica's process."""
 

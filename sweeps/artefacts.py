@@ -65,7 +65,9 @@ class Attempt(Record):
 
     attempt: int
     stage: Literal["train", "generate", "judge"]
-    state: Literal["running", "finished", "failed"]
+    state: Literal["running", "waiting", "finished", "failed"] = Field(
+        description="waiting: another driver does this cell's work"
+    )
     updated: float
     driver: str = Field(description="the driver that this attempt belongs to")
     error: str | None = None
@@ -77,9 +79,12 @@ class DriverBeat(Record):
 
     driver: str
     host: str
+    place: str = Field(default="", description="what processes share that see each other's ids")
     pid: int
+    process_ticks: int | None = Field(default=None, description="its start: ids are used again")
     started: float
     updated: float
+    count: int = Field(default=0, description="signs of life until now")
     finished: bool = False
     starts: dict[str, tuple[float, float]] = Field(
         default_factory=dict, description="what was started (Ray, pools), from when to when"

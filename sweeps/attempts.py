@@ -10,20 +10,18 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal
-
-import psutil
 
 from em.record import Record
 from sweeps.artefacts import Attempt, DriverBeat
+from sweeps.leases import LOST_AFTER_S, Holder, has_ended, place_of_process, process_ticks
 from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
 from sweeps.store import Store
 
 log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
-LOST_AFTER_S = 60.0
 MAX_MESSAGE = 2000
 
 State = Literal["missing", "running", "finished", "failed"]
@@ -55,7 +53,7 @@ class CellLog:
     def write(
         self,
         stage: Stage,
-        state: Literal["running", "finished", "failed"],
+        state: Literal["running", "waiting", "finished", "failed"],
         error: BaseException | str | None = None,
         error_class: str | None = None,
     ) -> None:
@@ -83,13 +81,19 @@ class Beat:
     def __init__(self, store: Store, sweep: str) -> None:
         """Begin to carry out the sweep, as a new driver with an id of its own."""
         self.driver = uuid.uuid4().hex[:12]
-        self._store, self._path = store, f"{store.sweep_dir(sweep)}/drivers/{self.driver}.json"
-        self._started = time.time()
+        self._store, self._sweep = store, sweep
+        self._path = store.driver_path(sweep, self.driver)
+        self._started, self._count = time.time(), 0
         self._starts: dict[str, tuple[float, float]] = {}
         self._stop = threading.Event()
         self._write(finished=False)
         self._thread = threading.Thread(target=self._loop, name="driver-beat", daemon=True)
         self._thread.start()
+
+    @property
+    def holder(self) -> Holder:
+        """In whose name this driver's processes take leases."""
+        return Holder(self.driver, self._sweep)
 
     @contextlib.contextmanager
     def starting(self, what: str) -> Iterator[None]:
@@ -112,56 +116,47 @@ class Beat:
                 log.warning("the sign of life could not be written: %s", error)
 
     def _write(self, *, finished: bool) -> None:
+        self._count += 1
         beat = DriverBeat(
             driver=self.driver,
             host=platform.node(),
+            place=place_of_process(),
             pid=os.getpid(),
+            process_ticks=process_ticks(os.getpid()),
             started=self._started,
             updated=time.time(),
+            count=self._count,
             finished=finished,
             starts=dict(self._starts),
         )
         self._store.write_record(self._path, beat)
 
 
-def live_driver(store: Store, sweep: str, *, but: str | None = None) -> DriverBeat | None:
-    """Return the driver that is at work on the sweep now (the oldest, not `but`), or None."""
-    live = (beat for beat in store.drivers(sweep) if beat.driver != but and _is_live(beat))
-    return next(live, None)
+def live_drivers(store: Store, sweep: str) -> list[DriverBeat]:
+    """Return the drivers that are at work on the sweep now, as far as one look can tell."""
+    return [
+        beat
+        for beat in store.drivers(sweep)
+        if not has_ended(beat) and time.time() - beat.updated <= LOST_AFTER_S
+    ]
 
 
-def check_alone(store: Store, sweep: str, *, but: Beat | None = None) -> None:
-    """Raise ValueError where another driver is at work on the sweep.
+def cell_status(plan: CellPlan, store: Store, sweep: str, live: Collection[str]) -> CellStatus:
+    """Return how far one cell is: what the store holds whole goes before what attempts say.
 
-    Asked before a driver begins and again once its sign of life is written: of two that begin at
-    one moment, at least one sees the other.
+    `live` are the ids of the drivers at work.
     """
-    live = live_driver(store, sweep, but=but.driver if but else None)
-    if live is not None:
-        raise ValueError(
-            f"the sweep {sweep!r} is being run by process {live.pid} on {live.host}: watch it with "
-            "'emsweep status', or stop that process first"
-        )
-
-
-def _is_live(beat: DriverBeat) -> bool:
-    if beat.finished or time.time() - beat.updated > LOST_AFTER_S:
-        return False
-    return beat.host != platform.node() or psutil.pid_exists(beat.pid)
-
-
-def cell_status(plan: CellPlan, store: Store, sweep: str, beat: DriverBeat | None) -> CellStatus:
-    """Return how far one cell is: what the store holds whole goes before what attempts say."""
-    attempts = store.attempts(sweep, plan.cell_id)
+    kept = store.attempts(sweep, plan.cell_id)
+    attempts = [attempt for attempt in kept if attempt.state != "waiting"]
     last = attempts[-1] if attempts else None
     stages = stages_to_run(plan, store)
     state: State = "missing"
     if not stages:
         state = "finished"
+    elif any(a.state in ("running", "waiting") and a.driver in live for a in kept):
+        state = "running"
     elif last and last.state == "failed":
         state = "failed"
-    elif last and last.state == "running" and beat and beat.driver == last.driver:
-        state = "running"
     failed = last if last and state == "failed" else None
     return CellStatus(
         cell_id=plan.cell_id,
@@ -178,8 +173,8 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, beat: DriverBeat | Non
 
 def statuses(plan: SweepPlan, store: Store) -> list[CellStatus]:
     """Return how far every cell is, in the plan's order."""
-    beat = live_driver(store, plan.spec.name)
-    return [cell_status(cell, store, plan.spec.name, beat) for cell in plan.cells]
+    live = {beat.driver for beat in live_drivers(store, plan.spec.name)}
+    return [cell_status(cell, store, plan.spec.name, live) for cell in plan.cells]
 
 
 def cells_to_run(plan: SweepPlan, store: Store, *, retry_failed: bool) -> list[CellPlan]:

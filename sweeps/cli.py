@@ -160,12 +160,10 @@ def _carry_out(
     import contextlib
 
     from sweeps import runner
-    from sweeps.attempts import check_alone
     from sweeps.console import noise_to
     from sweeps.plan import STAGES, stages_to_run
     from sweeps.progress import SweepProgress
 
-    check_alone(store, sweep.spec.name)
     noise = log_path(store, sweep.spec.name)
     totals = Counter[str](stage for cell in todo for stage in stages_to_run(cell, store))
     with contextlib.ExitStack() as stack:

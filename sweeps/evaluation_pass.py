@@ -24,8 +24,9 @@ from em.scoring import DEFINITIONS
 from sweeps.artefacts import TrainingRecord
 from sweeps.attempts import cell_status
 from sweeps.endpoints import Model, ModelEndpoint, weights_of
-from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of
+from sweeps.failures import OnStage, Outcome, attempt_cell, outcome_of
 from sweeps.keys import judge_model
+from sweeps.leases import Holder
 from sweeps.plan import CellPlan, stages_to_run
 from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
@@ -39,7 +40,7 @@ WAIT_S = 0.2
 LOOK_S = 5.0
 NO_BUDGETS: Mapping[str, Budget] = {}
 
-OnResult = Callable[[CellPlan, CellFailure | None], None]
+OnResult = Callable[[CellPlan, Outcome], None]
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class EvaluationTask:
     plan: CellPlan
     spec: SweepSpec
     store: str
-    sweep: str
-    driver: str
+    holder: Holder
     pools: Mapping[str, str]
     budgets: tuple[BudgetPlan, ...] = ()
 
@@ -104,7 +104,7 @@ def _is_answered(task: EvaluationTask) -> bool:
     return "generate" not in stages_to_run(task.plan, Store(task.store))
 
 
-def _evaluate_remotely(task: EvaluationTask) -> CellFailure | None:
+def _evaluate_remotely(task: EvaluationTask) -> Outcome:
     """Evaluate one cell in a Ray task."""
     pools = {name: connect_pool(pool) for name, pool in task.pools.items()}
     with asyncio.Runner() as runner:
@@ -113,8 +113,8 @@ def _evaluate_remotely(task: EvaluationTask) -> CellFailure | None:
 
 def evaluate_cell(
     task: EvaluationTask, models: Mapping[str, Model], runner: asyncio.Runner, *, tries: int
-) -> CellFailure | None:
-    """Answer and judge one cell with `models`, by name; return what failed."""
+) -> Outcome:
+    """Answer and judge one cell with `models`, by name; return how it ended."""
     store = Store(task.store)
     plan = task.plan
 
@@ -129,13 +129,14 @@ def evaluate_cell(
     def work(on_stage: OnStage) -> None:
         _answer_and_judge(task, store, speak, models, runner, on_stage)
 
-    failure = attempt_cell(
-        store, task.sweep, plan.cell_id, task.driver, work, first_stage="generate", tries=tries
-    )
-    if failure is None:
+    outcome = attempt_cell(
+        store, task.holder.sweep, plan.cell_id, task.holder.driver, work,
+        first_stage="generate", tries=tries,
+    )  # fmt: skip
+    if outcome is None:
         with never_in_the_way(plan):
             _tell(task, store)
-    return failure
+    return outcome
 
 
 def _answer_and_judge(
@@ -151,7 +152,7 @@ def _answer_and_judge(
     async def judge_all() -> None:
         budgets = open_budgets(task.budgets, plan, store)
         async with open_readers(task.spec, models, budgets) as readers:
-            await judge_stage(plan, store, readers)
+            await judge_stage(plan, store, readers, task.holder)
 
     def no_training(plan: CellPlan, store: Store) -> None:
         raise RuntimeError(f"{plan.cell_id}: there is no finished training to ask")
@@ -160,7 +161,7 @@ def _answer_and_judge(
         plan,
         store,
         train=no_training,
-        generate=lambda plan, store: runner.run(generate_stage(plan, store, speak)),
+        generate=lambda plan, store: runner.run(generate_stage(plan, store, speak, task.holder)),
         judge=lambda plan, store: runner.run(judge_all()),
         on_stage=on_stage,
     )
@@ -215,7 +216,7 @@ def _tell(task: EvaluationTask, store: Store) -> None:
     """Give the tracker what the cell came to."""
     plan = task.plan
     metrics = {e.name: DEFINITIONS[e.metric] for e in plan.evaluations}
-    status = cell_status(plan, store, task.sweep, None)
+    status = cell_status(plan, store, task.holder.sweep, ())
     results = [
         cell_result(
             plan,
@@ -227,5 +228,5 @@ def _tell(task: EvaluationTask, store: Store) -> None:
         )
         for judging in plan.judgings
     ]
-    tracker = make_tracker(task.spec.tracking, task.sweep, store.local_dir("."))
+    tracker = make_tracker(task.spec.tracking, task.holder.sweep, store.local_dir("."))
     tracker.finished(plan, results)

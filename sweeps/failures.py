@@ -9,7 +9,9 @@ from collections.abc import Callable
 from cluster.requests import EngineDead
 from em.judging import JudgeUnavailable
 from em.record import Record
+from sweeps.artefacts import Attempt
 from sweeps.attempts import CellLog
+from sweeps.leases import HeldElsewhere, LeaseLost
 from sweeps.plan import Stage
 from sweeps.store import Store
 
@@ -35,6 +37,17 @@ class CellFailure(Record):
     transient: bool
 
 
+class Elsewhere(Record):
+    """A cell that another driver is at work on: no failure, and not done yet."""
+
+    cell_id: str
+    stage: Stage
+
+
+Outcome = CellFailure | Elsewhere | None
+"""How an attempt ended; None: all was done."""
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same work may succeed when it is simply tried again."""
     if isinstance(error, BaseExceptionGroup):
@@ -52,8 +65,8 @@ def attempt_cell(
     *,
     first_stage: Stage,
     tries: int = 1,
-) -> CellFailure | None:
-    """Do `work`, trying again up to `tries` times after a transient error; return what failed.
+) -> Outcome:
+    """Do `work`, trying again up to `tries` times after a transient error; return how it ended.
 
     Each try is an attempt of the cell in the store; `work` says which stage it is in.
     """
@@ -68,6 +81,9 @@ def attempt_cell(
         try:
             on_stage(first_stage)
             work(on_stage)
+        except (HeldElsewhere, LeaseLost):
+            log.write(stage[0], "waiting")
+            return Elsewhere(cell_id=cell_id, stage=stage[0])
         except Exception as error:  # noqa: BLE001  any error of one cell must not end the others
             told = _innermost(error)
             log.write(stage[0], "failed", told)
@@ -87,9 +103,7 @@ def attempt_cell(
     raise AssertionError("tries must be 1 or more")
 
 
-def outcome_of(
-    get: Callable[[], CellFailure | None], cell_id: str, stage: Stage
-) -> CellFailure | None:
+def outcome_of(get: Callable[[], Outcome], cell_id: str, stage: Stage) -> Outcome:
     """Return what `get` returns; an error (the process that did the work is lost) is a failure."""
     try:
         return get()
@@ -108,28 +122,33 @@ def record_failure(store: Store, sweep: str, driver: str, failure: CellFailure) 
 
     A process that is killed leaves its attempt as running; only its driver can tell.
     """
-    attempts = store.attempts(sweep, failure.cell_id)
-    last = attempts[-1] if attempts else None
-    if last is not None and last.driver == driver and last.state == "failed":
+    last = last_attempt(store, sweep, failure.cell_id, driver)
+    if last is not None and last.state == "failed":
         return
-    mine = last is not None and last.driver == driver and last.state == "running"
-    number = len(attempts) if mine else len(attempts) + 1
+    mine = last is not None and last.state == "running"
+    number = last.attempt if last and mine else _next_number(store, sweep, failure.cell_id)
     log = CellLog(store, sweep, failure.cell_id, driver=driver, attempt=number)
     log.write(failure.stage, "failed", failure.message, failure.error_class)
 
 
 def _open_log(store: Store, sweep: str, cell_id: str, driver: str, first: Stage) -> CellLog:
-    """Go on in this driver's attempt that ended with an earlier stage; else begin the next."""
-    attempts = store.attempts(sweep, cell_id)
-    last = attempts[-1] if attempts else None
-    goes_on = (
-        last is not None
-        and last.driver == driver
-        and last.state == "finished"
-        and last.stage != first
+    """Go on in this driver's attempt that waits, or ended with an earlier stage; else the next."""
+    last = last_attempt(store, sweep, cell_id, driver)
+    goes_on = last is not None and (
+        last.state == "waiting" or (last.state == "finished" and last.stage != first)
     )
-    number = len(attempts) if goes_on else len(attempts) + 1
+    number = last.attempt if last and goes_on else _next_number(store, sweep, cell_id)
     return CellLog(store, sweep, cell_id, driver=driver, attempt=number)
+
+
+def _next_number(store: Store, sweep: str, cell_id: str) -> int:
+    return max((attempt.attempt for attempt in store.attempts(sweep, cell_id)), default=0) + 1
+
+
+def last_attempt(store: Store, sweep: str, cell_id: str, driver: str) -> Attempt | None:
+    """Return a driver's last attempt at a cell, or None."""
+    mine = [a for a in store.attempts(sweep, cell_id) if a.driver == driver]
+    return mine[-1] if mine else None
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -3,6 +3,7 @@
 Knows nothing of what the files are (see sweeps.store).
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -110,7 +111,44 @@ class Files:
 
     def write_record(self, path: str, record: Record) -> None:
         """Write a record as JSON."""
-        self.write(path, (record.model_dump_json(indent=1) + "\n").encode())
+        self.write(path, _as_json(record))
+
+    def create_record(self, path: str, record: Record) -> bool:
+        """Write a record where nothing is yet, whole; whether this call did. One of many does.
+
+        Not forced to the disk: after a power cut it may be gone. Raises StoreError as `write`.
+        """
+        try:
+            return self._create(self._place(path), _as_json(record))
+        except (ConnectionError, TimeoutError):
+            raise  # another try may succeed
+        except OSError as error:
+            raise StoreError(f"cannot write {self.url}/{path}: {error}") from error
+
+    def _create(self, target: str, data: bytes) -> bool:
+        try:
+            if not self.is_local:
+                self.fs.pipe_file(target, data, mode="create")  # conditional where the store can
+                return True
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(f"{target}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+            try:
+                partial.write_bytes(data)
+                os.link(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def remove(self, path: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self._place(path))
 
     def _place(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")
+
+
+def _as_json(record: Record) -> bytes:
+    return (record.model_dump_json(indent=1) + "\n").encode()

@@ -27,8 +27,8 @@ def judge(
 ) -> None:  # fmt: skip
     """Judge the stored responses with one judge of the spec. Trains and generates nothing."""
     from sweeps import judge_commands
-    from sweeps.attempts import check_alone
     from sweeps.console import noise_to
+    from sweeps.failures import CellFailure
 
     sweep, target = open_sweep(spec, store)
     told = judge_commands.stored_judging(sweep, target, judge)
@@ -39,17 +39,17 @@ def judge(
     if not told.todo:
         return
     target.create()
-    check_alone(target, sweep.spec.name)
     with noise_to(log_path(target, sweep.spec.name)) as out:
-        failures = judge_commands.judge_stored(
+        not_done = judge_commands.judge_stored(
             sweep, target, told, address=address, inline=inline,
             say=lambda text: print(text, file=out, flush=True),
         )  # fmt: skip
-    for failure in failures:
-        first = printable(failure.message.split("\n")[0])
-        print(f"FAILED: {failure.cell_id}: {failure.error_class}: {first}")
+    for outcome in not_done:
+        if isinstance(outcome, CellFailure):
+            first = printable(outcome.message.split("\n")[0])
+            print(f"FAILED: {outcome.cell_id}: {outcome.error_class}: {first}")
     print(f"see it with: emsweep report {spec}")
-    if failures:
+    if not_done:
         raise typer.Exit(SOME_FAILED)
 
 

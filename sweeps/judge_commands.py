@@ -23,8 +23,9 @@ from em.record import Record
 from sweeps.attempts import Beat
 from sweeps.endpoints import Model
 from sweeps.evaluation_pass import check_judges, open_readers
-from sweeps.failures import CellFailure, OnStage, attempt_cell
+from sweeps.failures import CellFailure, Elsewhere, OnStage, Outcome, attempt_cell
 from sweeps.keys import judge_model
+from sweeps.leases import Holder
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.registry import register
 from sweeps.settings import JudgeConfig
@@ -106,14 +107,14 @@ def judge_stored(
     address: str | None,
     inline: bool,
     say: Callable[[str], None],
-) -> list[CellFailure]:
-    """Judge the cells of `judging`, whose judgements go to the store; return what failed.
+) -> list[CellFailure | Elsewhere]:
+    """Judge the cells of `judging`, whose judgements go to the store; return what was not done.
 
     Raises ValueError where a judge behind an address does not answer at the start.
     """
     asyncio.run(check_judges(judging.plan.spec))
     register(sweep, store)
-    failures = []
+    not_done = []
     budgets = budget_plans(judging.plan)
     beat = Beat(store, sweep.spec.name)
     only = judging.plan.spec
@@ -123,23 +124,33 @@ def judge_stored(
             asyncio.Runner() as runner,
         ):
             for number, cell in enumerate(judging.todo, start=1):
-                work = _judging_of(cell, judging.plan.spec, store, budgets, models, runner)
-                failure = attempt_cell(
+                work = _judging_of(cell, only, store, beat.holder, budgets, models, runner)
+                outcome = attempt_cell(
                     store, sweep.spec.name, cell.cell_id, beat.driver, work,
                     first_stage="judge", tries=sweep.spec.retries + 1,
                 )  # fmt: skip
-                failures += [failure] if failure else []
-                ended = f"FAILED: {failure.error_class}" if failure else "judged"
-                say(f"{ended} {number}/{len(judging.todo)}  {cell.cell_id}")
+                not_done += [outcome] if outcome else []
+                say(f"{_told(outcome)} {number}/{len(judging.todo)}  {cell.cell_id}")
     finally:
         beat.close()
-    return failures
+    return not_done
+
+
+def _told(outcome: Outcome) -> str:
+    match outcome:
+        case None:
+            return "judged"
+        case Elsewhere():
+            return "left to another driver, which judges it now:"
+        case CellFailure():
+            return f"FAILED: {outcome.error_class}"
 
 
 def _judging_of(
     cell: CellPlan,
     spec: SweepSpec,
     store: Store,
+    holder: Holder,
     budgets: Sequence[BudgetPlan],
     models: Mapping[str, Model] | None,
     runner: asyncio.Runner,
@@ -147,7 +158,7 @@ def _judging_of(
     async def judge_all() -> None:
         opened = open_budgets(budgets, cell, store)
         async with open_readers(spec, models, opened) as readers:
-            await judge_stage(cell, store, readers)
+            await judge_stage(cell, store, readers, holder)
 
     return lambda on_stage: runner.run(judge_all())
 

@@ -5,9 +5,10 @@ Knows nothing of what is run next.
 
 from collections import defaultdict
 
+from sweeps.artefacts import Attempt
 from sweeps.attempts import Beat
-from sweeps.failures import CellFailure, record_failure
-from sweeps.plan import CellPlan, streams_of
+from sweeps.failures import CellFailure, Elsewhere, Outcome, last_attempt, record_failure
+from sweeps.plan import STAGES, CellPlan, streams_of
 from sweeps.progress import SweepProgress
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
@@ -20,6 +21,7 @@ class Outcomes:
         self._spec, self._store, self._beat, self._progress = spec, store, beat, progress
         self._sharing: dict[tuple[str, ...], list[CellPlan]] = defaultdict(list)
         self.ended: set[str] = set()
+        self.elsewhere: list[CellPlan] = []  # another driver is at work on them
 
     def is_first(self, cell: CellPlan) -> bool:
         """Note that the cell waits for its evaluation; whether no other shares its responses."""
@@ -29,28 +31,36 @@ class Outcomes:
 
     def trained(self, cell: CellPlan, *, by: str) -> bool:
         """Take down how the cell's training ended, which the cell `by` did; whether it is there."""
-        if self._store.training(cell.training_key) is None:
-            self.failed(cell, self.failure_of(by, cell))
-            return False
-        self._progress.done("train", cell.cell_id)
-        return True
+        if self._store.training(cell.training_key) is not None:
+            self._progress.done("train", cell.cell_id)
+            return True
+        last = last_attempt(self._store, self._spec.name, by, self._beat.driver)
+        if last is not None and last.state == "waiting":
+            self.elsewhere.append(cell)
+        else:
+            self.failed(cell, self._failure_of(last, cell))
+        return False
 
-    def evaluated(self, cell: CellPlan, failure: CellFailure | None) -> None:
-        """Take down that a cell, and those that share its responses, are through."""
-        for sharing in self._sharing.get(streams_of(cell), [cell]):
-            if failure is not None:
-                own = failure.model_copy(update={"cell_id": sharing.cell_id})
-                self.failed(sharing, own)
-                continue
-            self.ended.add(sharing.cell_id)
-            self._progress.done("generate", sharing.cell_id)
-            self._progress.done("judge", sharing.cell_id)
+    def evaluated(self, cell: CellPlan, outcome: Outcome) -> None:
+        """Take down how the evaluation of a cell, and of those that share its responses, ended."""
+        for sharing in self._sharing.pop(streams_of(cell), [cell]):
+            match outcome:
+                case CellFailure():
+                    self.failed(sharing, outcome.model_copy(update={"cell_id": sharing.cell_id}))
+                case Elsewhere():
+                    self.elsewhere.append(sharing)
+                case None:
+                    self.done(sharing)
 
-    def failure_of(self, trained: str, cell: CellPlan) -> CellFailure | None:
-        """Return why the training of the cell `trained` failed, as a failure of `cell`."""
-        attempts = self._store.attempts(self._spec.name, trained)
-        last = attempts[-1] if attempts else None
-        if last is None or last.driver != self._beat.driver or last.state != "failed":
+    def done(self, cell: CellPlan) -> None:
+        """Take down that everything of the cell is in the store."""
+        self.ended.add(cell.cell_id)
+        for stage in STAGES:
+            self._progress.done(stage, cell.cell_id)
+
+    def _failure_of(self, last: Attempt | None, cell: CellPlan) -> CellFailure | None:
+        """Return the failed attempt `last`, of a cell with the same training, as one of `cell`."""
+        if last is None or last.state != "failed":
             return None
         return CellFailure(
             cell_id=cell.cell_id,
@@ -62,7 +72,6 @@ class Outcomes:
 
     def failed(self, cell: CellPlan, failure: CellFailure | None = None) -> None:
         """Make sure that the store has the failure, and say it."""
-        self.ended.add(cell.cell_id)
         failure = failure or CellFailure(
             cell_id=cell.cell_id,
             stage="train",
@@ -72,5 +81,11 @@ class Outcomes:
             transient=True,
         )
         record_failure(self._store, self._spec.name, self._beat.driver, failure)
-        last = self._store.attempts(self._spec.name, cell.cell_id)[-1]
-        self._progress.failed(cell.cell_id, last.stage, last.error or failure.message)
+        last = last_attempt(self._store, self._spec.name, cell.cell_id, self._beat.driver)
+        assert last is not None
+        self.failed_elsewhere(cell, last)
+
+    def failed_elsewhere(self, cell: CellPlan, last: Attempt) -> None:
+        """Take down and say that a cell failed in the attempt `last`, of whatever driver."""
+        self.ended.add(cell.cell_id)
+        self._progress.failed(cell.cell_id, last.stage, last.error or "")

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from cluster.requests import EngineDead, PoolConfig
-from cluster.serving import start_pool, stop_pool
+from cluster.serving import running_pools, start_pool, stop_pool
 from cluster.session import ClusterError
 from em.models import ModelConfig
 from em.record import fingerprint
-from sweeps.attempts import Beat
+from sweeps.attempts import Beat, live_drivers
 from sweeps.endpoints import engine_config, merge
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
@@ -28,16 +28,16 @@ def pools(
 ) -> Iterator[dict[str, str]]:
     """Start the pools of `models`; gives each pool's name by its model's.
 
-    Names hold the address of the `store`: two sweeps of one name may share a cluster.
+    Names hold the address of the `store` and the driver: two sweeps of one name may share a
+    cluster, and so may two drivers of one sweep. What a driver that was killed left is stopped.
 
     They are stopped on the way out; after an error only in a cluster that was `joined`, which would
     keep them and their GPUs: a Ray that was started here ends with them in any case. Raises
     ClusterError where one does not come up.
     """
-    names = {
-        model.name: f"pool-{fingerprint([store.url, spec.name, model.name])[:12]}"
-        for model in models
-    }
+    names = {model.name: f"{_prefix(spec, store, model)}{beat.driver}" for model in models}
+    if joined:
+        _stop_left_behind(spec, store, models)
     try:
         with beat.starting(f"pool {' + '.join(names)}"):
             for model in models:
@@ -50,6 +50,20 @@ def pools(
     finally:
         for name in names.values():
             stop_pool(name)
+
+
+def _prefix(spec: SweepSpec, store: Store, model: ModelConfig) -> str:
+    return f"pool-{fingerprint([store.url, spec.name, model.name])[:12]}-"
+
+
+def _stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig]) -> None:
+    """Stop the pools of drivers of this sweep that have ended: they hold GPUs for nobody."""
+    live = {beat.driver for beat in live_drivers(store, spec.name)}
+    for name in running_pools():
+        for model in models:
+            driver = name.removeprefix(_prefix(spec, store, model))
+            if driver != name and driver not in live:
+                stop_pool(name)
 
 
 def _start(model: ModelConfig, name: str, spec: SweepSpec) -> None:

@@ -10,15 +10,17 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.resources import ResourcePlan
 from cluster.session import local_totals, session
 from em.datasets import Row
-from sweeps.attempts import Beat, check_alone
+from sweeps.attempts import Beat
 from sweeps.console import QUIET
+from sweeps.endpoints import Model
 from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
 from sweeps.layout import feasible, pool_models
 from sweeps.outcomes import Outcomes
@@ -29,6 +31,7 @@ from sweeps.registry import register
 from sweeps.spend import budget_plans
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells, train_task
+from sweeps.waiting import Others
 
 
 def run_sweep(
@@ -51,7 +54,6 @@ def run_sweep(
     asyncio.run(check_judges(plan.spec))
     driver = _Driver(plan, store, todo, relative_to, progress)
     try:
-        check_alone(store, plan.spec.name, but=driver.beat)
         register(plan, store)
         driver.inline() if inline else driver.on_cluster(address)
     finally:
@@ -95,12 +97,34 @@ class _Driver:
     ) -> None:
         self._plan, self._store, self._progress = plan, store, progress
         self._spec, self._relative_to = plan.spec, relative_to
-        self._todo = {cell.cell_id: cell for cell in todo}
-        self._to_train = [c for c in todo if "train" in stages_to_run(c, store)]
         self._stop = threading.Event()
         self._joined = False
         self.beat = Beat(store, plan.spec.name)
+        self._holder = self.beat.holder
+        self._others = Others(store, progress.say)
         self._outcomes = Outcomes(plan.spec, store, self.beat, progress)
+        self._begin(todo)
+
+    def _begin(self, todo: Sequence[CellPlan]) -> None:
+        """Take up `todo`: the cells at first, later those that another driver has let go."""
+        self._todo = {cell.cell_id: cell for cell in todo}
+        self._to_train = [c for c in todo if "train" in stages_to_run(c, self._store)]
+
+    def _rounds(self) -> Iterator[None]:
+        """Yield once, and again as long as other drivers let go of cells that are not done."""
+        yield
+        while self._outcomes.elsewhere:
+            waiting, self._outcomes.elsewhere = self._outcomes.elsewhere, []
+            free = self._others.wait_for(waiting, self._holder)
+            self._holder = replace(self._holder, dead=free.dead)
+            for cell in free.done:
+                self._outcomes.done(cell)
+            for cell, attempt in free.failed:
+                self._outcomes.failed_elsewhere(cell, attempt)
+            self._outcomes.elsewhere += free.still_waiting
+            if free.todo:
+                self._begin(free.todo)
+                yield
 
     # On a cluster --------------------------------------------------------------------------------
 
@@ -112,14 +136,17 @@ class _Driver:
         with contextlib.ExitStack() as stack:
             with self.beat.starting("Ray"):
                 totals = stack.enter_context(session(address, environment=QUIET))
-            layout = feasible(self._plan, list(self._todo.values()), self._store, totals)
-            self._progress.say(str(layout))
-            if layout.mode == "overlap" and self._to_train:
-                self._overlapped(layout)
-                return
-            self._train(layout, on_trained=lambda cell: None)
-            for group in layout.pool_groups or ((),):
-                self._evaluate_group(group)
+            for _ in self._rounds():
+                self._round(feasible(self._plan, list(self._todo.values()), self._store, totals))
+
+    def _round(self, layout: ResourcePlan) -> None:
+        self._progress.say(str(layout))
+        if layout.mode == "overlap" and self._to_train:
+            self._overlapped(layout)
+            return
+        self._train(layout, on_trained=lambda cell: None)
+        for group in layout.pool_groups or ((),):
+            self._evaluate_group(group)
 
     def close(self) -> None:
         """Say that this driver has ended."""
@@ -183,8 +210,7 @@ class _Driver:
         return TrainTask(
             plan=cell.model_copy(update={"evaluations": (), "judgings": ()}),
             store=self._store.url,
-            sweep=self._spec.name,
-            driver=self.beat.driver,
+            holder=self._holder,
             retries=self._spec.retries,
             tracking=self._spec.tracking,
             resources=self._spec.resources,
@@ -194,7 +220,7 @@ class _Driver:
         ready = [
             cell
             for cell in self._todo.values()
-            if cell.cell_id not in self._outcomes.ended and self._can_ask(cell, group)
+            if self._is_ready(cell) and self._can_ask(cell, group)
         ]
         if not ready:
             return
@@ -204,6 +230,10 @@ class _Driver:
                 self._put(source, cell, named)
             source.put(None)
             self._evaluate(source)
+
+    def _is_ready(self, cell: CellPlan) -> bool:
+        """Whether the cell is to be evaluated now: it has not ended, nor is it another driver's."""
+        return cell.cell_id not in self._outcomes.ended and cell not in self._outcomes.elsewhere
 
     def _can_ask(self, cell: CellPlan, group: Sequence[str]) -> bool:
         """Whether the pools in `group` can do all that is left of the cell."""
@@ -243,8 +273,7 @@ class _Driver:
             plan=cell,
             spec=self._spec,
             store=self._store.url,
-            sweep=self._spec.name,
-            driver=self.beat.driver,
+            holder=self._holder,
             pools=pools,
             budgets=budget_plans(self._plan),
         )
@@ -275,30 +304,41 @@ class _Driver:
 
         if not self._spec.resources.train_gpus and not self._spec.resources.serve_gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for who holds none
-        tries = self._spec.retries + 1
         engines: dict[str, Engine] = {}
-        rows = self._rows(self._to_train)
+
+        def engines_for(cell: CellPlan) -> dict[str, Engine]:
+            for model in pool_models(self._spec, [cell], self._store):
+                if model.name not in engines:
+                    config = engine_config(
+                        model, self._spec.serving, self._spec.training, self._spec.resources
+                    )
+                    engines[model.name] = Engine(config, merge)
+            return engines
+
         try:
             with asyncio.Runner() as runner:
-                for cell in self._todo.values():
-                    if "train" in stages_to_run(cell, self._store):
-                        assert cell.content_sha256 is not None
-                        self._progress.begin("train")
-                        task = self._train_task(cell)
-                        if train_task(task, rows[cell.content_sha256], tries=tries):
-                            self._outcomes.failed(cell)
-                            continue
-                        self._progress.done("train", cell.cell_id)
-                    for model in pool_models(self._spec, [cell], self._store):
-                        if model.name not in engines:
-                            config = engine_config(
-                                model, self._spec.serving, self._spec.training, self._spec.resources
-                            )
-                            engines[model.name] = Engine(config, merge)
-                    evaluation = self._evaluation_task(cell, {})
-                    self._outcomes.evaluated(
-                        cell, evaluate_cell(evaluation, engines, runner, tries=tries)
-                    )
+                for _ in self._rounds():
+                    rows = self._rows(self._to_train)
+                    for cell in self._todo.values():
+                        self._cell_here(cell, rows, engines_for, runner)
         finally:
             for engine in engines.values():
                 engine.close()
+
+    def _cell_here(
+        self,
+        cell: CellPlan,
+        rows: Mapping[str, Sequence[Row]],
+        engines_for: Callable[[CellPlan], Mapping[str, Model]],
+        runner: asyncio.Runner,
+    ) -> None:
+        tries = self._spec.retries + 1
+        if "train" in stages_to_run(cell, self._store):
+            assert cell.content_sha256 is not None
+            self._progress.begin("train")
+            train_task(self._train_task(cell), rows[cell.content_sha256], tries=tries)
+            if not self._outcomes.trained(cell, by=cell.cell_id):
+                return
+        task = self._evaluation_task(cell, {})
+        outcome = evaluate_cell(task, engines_for(cell), runner, tries=tries)
+        self._outcomes.evaluated(cell, outcome)

@@ -16,6 +16,7 @@ from em.judging import Item, Judgement, JudgingStopped, Reader, judge
 from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import Part, StreamKind, TrainingRecord
+from sweeps.leases import ALONE, Holder, holding
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
 from sweeps.provenance import provenance
 from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
@@ -32,15 +33,34 @@ Work = TypeVar("Work", Draw, Item)
 
 
 def train_stage(
-    plan: CellPlan, store: Store, train: Train, *, model_dir: Path, rows: Sequence[Row]
+    plan: CellPlan,
+    store: Store,
+    train: Train,
+    *,
+    model_dir: Path,
+    rows: Sequence[Row],
+    holder: Holder = ALONE,
 ) -> TrainingRecord:
-    """Train the cell's adapter unless the store has it, and return its record."""
-    done = store.training(plan.training_key)
-    if done is not None:
-        return done
+    """Train the cell's adapter unless the store has it, and return its record.
+
+    Raises HeldElsewhere where another driver trains it.
+    """
+    with holding(store, [plan.training_key], holder) as check_lease:
+        done = store.training(plan.training_key)
+        if done is not None:
+            return done
+        attempt = store.attempt_dir(plan.training_key, holder.driver)
+        record, output = _train(plan, train, attempt, model_dir=model_dir, rows=rows)
+        check_lease()
+        store.finish_training(record, output)
+        return record
+
+
+def _train(
+    plan: CellPlan, train: Train, attempt: Path, *, model_dir: Path, rows: Sequence[Row]
+) -> tuple[TrainingRecord, Path]:
     assert plan.cell.training is not None
     started = time.time()
-    attempt = store.attempt_dir(plan.training_key)
     output = attempt / "output"
     result = train(
         TrainingJob(
@@ -62,21 +82,25 @@ def train_stage(
         result=result,
         provenance=provenance(started=started),
     )
-    store.finish_training(record, output)
-    return record
+    return record, output
 
 
-async def generate_stage(plan: CellPlan, store: Store, speak: Speak) -> None:
+async def generate_stage(
+    plan: CellPlan, store: Store, speak: Speak, holder: Holder = ALONE
+) -> None:
     """Ask every question that the store has no answer to, and store the responses.
 
-    `speak` returns the endpoint for a training (None: the base model).
+    `speak` returns the endpoint for a training (None: the base model). Raises HeldElsewhere where
+    another driver asks them.
     """
     trained = store.training(plan.training_key) if plan.cell.training is not None else None
     if plan.cell.training is not None and trained is None:
         raise RuntimeError(f"{plan.cell_id}: there is no finished training to generate with")
     endpoint = speak(trained)
-    for evaluation in plan.evaluations:
-        await _generate(plan, evaluation, store, endpoint, trained)
+    streams = [evaluation.stream for evaluation in plan.evaluations]
+    with holding(store, streams, holder) as check_lease:
+        for evaluation in plan.evaluations:
+            await _generate(plan, evaluation, store, endpoint, trained, check_lease)
 
 
 async def _generate(
@@ -85,6 +109,7 @@ async def _generate(
     store: Store,
     endpoint: Endpoint,
     trained: TrainingRecord | None,
+    check_lease: Callable[[], None],
 ) -> None:
     async def answer(draws: Sequence[Draw]) -> list[Response]:
         return await generate(
@@ -104,19 +129,30 @@ async def _generate(
         store, "responses", evaluation.stream, evaluation.identity,
         work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
         found=lambda response: (response.wording_key, response.index),
-        do=answer, model=Response, size=PART_RESPONSES, gates=gates,
+        do=answer, model=Response, size=PART_RESPONSES, gates=gates, check_lease=check_lease,
     )  # fmt: skip
 
 
-async def judge_stage(plan: CellPlan, store: Store, readers: Mapping[str, Reader]) -> None:
-    """Score every response that the store has no judgement of. `readers` is by judge's name."""
+async def judge_stage(
+    plan: CellPlan, store: Store, readers: Mapping[str, Reader], holder: Holder = ALONE
+) -> None:
+    """Score every response that the store has no judgement of. `readers` is by judge's name.
+
+    Raises HeldElsewhere where another driver judges them.
+    """
     evaluations = {evaluation.name: evaluation for evaluation in plan.evaluations}
-    for judging in plan.judgings:
-        await _judge(judging, evaluations[judging.evaluation], store, readers[judging.judge])
+    with holding(store, [judging.stream for judging in plan.judgings], holder) as check_lease:
+        for judging in plan.judgings:
+            evaluation, reader = evaluations[judging.evaluation], readers[judging.judge]
+            await _judge(judging, evaluation, store, reader, check_lease)
 
 
 async def _judge(
-    judging: JudgingPlan, evaluation: EvaluationPlan, store: Store, reader: Reader
+    judging: JudgingPlan,
+    evaluation: EvaluationPlan,
+    store: Store,
+    reader: Reader,
+    check_lease: Callable[[], None],
 ) -> None:
     missing = store.missing("judgements", judging.stream, judging.wanted)
     if not missing:
@@ -150,6 +186,7 @@ async def _judge(
         store, "judgements", judging.stream, judging.identity,
         work=[item for item in items if place(item) in still], place=place,
         found=found, do=read, model=Judgement, size=PART_ITEMS, gates=gates,
+        check_lease=check_lease,
     )  # fmt: skip
 
 
@@ -166,6 +203,7 @@ async def _fill(
     model: type[Done],
     size: int,
     gates: Mapping[str, str],
+    check_lease: Callable[[], None],
 ) -> None:
     """Do `work` in parts, taking over whole parts of an attempt that ended early; then record."""
     if not work:
@@ -195,8 +233,9 @@ async def _fill(
     if stopped:
         raise ExceptionGroup("judging stopped", stopped)
     parts += [part for task in tasks if (part := task.result()) is not None]
+    check_lease()  # else whoever took over takes over these parts, too
     store.finish_stream(
-        kind, stream, identity, parts=parts, covers=_by_group(wanted),
+        kind, stream, identity, parts=parts, covers=_by_group(wanted | covered),
         provenance=provenance(started=started, gates=gates),
     )  # fmt: skip
 
@@ -213,7 +252,7 @@ def _left_behind(
     covered: set[tuple[str, int]] = set()
     for part in store.unrecorded_parts(kind, stream):
         places = {found(item) for item in store.read_part(kind, stream, part, model)}
-        if places <= wanted and not places & covered:
+        if (places & wanted) - covered:  # what it holds beside that is counted once, by its key
             parts.append(part)
             covered |= places
     return parts, covered

@@ -5,16 +5,18 @@ atomically, so that what has no record is unfinished. Parts are immutable files.
 how an artefact is made.
 
     store.json                          what this folder is
-    training/<key>/record.json          + adapter/; attempt/ while unfinished
+    training/<key>/record.json          + adapter/; attempt-<driver>/ while unfinished
     responses/<key>/record.json         + part-*.parquet
     judgements/<key>/record.json        + part-*.parquet
     sweeps/<name>/                      spec.json, drivers/*.json, report/
     sweeps/<name>/cells/<cell_id>/      attempt-*.json
+    leases/<key>/                       who works on an artefact now (see sweeps.leases)
     logs/  wandb/
 """
 
 import hashlib
 import json
+import shutil
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,9 +48,12 @@ Keyed = TypeVar("Keyed", TrainingRecord, StreamRecord)
 class Store:
     """A root on any fsspec URL. Every method is safe to call from any process."""
 
-    def __init__(self, url: str) -> None:
-        """Open (not create) the store at `url`: a path, file://, memory://, s3://, gs://."""
-        self.files = Files(url)
+    def __init__(self, url: str, files: Files | None = None) -> None:
+        """Open (not create) the store at `url`: a path, file://, memory://, s3://, gs://.
+
+        `files` are those at `url`, where the caller wants to see every operation on them.
+        """
+        self.files = files or Files(url)
         self.url = self.files.url
 
     # --- the root ---------------------------------------------------------------------------
@@ -84,17 +89,29 @@ class Store:
         """Return the record of a finished training, or None."""
         return self._record(f"training/{key[:KEY_DIGITS]}/record.json", TrainingRecord, key)
 
-    def attempt_dir(self, key: str) -> Path:
-        """Return a local folder for the unfinished training `key`, kept between attempts."""
-        if self.files.is_local:
-            folder = Path(self.files.root, "training", key[:KEY_DIGITS], "attempt")
-        else:
-            folder = cache_dir("attempts", key[:KEY_DIGITS])
-        folder.mkdir(parents=True, exist_ok=True)
+    def attempt_dir(self, key: str, driver: str) -> Path:
+        """Return a local folder for `driver`'s work on the training `key`, kept between attempts.
+
+        What another driver left is taken over by renaming: were it still alive, its next write
+        would fail instead of mixing with ours.
+        """
+        place = self._attempts(key)
+        folder = place / f"attempt-{driver}"
+        if not folder.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            left = sorted(place.glob("attempt-*"), key=lambda path: path.stat().st_mtime)
+            if left:
+                left[-1].rename(folder)
+        folder.mkdir(exist_ok=True)
         return folder
 
+    def _attempts(self, key: str) -> Path:
+        if self.files.is_local:
+            return Path(self.files.root, "training", key[:KEY_DIGITS])
+        return cache_dir("attempts", key[:KEY_DIGITS])
+
     def finish_training(self, record: TrainingRecord, output_dir: Path) -> None:
-        """Take over `output_dir`, then write the record. The attempt's other files are removed."""
+        """Take over `output_dir`, then write the record. What attempts left is removed."""
         place = f"training/{record.key[:KEY_DIGITS]}"
         target = f"{self.files.root}/{place}/adapter"
         if self.files.fs.exists(target):
@@ -104,8 +121,8 @@ class Store:
         else:
             self.files.fs.put(f"{output_dir}/", f"{target}/", recursive=True)
         self.write_record(f"{place}/record.json", record)
-        attempt = self.attempt_dir(record.key)
-        fsspec.filesystem("file").rm(str(attempt), recursive=True)
+        for attempt in self._attempts(record.key).glob("attempt-*"):
+            shutil.rmtree(attempt, ignore_errors=True)  # an owner taken for dead may still write
 
     def adapter_dir(self, record: TrainingRecord) -> Path:
         """Return a local folder with the weights of a finished training; fetched once if remote."""
@@ -239,14 +256,22 @@ class Store:
         return self._all_in(folder, Attempt)
 
     def write_attempt(self, sweep: str, cell_id: str, attempt: Attempt) -> None:
-        """Write (or overwrite, atomically) one attempt."""
-        name = f"attempt-{attempt.attempt:04d}.json"
+        """Write (or overwrite, atomically) one attempt: of two drivers each has its own."""
+        name = f"attempt-{attempt.attempt:04d}-{attempt.driver}.json"
         self.write_record(f"{self.sweep_dir(sweep)}/cells/{cell_id}/{name}", attempt)
 
     def drivers(self, sweep: str) -> list[DriverBeat]:
         """Return every driver of a sweep, oldest first."""
         beats = self._all_in(f"{self.sweep_dir(sweep)}/drivers", DriverBeat)
         return sorted(beats, key=lambda beat: beat.started)
+
+    def driver(self, sweep: str, driver: str) -> DriverBeat | None:
+        """Return the last sign of life of one driver, or None."""
+        return self.files.read_record(self.driver_path(sweep, driver), DriverBeat)
+
+    def driver_path(self, sweep: str, driver: str) -> str:
+        """Return where a driver's sign of life is, relative to the root."""
+        return f"{self.sweep_dir(sweep)}/drivers/{driver}.json"
 
     def _all_in(self, folder: str, model: type[Item]) -> list[Item]:
         found = (self.files.read_record(f"{folder}/{n}", model) for n in self.files.names(folder))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from em.datasets import Row
 from em.record import fingerprint
 from em.training import LossPoint, TrainingJob, TrainingResult
-from sweeps.failures import CellFailure, attempt_cell
+from sweeps.failures import CellFailure, Outcome, attempt_cell
+from sweeps.leases import Holder
 from sweeps.plan import CellPlan
 from sweeps.settings import ResourcesConfig, TrackingConfig
 from sweeps.stages import train_stage
@@ -37,8 +38,7 @@ class TrainTask:
 
     plan: CellPlan
     store: str
-    sweep: str
-    driver: str
+    holder: Holder
     retries: int
     tracking: TrackingConfig
     resources: ResourcesConfig
@@ -93,7 +93,7 @@ def train_cells(
                 reuse_actors=ranks == 1, max_concurrent_trials=max(1, slots)
             ),
             run_config=tune.RunConfig(
-                name=tasks[0].sweep,
+                name=tasks[0].holder.sweep,
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=retries),
@@ -109,15 +109,15 @@ def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, 
 
     task: TrainTask = ray.get(tasks[config["cell"]])
     failure = train_task(task, ray.get(rows[task.plan.content_sha256 or ""]))
-    if failure is not None and failure.transient:
+    if isinstance(failure, CellFailure) and failure.transient:
         raise TrialFailed(failure.message)
     tune.report({"trained": failure is None})
 
 
-def train_task(task: TrainTask, rows: Sequence[Row], *, tries: int = 1) -> CellFailure | None:
-    """Train one cell in this process, or on its ranks; return what failed (after `tries`)."""
-    store = Store(task.store)
-    tracker = make_tracker(task.tracking, task.sweep, store.local_dir("."))
+def train_task(task: TrainTask, rows: Sequence[Row], *, tries: int = 1) -> Outcome:
+    """Train one cell in this process, or on its ranks; return how it ended (after `tries`)."""
+    store, holder = Store(task.store), task.holder
+    tracker = make_tracker(task.tracking, holder.sweep, store.local_dir("."))
 
     def work(on_stage: Any) -> None:
         from em.models import materialise
@@ -129,11 +129,13 @@ def train_task(task: TrainTask, rows: Sequence[Row], *, tries: int = 1) -> CellF
                 lambda job: _train(job, task, on_loss),
                 model_dir=materialise(task.plan.cell.model),
                 rows=rows,
+                holder=holder,
             )
 
     return attempt_cell(
-        store, task.sweep, task.plan.cell_id, task.driver, work, first_stage="train", tries=tries
-    )
+        store, holder.sweep, task.plan.cell_id, holder.driver, work,
+        first_stage="train", tries=tries,
+    )  # fmt: skip
 
 
 def _train(
@@ -166,7 +168,7 @@ def _train_on_ranks(
         ranks=job.config.ranks,
         cpus=task.resources.train_cpus,
         gpus=task.resources.train_gpus,
-        name=f"train-{fingerprint(task.plan.training_identity)[:16]}-{task.driver}",
+        name=f"train-{fingerprint(task.plan.training_identity)[:16]}-{task.holder.driver}",
         storage_dir=job.checkpoint_dir.parent / "ray-train",
         failures=task.retries,
     )

@@ -128,10 +128,10 @@ def trained(key: str = KEY) -> TrainingRecord:
 
 
 def output(store: Store, text: str) -> Path:
-    folder = store.attempt_dir(KEY) / "output"
+    folder = store.attempt_dir(KEY, "driver") / "output"
     folder.mkdir()
     (folder / "weights").write_text(text)
-    (store.attempt_dir(KEY) / "checkpoints").mkdir(exist_ok=True)
+    (store.attempt_dir(KEY, "driver") / "checkpoints").mkdir(exist_ok=True)
     return folder
 
 
@@ -140,7 +140,7 @@ def test_a_training_is_there_when_its_record_is(place: Place) -> None:
     assert store.training(KEY) is None
     folder = output(store, "one")
     assert store.training(KEY) is None
-    assert place.store().attempt_dir(KEY) == folder.parent  # kept for the next attempt
+    assert place.store().attempt_dir(KEY, "driver") == folder.parent  # kept for the next attempt
     store.finish_training(trained(), folder)
     assert place.store().training(KEY) == trained()
     found = place.store().training(KEY)
@@ -154,7 +154,7 @@ def test_a_training_is_there_when_its_record_is(place: Place) -> None:
 def test_a_record_is_written_last(place: Place) -> None:
     store = place.store()
     with pytest.raises(OSError):
-        store.finish_training(trained(), store.attempt_dir(KEY) / "nothing-was-written")
+        store.finish_training(trained(), store.attempt_dir(KEY, "driver") / "nothing-was-written")
     assert store.training(KEY) is None
     folder = output(store, "x")
     store.finish_training(trained(), folder)  # the same attempt goes on
