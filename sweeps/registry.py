@@ -4,37 +4,49 @@ from pydantic import ValidationError
 
 from sweeps.files import StoreError
 from sweeps.plan import SweepPlan
+from sweeps.resolved import Resolved
 from sweeps.spec import NOT_IN_KEY, SweepSpec
 from sweeps.store import Store
 
 
 def register(plan: SweepPlan, store: Store) -> None:
-    """Write down that the store holds this sweep.
+    """Write down that the store holds this sweep, and what its names stand for.
 
     Raises StoreError where it holds another sweep under this name: a model, variant, evaluation,
     judge or training that both have and that is not the same. Adding and removing them is growth.
     """
     check_same(plan, store)
     store.write_record(_place(plan, store), plan.spec)
+    if plan.resolved is not None:
+        store.write_record(_place(plan, store, "resolved"), plan.resolved)
 
 
 def check_same(plan: SweepPlan, store: Store) -> None:
     """Raise StoreError where the store holds another sweep under this name; writes nothing."""
+    before = registered(plan, store)
+    if before is not None:
+        _check_same(before, plan.spec, store)
+
+
+def registered(plan: SweepPlan, store: Store) -> SweepSpec | None:
+    """Return the spec of this name that the store holds. Raises StoreError where it is no spec."""
     old = store.read_json(_place(plan, store))
-    if old is None:
-        return
     try:
-        before = SweepSpec.model_validate(old)
+        return SweepSpec.model_validate(old) if old is not None else None
     except ValidationError as error:
         raise StoreError(
             f"{store.url}/{_place(plan, store)} was written by another version of this program "
             f"({error.errors()[0]['msg']}): give this spec another name, or another store"
         ) from error
-    _check_same(before, plan.spec, store)
 
 
-def _place(plan: SweepPlan, store: Store) -> str:
-    return f"{store.sweep_dir(plan.spec.name)}/spec.json"
+def known_names(plan: SweepPlan, store: Store) -> Resolved | None:
+    """Return what the sweep's names stood for when it last ran; None for one that did not."""
+    return store.files.read_record(_place(plan, store, "resolved"), Resolved)
+
+
+def _place(plan: SweepPlan, store: Store, what: str = "spec") -> str:
+    return f"{store.sweep_dir(plan.spec.name)}/{what}.json"
 
 
 def known(plan: SweepPlan, store: Store) -> bool:
