@@ -11,20 +11,18 @@ from sweeps.made_with import Made, made_with, numeric
 from sweeps.plan import STAGES, CellPlan, Stage, SweepPlan
 from sweeps.rekeyed import Pins, rekeyed, served_model
 from sweeps.resolved import Drift, Resolved, Rows, Versions
-from sweeps.resolving import resolve
 from sweeps.store import Store
 
 DIGITS = 12  # of a hash, for a person
 MADE: dict[Stage, str] = {"train": "trainings", "generate": "responses", "judge": "judgements"}
 
 
-def moved(sweep: SweepPlan, known: Resolved, store: Store) -> Pins:
-    """Return the models and variants that are others now, and of which work is finished.
+def moved(sweep: SweepPlan, now: Resolved, known: Resolved, store: Store) -> Pins:
+    """Return the models and variants that are others `now`, and of which work is finished.
 
     A variant is one thing: where the rows of one seed are others, all its recorded seeds are kept
     together.
     """
-    now = resolve(sweep)
     models = {
         name: revision
         for name, revision in known.models.items()
@@ -50,9 +48,8 @@ def moved(sweep: SweepPlan, known: Resolved, store: Store) -> Pins:
     )
 
 
-def drifted_names(sweep: SweepPlan, pins: Pins, store: Store) -> Iterator[Drift]:
+def drifted_names(stored: SweepPlan, now: Resolved, pins: Pins, store: Store) -> Iterator[Drift]:
     """Yield the models and variants of `pins`, as `moved` returned them."""
-    now, stored = resolve(sweep), rekeyed(sweep, pins)
     for name, was in pins.models.items():
         cells = _cells_of_model(stored, name, store)
         yield Drift(
@@ -65,7 +62,7 @@ def drifted_names(sweep: SweepPlan, pins: Pins, store: Store) -> Iterator[Drift]
         others = _moved_seeds(seeds, now.variants[name])
         seed, rows = next(iter(others.items()))
         of_seeds = "" if len(others) == 1 else f", and so with {len(others) - 1} other subset seeds"
-        held_out = any(e.heldout == name for e in sweep.spec.evaluations)
+        held_out = any(e.heldout == name for e in stored.spec.evaluations)
         cells = _cells_of_variant(stored, name, others, store)
         yield Drift(
             key=f"variant.{name}",
@@ -77,12 +74,14 @@ def drifted_names(sweep: SweepPlan, pins: Pins, store: Store) -> Iterator[Drift]
         )
 
 
-def drifted_questions(stored: SweepPlan, known: Resolved, store: Store) -> Iterator[Drift]:
+def drifted_questions(
+    stored: SweepPlan, now: Resolved, known: Resolved, store: Store
+) -> Iterator[Drift]:
     """Yield the evaluations with a question that is worded differently and has been answered.
 
     More wordings of a question are growth and fewer are removal: that is no drift.
     """
-    for name, asked in resolve(stored).questions.items():
+    for name, asked in now.questions.items():
         gone, other = set[str](), set[str]()
         ids: list[str] = []
         for question, before in known.questions.get(name, {}).items():
@@ -90,7 +89,7 @@ def drifted_questions(stored: SweepPlan, known: Resolved, store: Store) -> Itera
             new = set(asked.get(question, ())) - set(before)
             if left and new:
                 gone, other, ids = gone | left, other | new, [*ids, question]
-        cells = _count(stored, partial(_has_answers, name, gone, store))
+        cells = _count(stored, partial(_has_answers, name, gone, store)) if gone else 0
         if cells:
             yield Drift(
                 key=f"questions.{name}",
@@ -101,13 +100,15 @@ def drifted_questions(stored: SweepPlan, known: Resolved, store: Store) -> Itera
             )
 
 
-def drifted_prompts(stored: SweepPlan, known: Resolved, store: Store) -> Iterator[Drift]:
+def drifted_prompts(
+    stored: SweepPlan, now: Resolved, known: Resolved, store: Store
+) -> Iterator[Drift]:
     """Yield the judges whose prompt, or whose way of reading it, is another for a score given."""
-    for judge, prompts in resolve(stored).prompts.items():
+    for judge, prompts in now.prompts.items():
         before = known.prompts.get(judge, {})
-        other = {p: now for p, now in prompts.items() if before.get(p, now) != now}
+        other = {p: sha for p, sha in prompts.items() if before.get(p, sha) != sha}
         evaluations = {place.partition("/")[0] for place in other}
-        cells = _count(stored, partial(_is_judged, judge, evaluations, store))
+        cells = _count(stored, partial(_is_judged, judge, evaluations, store)) if other else 0
         if cells:
             yield Drift(
                 key=f"prompts.{judge}",
@@ -157,7 +158,7 @@ def drifted_versions(
             now=(installed[package].partition("+")[0],),
             text=f"{package}: {installed[package].partition('+')[0]} is installed; "
             + ", ".join(
-                f"{MADE[stage]} of {cells} cells were made with {other}"
+                f"{MADE[stage]} of {cells} cell{'s' * (cells != 1)} were made with {other}"
                 for stage, others in stages
                 for other, cells in others.items()
             ),

@@ -42,12 +42,13 @@ def settle(
     """
     old = known_names(sweep, store)
     known = old or Resolved()
-    pins = moved(sweep, known, store)
+    now = resolve(sweep)
+    pins = moved(sweep, now, known, store)
     stored = rekeyed(sweep, pins)
     found = [
-        *drifted_names(sweep, pins, store),
-        *drifted_questions(stored, known, store),
-        *drifted_prompts(stored, known, store),
+        *drifted_names(stored, now, pins, store),
+        *drifted_questions(stored, now, known, store),
+        *drifted_prompts(stored, now, known, store),
     ]
     versions = known.versions
     if installed is not None:
@@ -69,7 +70,8 @@ def settle(
             pins = _without(pins, answered, installed or {})
             versions = _only_installed(versions, answered, installed or {})
     settled = rekeyed(sweep, pins)
-    record = merged(known, resolve(settled)).model_copy(
+    counted = now if settled is sweep else resolve(settled)
+    record = merged(known, counted).model_copy(
         update={"versions": versions, "in_keys": pins.versions, "accepted": accepted}
     )
     return settled.model_copy(update={"drifts": tuple(drifts), "resolved": record})
@@ -106,7 +108,7 @@ def check_possible(sweep: SweepPlan, todo: Iterable[CellPlan], store: Store) -> 
     if lacking:
         names = sorted({key.replace(".", " ", 1) for gone in lacking.values() for key in gone})
         raise ValueError(
-            f"{len(lacking)} cells have work left that needs {', '.join(names)} as it was when the "
+            f"{_cells(len(lacking))} work left that needs {', '.join(names)} as it was when the "
             f"sweep ran, which was kept and is not here: {', '.join(lacking)}. Put it back, take "
             "these cells out of the spec (nothing stored is deleted), or use --keep current, which "
             "makes again what was made from it"
@@ -119,6 +121,10 @@ def told(sweep: SweepPlan) -> list[str]:
         f"drift: {drift.text}" + ("; what is stored is kept" if drift.answered else "")
         for drift in sweep.drifts
     ]
+
+
+def _cells(number: int) -> str:
+    return f"{number} cells have" if number != 1 else "1 cell has"
 
 
 def _is_answered(drift: Drift, known: Resolved) -> bool:

@@ -149,9 +149,7 @@ def test_stored_data_count_and_are_not_made_from_others(store: Store, tmp_path: 
     grown = again(tmp_path, store, seeds=[0, 1, 2])
     check_answered(grown, command="")
     todo = cells_to_run(grown, store, retry_failed=True)
-    with pytest.raises(
-        ValueError, match=r"1 cells have work left that needs variant ours.*ours\.s2"
-    ):
+    with pytest.raises(ValueError, match=r"1 cell has work left that needs variant ours.*ours\.s2"):
         check_possible(grown, [cell for cell in todo if cell.content_sha256], store)
     # Once more something else: asked again.
     change_data(tmp_path, by="third")
