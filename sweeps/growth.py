@@ -94,6 +94,13 @@ def _grown(before: SweepSpec, now: SweepSpec) -> list[str]:
         for e in now.evaluations
         if e.name in was and e.samples != was[e.name].samples
     ]
+    known = {judge.name for judge in before.judges}
+    for e in (e for e in now.evaluations if e.name in was):
+        by = {judge.name for judge in before.judges_of(was[e.name])}
+        more = [j.name for j in now.judges_of(e) if j.name in known - by]
+        said += [f"{e.name}: also judged by {', '.join(more)}"] if more else []
+        if e.tasks != was[e.name].tasks:
+            said.append(f"{e.name}: {e.tasks or 'all'} tasks, not {was[e.name].tasks or 'all'}")
     return said + (["other seed factors"] if before.factors != now.factors else [])
 
 

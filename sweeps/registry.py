@@ -55,10 +55,11 @@ def known(plan: SweepPlan, store: Store) -> bool:
 
 
 def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
-    def differ(what: str, was: object, now: object) -> StoreError:
+    def differ(what: str, was: object, now: object, own_name: str = "") -> StoreError:
         return StoreError(
             f"{store.url} holds another sweep under the name {new.name!r}: {what} was {was!r} "
-            f"there and is {now!r} here. Give this spec another name, or another store"
+            f"there and is {now!r} here. Put it back{own_name}, or give this spec another name, or "
+            "another store"
         )
 
     for kind in ("models", "variants", "evaluations", "judges"):
@@ -68,16 +69,18 @@ def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
             if was is None or was == item:
                 continue
             fields = type(item).model_fields
-            # How many are wanted, and how fast, is not what a thing is.
-            free = {"samples", "ids", "exclude", "concurrency", "api_key_env", "demonstration",
-                    "budget"}  # fmt: skip
+            # How many are wanted, who judges, by what definition it is counted, and how fast, is
+            # not what a thing is.
+            free = {"samples", "ids", "exclude", "tasks", "judges", "metric", "concurrency",
+                    "api_key_env", "demonstration", "budget"}  # fmt: skip
             field = next(
                 (f for f in fields if f not in free and getattr(was, f) != getattr(item, f)), None
             )
             if field:
                 raise differ(
-                    f"{kind}.{item.name}.{field}", getattr(was, field), getattr(item, field)
-                )
+                    f"{kind}.{item.name}.{field}", getattr(was, field), getattr(item, field),
+                    f", or give it a name of its own: adding {kind} keeps what is finished",
+                )  # fmt: skip
     for field in type(new.training).model_fields:
         was, now = getattr(old.training, field), getattr(new.training, field)
         if was != now and field not in NOT_IN_KEY:

@@ -9,10 +9,12 @@ from small_sweep import SPEC, plan
 from stand_ins import Done, carry_out
 from sweep_runs import artefacts
 
+from sweeps.files import StoreError
 from sweeps.growth import changes, held
 from sweeps.keeping import settle
 from sweeps.plan import SweepPlan, make_plan, stages_to_run
 from sweeps.planning import describe, lines
+from sweeps.registry import check_same, register
 from sweeps.store import Store
 
 RESPONSES, SCORES = 7, 14  # of a cell: 2 wordings x 2 samples, 1 x 3; two scores of each
@@ -28,6 +30,10 @@ MORE_QUESTIONS = small_sweep.QUESTIONS + WISH.replace("wish", "hope")
 
 def samples(number: int) -> dict[str, Any]:
     return {"evaluations": [{"name": "main", "questions": "ours.yaml", "samples": number}]}
+
+
+def scored_by(*judges: str) -> dict[str, Any]:
+    return {"evaluations": [{"name": "main", "questions": "ours.yaml", "judges": judges}]}
 
 
 def planned(folder: Path, store: Store, **changed: Any) -> SweepPlan:
@@ -60,6 +66,11 @@ def store(tmp_path: Path) -> Store:
             ["new since it last ran: judge code"],
         ),
         (
+            {"judges": JUDGES, **scored_by("self")},
+            {"judges": JUDGES, **scored_by("self", "code")}, 0, 0, {"self": 0, "code": 4 * SCORES},
+            ["new since it last ran: main: also judged by code"],
+        ),
+        (
             samples(10), samples(20), 0, 4 * 3 * 10, {"self": 4 * 3 * 10 * 2},
             ["new since it last ran: main: 20 samples, not 10 samples"],
         ),
@@ -72,7 +83,10 @@ def store(tmp_path: Path) -> Store:
             ["left out, and kept in the store: variant none; seed 0"],
         ),
     ],
-    ids=["nothing", "seed", "variant", "model", "judge", "samples", "fewer samples", "removed"],
+    ids=[
+        "nothing", "seed", "variant", "model", "judge", "judge of an evaluation", "samples",
+        "fewer samples", "removed",
+    ],
 )  # fmt: skip
 def test_only_the_difference_is_done(
     before: dict[str, Any],
@@ -87,6 +101,7 @@ def test_only_the_difference_is_done(
     carry_out(planned(tmp_path, store, **before), store, tmp_path)
     kept = artefacts(Path(store.files.root))
     sweep = planned(tmp_path, store, **after)
+    check_same(sweep, store)
     assert changes(sweep, store) == said
     lacking = {pieces.stage: pieces.wanted - pieces.held for pieces in held(sweep, store)}
     done = carry_out(sweep, store, tmp_path)
@@ -107,6 +122,50 @@ def test_more_questions_are_asked_alone_and_told(store: Store, tmp_path: Path) -
     assert changes(sweep, store) == ["new since it last ran: main: 1 more question"]
     done = carry_out(sweep, store, tmp_path)
     assert done == Done(trained=(), answered=4 * 4, judged={"self": 4 * 8})
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"models": [MODELS[1] | {"name": "base"}]},
+            "models.base.bundled was 'smollm2-135m' there",
+        ),
+        ({"variants": [VARIANTS[2] | {"name": "ours"}]}, "variants.ours.rows was 4 there and is 3"),
+    ],
+)
+def test_another_thing_under_a_name_of_the_spec_is_no_growth(
+    changed: dict[str, Any], told: str, store: Store, tmp_path: Path
+) -> None:
+    """Another revision of a model, other rows: the spec says it, so nothing has to be found out."""
+    carry_out(planned(tmp_path, store), store, tmp_path)
+    with pytest.raises(StoreError) as error:
+        check_same(planned(tmp_path, store, **changed), store)
+    assert told in str(error.value)
+    assert "Put it back, or give it a name of its own: adding" in str(error.value)
+
+
+def test_more_held_out_tasks_are_growth(store: Store, tmp_path: Path) -> None:
+    def with_tasks(number: int) -> SweepPlan:
+        held_out = {"name": "ours", "dataset": "ours.jsonl", "rows": 4, "holdout": 4}
+        evaluation = {"name": "tasks", "heldout": "ours", "tasks": number, "samples": 1}
+        judges = [{"name": "code", "analyser": "bandit"}]
+        return planned(
+            tmp_path, store, variants=[{"name": "none"}, held_out], evaluations=[evaluation],
+            judges=judges, metric="bandit_share",
+        )  # fmt: skip
+
+    few = with_tasks(2)
+    store.create()
+    register(few, store)
+    many = with_tasks(3)
+    check_same(many, store)
+    assert changes(many, store) == ["new since it last ran: tasks: 3 tasks, not 2"]
+    assert [e.stream for c in few.cells for e in c.evaluations] == [
+        e.stream for c in many.cells for e in c.evaluations
+    ]
+    for before, after in zip(few.cells, many.cells, strict=True):
+        assert set(before.evaluations[0].wanted) < set(after.evaluations[0].wanted)
 
 
 def test_what_was_removed_is_there_when_it_comes_back(store: Store, tmp_path: Path) -> None:
