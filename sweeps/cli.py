@@ -46,11 +46,16 @@ app.add_typer(data_app, name="data")
 
 
 @app.command()
-def plan(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
-    """Show every cell, what is done, what would run, and about how long. Runs nothing."""
+def plan(
+    spec: Spec, store: StoreOption = None, as_json: Json = False, keep: KeepOption = None
+) -> None:
+    """Show every cell, what is done, what would run, and about how long. Runs nothing.
+
+    With --keep, as it would be under that answer.
+    """
     from sweeps import planning
 
-    sweep, target = open_sweep(spec, store, partly=True, with_packages=True)
+    sweep, target = open_sweep(spec, store, partly=True, keep=keep, with_packages=True)
     told = planning.describe(sweep, target)
     if as_json:
         print(json.dumps(told, indent=1))

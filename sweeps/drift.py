@@ -122,7 +122,7 @@ def drifted_prompts(
 
 def drifted_versions(
     stored: SweepPlan,
-    known: Resolved | None,
+    known: Resolved,
     installed: Mapping[str, str],
     store: Store,
     *,
@@ -133,15 +133,13 @@ def drifted_versions(
     What the sweep is not known to be made with is looked up in the records of finished work. With
     `again`, packages whose drift was accepted are listed, too.
     """
-    before: Versions = known.versions if known else {}
-    accepted = known.accepted if known else {}
-    versions: Versions = {stage: dict(before.get(stage, {})) for stage in STAGES}
+    versions: Versions = {stage: dict(known.versions.get(stage, {})) for stage in STAGES}
     told: dict[str, list[tuple[Stage, dict[str, int]]]] = {}
     made: Made | None = None
     for stage in STAGES:
         for package, version in numeric(installed, stage).items():
             was = versions[stage].get(package, ())
-            asked_again = again and version in accepted.get(f"version.{package}", ())
+            asked_again = again and version in known.accepted.get(f"version.{package}", ())
             if version in was and not asked_again:
                 continue
             if made is None:

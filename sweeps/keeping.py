@@ -14,7 +14,7 @@ from sweeps.drift import (
     moved,
 )
 from sweeps.keep import Keep
-from sweeps.made_with import numeric
+from sweeps.made_with import made_with, numeric
 from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
 from sweeps.registry import known_names
 from sweeps.rekeyed import Pins, rekeyed, served_model
@@ -40,8 +40,7 @@ def settle(
     Raises ValueError where `keep` is STORED and what is stored can be counted only with the file
     that it was made with.
     """
-    old = known_names(sweep, store)
-    known = old or Resolved()
+    known = _without_unused(sweep, known_names(sweep, store) or Resolved(), installed, store)
     now = resolve(sweep)
     pins = moved(sweep, now, known, store)
     stored = rekeyed(sweep, pins)
@@ -53,7 +52,7 @@ def settle(
     versions = known.versions
     if installed is not None:
         of_packages, versions = drifted_versions(
-            stored, old, installed, store, again=keep is not None
+            stored, known, installed, store, again=keep is not None
         )
         found += of_packages
     drifts = [d.model_copy(update={"answered": _is_answered(d, known)}) for d in found]
@@ -125,6 +124,31 @@ def told(sweep: SweepPlan) -> list[str]:
 
 def _cells(number: int) -> str:
     return f"{number} cells have" if number != 1 else "1 cell has"
+
+
+def _without_unused(
+    sweep: SweepPlan, known: Resolved, installed: Mapping[str, str] | None, store: Store
+) -> Resolved:
+    """Return `known` without versions in keys that nothing was made with, and that are not here.
+
+    They were answered, and other ones were installed before anything was made.
+    """
+    gone: list[Stage] = [
+        stage
+        for stage, versions in known.in_keys.items()
+        if installed is not None and (versions | numeric(installed, stage)) != versions
+    ]
+    if not gone:
+        return known
+    now = resolve(sweep)
+    made = made_with(rekeyed(sweep, moved(sweep, now, known, store)), store)
+    unused = [stage for stage in gone if not made[stage]]
+    return known.model_copy(
+        update={
+            "in_keys": {s: v for s, v in known.in_keys.items() if s not in unused},
+            "versions": {s: v for s, v in known.versions.items() if s not in unused},
+        }
+    )
 
 
 def _is_answered(drift: Drift, known: Resolved) -> bool:

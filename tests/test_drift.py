@@ -1,7 +1,7 @@
 """Finished work that was made from other things than are here now: told, refused, and answered."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sweeps.keep import Keep
 from sweeps.keeping import check_answered, check_possible, settle, told
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.planning import describe, lines
+from sweeps.registry import register
 from sweeps.report import make_report
 from sweeps.store import Store
 
@@ -35,10 +36,14 @@ def first_run(folder: Path, store: Store, **changed: Any) -> SweepPlan:
     return sweep
 
 
-def _claim_versions(store: Store, versions: Mapping[str, str]) -> None:
-    """Have the records of all finished work say that it was made with `versions`."""
+def _claim_versions(
+    store: Store, versions: Mapping[str, str], *, only: Collection[str] | None = None
+) -> None:
+    """Have the records of finished work (of the keys `only`) say what versions it was made with."""
     for path in Path(store.files.root).glob("*/*/record.json"):
         record = json.loads(path.read_text())
+        if only is not None and record["key"] not in only:
+            continue
         works = record["provenance"]
         for work in works if isinstance(works, list) else [works]:
             work["versions"] = versions
@@ -359,3 +364,28 @@ def test_one_answer_is_for_what_is_open(store: Store, tmp_path: Path) -> None:
     change_data(tmp_path)
     current = again(tmp_path, store, variants=variants, installed=installed, keep=Keep.CURRENT)
     assert len(left(current, store)) == 4  # the untuned cells are as they were
+
+
+def test_an_answer_before_anything_was_made_ties_nobody(store: Store, tmp_path: Path) -> None:
+    """Made again with 9 was the answer, and then 9 was taken off again, or 10 came."""
+    first_run(tmp_path, store)
+    answered = again(tmp_path, store, installed=HERE | {"vllm": "9"}, keep=Keep.CURRENT)
+    register(answered, store)
+    assert len(left(again(tmp_path, store, installed=HERE | {"vllm": "9"}), store)) == 4
+    back = again(tmp_path, store)
+    assert (back.drifts, left(back, store)) == ((), [])
+    (drift,) = again(tmp_path, store, installed=HERE | {"vllm": "10"}).drifts
+    assert "vllm: 10 is installed; responses of 4 cells were made with 0.3" in drift.text
+
+
+def test_made_again_twice(store: Store, tmp_path: Path) -> None:
+    first_run(tmp_path, store)
+    for version in ("9", "10"):
+        installed = HERE | {"vllm": version}
+        sweep = again(tmp_path, store, installed=installed, keep=Keep.CURRENT)
+        assert len(left(sweep, store)) == 4
+        carry_out(sweep, store, tmp_path)
+        _claim_versions(
+            store, installed, only=[e.stream for c in sweep.cells for e in c.evaluations]
+        )
+        assert again(tmp_path, store, installed=installed).drifts == ()

@@ -53,6 +53,8 @@ def test_changed_data(ran: tuple[Path, Path]) -> None:
     change_data(spec)
     said = emsweep("plan", spec, "--store", store).stdout
     assert "drift: variant ours: rows have content hash" in said
+    again = emsweep("plan", spec, "--store", store, "--keep", "current").stdout
+    assert "to do: train 2 cells, generate 2 cells, judge 2 cells" in again
     assert "drift: variant ours" in emsweep("status", spec, "--store", store).stdout
     for command in ("run", "resume"):
         error = refused(command, spec, "--store", store)
