@@ -61,15 +61,15 @@ def drifted_names(stored: SweepPlan, now: Resolved, pins: Pins, store: Store) ->
     for name, seeds in pins.variants.items():
         others = _moved_seeds(seeds, now.variants[name])
         seed, rows = next(iter(others.items()))
-        of_seeds = "" if len(others) == 1 else f", and so with {len(others) - 1} other subset seeds"
+        first = "" if len(others) == 1 else f"the first of {len(others)} subset seeds; "
         held_out = any(e.heldout == name for e in stored.spec.evaluations)
         cells = _cells_of_variant(stored, name, others, store)
         yield Drift(
             key=f"variant.{name}",
             now=tuple(others.values()),
             text=f"variant {name}: rows have content hash {rows[:DIGITS]}, were "
-            f"{seeds[seed].content_sha256[:DIGITS]} when the sweep ran{of_seeds} "
-            f"({_cells(cells)} of those)",
+            f"{seeds[seed].content_sha256[:DIGITS]} when the sweep ran "
+            f"({first}{_cells(cells)} of those)",
             can_keep_stored=not held_out,  # what its held-out rows asked is gone with the file
         )
 
