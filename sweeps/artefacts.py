@@ -10,6 +10,7 @@ from pydantic import Field
 from em.record import Record
 from em.training import TrainingResult
 
+Stage = Literal["train", "generate", "judge"]
 StreamKind = Literal["responses", "judgements"]
 
 
@@ -64,7 +65,7 @@ class Attempt(Record):
     """What one attempt at a cell is doing, or how it ended."""
 
     attempt: int
-    stage: Literal["train", "generate", "judge"]
+    stage: Stage
     state: Literal["running", "waiting", "finished", "failed"] = Field(
         description="waiting: another driver does this cell's work"
     )

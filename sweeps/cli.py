@@ -17,6 +17,7 @@ import typer
 from sweeps.data_commands import data_app
 from sweeps.job_commands import logs, submit
 from sweeps.judge_cli import judge, judge_check
+from sweeps.keep import Keep
 from sweeps.options import (
     INTERRUPTED,
     OK,
@@ -25,10 +26,12 @@ from sweeps.options import (
     Address,
     Inline,
     Json,
+    KeepOption,
     Spec,
     StoreOption,
     log_path,
     open_sweep,
+    open_to_run,
 )
 
 app = typer.Typer(
@@ -43,11 +46,16 @@ app.add_typer(data_app, name="data")
 
 
 @app.command()
-def plan(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
-    """Show every cell, what is done, what would run, and about how long. Runs nothing."""
+def plan(
+    spec: Spec, store: StoreOption = None, as_json: Json = False, keep: KeepOption = None
+) -> None:
+    """Show every cell, what is done, what would run, and about how long. Runs nothing.
+
+    With --keep, as it would be under that answer.
+    """
     from sweeps import planning
 
-    sweep, target = open_sweep(spec, store, partly=True)
+    sweep, target = open_sweep(spec, store, partly=True, keep=keep, with_packages=True)
     told = planning.describe(sweep, target)
     if as_json:
         print(json.dumps(told, indent=1))
@@ -58,33 +66,36 @@ def plan(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
 
 @app.command()
 def run(
-    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False
-) -> None:
+    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False,
+    keep: KeepOption = None,
+) -> None:  # fmt: skip
     """Do what is missing. Safe to interrupt: the same command goes on. Failed cells stay failed."""
-    sweep, target = open_sweep(spec, store)
-    _run(spec, sweep, target, address=address, inline=inline, retry_failed=False)
+    sweep, target = open_to_run(spec, store, "run", keep)
+    _run(spec, sweep, target, address=address, inline=inline, keep=keep, retry_failed=False)
 
 
 @app.command()
 def resume(
-    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False
-) -> None:
+    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False,
+    keep: KeepOption = None,
+) -> None:  # fmt: skip
     """The same for a sweep that has started, and try its failed cells again."""
     from sweeps.registry import known
 
-    sweep, target = open_sweep(spec, store)
+    sweep, target = open_to_run(spec, store, "resume", keep)
     if not known(sweep, target):
         raise ValueError(
             f"{target.url} holds no sweep {sweep.spec.name!r} to resume: start it with "
             f"'emsweep run {spec}', or name the store it is in with --store"
         )
-    _run(spec, sweep, target, address=address, inline=inline, retry_failed=True)
+    _run(spec, sweep, target, address=address, inline=inline, keep=keep, retry_failed=True)
 
 
 @app.command()
 def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
     """Show each cell's stage, state, attempts and last error; also while the sweep runs."""
     from sweeps.attempts import statuses
+    from sweeps.keeping import told
 
     sweep, target = open_sweep(spec, store)
     cells = [item.model_dump(exclude={"error_class"}) for item in statuses(sweep, target)]
@@ -101,6 +112,8 @@ def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None
             f"  {cell['cell_id']:{width}}  {cell['state']:8}  {cell['stage'] or '':8}  {tries}"
             + (f"  {error[0]}" if error else "")
         )
+    for line in told(sweep):
+        print(line)
 
 
 @app.command()
@@ -143,11 +156,18 @@ app.command()(logs)
 
 
 def _run(
-    spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool, retry_failed: bool
-) -> None:
+    spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool,
+    keep: Keep | None, retry_failed: bool,
+) -> None:  # fmt: skip
     from sweeps.attempts import cells_to_run
+    from sweeps.keeping import check_possible
+    from sweeps.registry import register
 
     todo = cells_to_run(sweep, store, retry_failed=retry_failed)
+    check_possible(sweep, todo, store)
+    if keep is not None:  # the answer holds from now on, also where nothing is left to do
+        store.create()
+        register(sweep, store)
     if todo:
         store.create()
         _carry_out(spec, sweep, store, todo, address=address, inline=inline)

@@ -10,14 +10,27 @@ from pathlib import Path
 
 import typer
 
-from sweeps.options import OK, SOME_FAILED, JobAddress, LastAddress, Spec, StoreOption, open_sweep
+from sweeps.options import (
+    OK,
+    SOME_FAILED,
+    JobAddress,
+    KeepOption,
+    LastAddress,
+    Spec,
+    StoreOption,
+    open_sweep,
+)
 
 
-def submit(spec: Spec, address: JobAddress, store: StoreOption = None) -> None:
+def submit(
+    spec: Spec, address: JobAddress, store: StoreOption = None, keep: KeepOption = None
+) -> None:
     """Send the same run to a Ray cluster as a job; it goes on when this machine leaves."""
     from cluster.submit import last_job, submit_job
+    from sweeps.keeping import check_answered
 
-    sweep, target = open_sweep(spec, store)
+    sweep, target = open_sweep(spec, store, keep=keep)
+    check_answered(sweep, command=f"emsweep submit {spec}")  # the job asks for its own packages
     root = Path.cwd().resolve()
     try:
         inside = spec.resolve().relative_to(root)
@@ -28,6 +41,7 @@ def submit(spec: Spec, address: JobAddress, store: StoreOption = None) -> None:
         ) from error
     command = shlex.join(
         ["emsweep", "run", str(inside), "--address", "auto", "--store", target.url]
+        + (["--keep", keep.value] if keep else [])
     )
     running = last_job(address, _job_name(sweep.spec.name))
     if running is not None and running.status in ("PENDING", "RUNNING"):

@@ -14,24 +14,28 @@ from sweeps.options import (
     Address,
     Inline,
     JudgeName,
+    KeepOption,
     Spec,
     StoreOption,
     log_path,
     open_sweep,
+    open_to_run,
 )
 
 
 def judge(
     spec: Spec, judge: JudgeName, store: StoreOption = None, address: Address = None,
-    inline: Inline = False,
+    inline: Inline = False, keep: KeepOption = None,
 ) -> None:  # fmt: skip
     """Judge the stored responses with one judge of the spec. Trains and generates nothing."""
     from sweeps import judge_commands
     from sweeps.console import noise_to
     from sweeps.failures import CellFailure
+    from sweeps.keeping import check_possible
 
-    sweep, target = open_sweep(spec, store)
+    sweep, target = open_to_run(spec, store, f"judge --judge {judge}", keep)
     told = judge_commands.stored_judging(sweep, target, judge)
+    check_possible(told.plan, told.todo, target)
     print(
         f"{sweep.spec.name}, judge {judge}: {len(told.todo)} cells to judge, {told.num_done} done, "
         f"{told.num_without_responses} skipped: they have not all their responses (emsweep run)"

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sweeps.keep import Keep
+
 DEFAULT_STORE = "emsweep-store"
 STORE_ENV = "EMSWEEP_STORE"
 OK, SOME_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -34,19 +36,50 @@ LastAddress = Annotated[
     str | None,
     typer.Option("--address", metavar="URL", help="[where it was last submitted from here]"),
 ]
+
+
+KeepOption = Annotated[
+    Keep | None,
+    typer.Option("--keep", help="where data, a model or a package changed since: which counts"),
+]
 JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME", help="one of the spec's judges")]
 
 
-def open_sweep(spec: Path, store: str | None, *, partly: bool = False) -> tuple[Any, Any]:
-    """Return the resolved sweep (`partly` as in make_plan) and its store; nothing is written."""
+def open_sweep(
+    spec: Path,
+    store: str | None,
+    *,
+    partly: bool = False,
+    keep: Keep | None = None,
+    with_packages: bool = False,
+) -> tuple[Any, Any]:
+    """Return the resolved sweep (`partly` as in make_plan) and its store; nothing is written.
+
+    `keep` answers what drifted; `with_packages` looks at installed versions for it, too.
+    """
+    from sweeps.keeping import settle
     from sweeps.plan import load_plan
+    from sweeps.provenance import versions
     from sweeps.registry import check_same
     from sweeps.store import open_store
 
     loaded = load_plan(spec, partly=partly)
     target = open_store(store or os.environ.get(STORE_ENV) or loaded.spec.store or DEFAULT_STORE)
     check_same(loaded, target)
-    return loaded, target
+    installed = versions() if with_packages else None
+    return settle(loaded, target, installed=installed, keep=keep), target
+
+
+def open_to_run(spec: Path, store: str | None, command: str, keep: Keep | None) -> tuple[Any, Any]:
+    """Return the same for a command that makes something, which needs an answer to drift.
+
+    Raises ValueError where something drifted and neither `keep` nor an earlier answer holds for it.
+    """
+    from sweeps.keeping import check_answered
+
+    sweep, target = open_sweep(spec, store, keep=keep, with_packages=True)
+    check_answered(sweep, command=f"emsweep {command} {spec}")
+    return sweep, target
 
 
 def log_path(store: Any, sweep: str) -> Path:

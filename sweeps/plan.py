@@ -7,7 +7,7 @@ of how a stage is carried out.
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -24,17 +24,17 @@ from em.sources import load_source
 from em.variant_config import UNTUNED, VariantConfig
 from em.variants import Load, Step, Variant, build_variant
 from em.yaml_files import at, load_yaml
+from sweeps.artefacts import Stage as Stage
 from sweeps.asking import Asking, trained_on
 from sweeps.keys import judge_identity, response_identity, training_identity
+from sweeps.resolved import Drift, Resolved
 from sweeps.settings import EvaluationConfig, JudgeConfig
 from sweeps.spec import Cell, SweepSpec, load_spec
 from sweeps.store import Store
 from sweeps.yaml_errors import MistakeAt, explain_at
 
 PRICES = "prices.yaml"
-STAGES = ("train", "generate", "judge")
-
-Stage = Literal["train", "generate", "judge"]
+STAGES: tuple[Stage, ...] = ("train", "generate", "judge")
 
 
 class EvaluationPlan(Record):
@@ -112,6 +112,8 @@ class SweepPlan(Record):
     cells: tuple[CellPlan, ...]
     unresolved: tuple[Unresolved, ...] = ()
     prices: dict[str, Price] = Field(default={}, description="of judges behind an address")
+    drifts: tuple[Drift, ...] = ()
+    resolved: Resolved | None = Field(default=None, description="to be recorded with the sweep")
 
 
 def streams_of(plan: CellPlan) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from cluster.session import local_totals
 from sweeps.attempts import cells_to_run, statuses
 from sweeps.console import printable
 from sweeps.estimate import estimate
+from sweeps.growth import Held, changes, held
+from sweeps.keeping import told as told_drift
 from sweeps.layout import demands, feasible
 from sweeps.plan import STAGES, SweepPlan, stages_to_run
 from sweeps.progress import duration
@@ -21,7 +23,8 @@ from sweeps.store import Store
 def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     """Return the plan as plain values.
 
-    `cells`, `unresolved`, `warnings`, `holds`, `layout`, `api_judges` and `estimate`.
+    `cells`, `unresolved`, `held`, `changes`, `drift`, `warnings`, `holds`, `layout`, `api_judges`
+    and `estimate`.
     """
     todo = cells_to_run(sweep, store, retry_failed=False)
     to_run = {cell.cell_id: stages_to_run(cell, store) for cell in todo}
@@ -38,14 +41,17 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         slots, fits = layout.train_slots, str(layout)
     except ClusterTooSmall as short:
         fits = f"not on this machine: {short}"
-    held = [str(demand) for demand in ([train] if train else []) + pools] if todo else []
+    holds = [str(demand) for demand in ([train] if train else []) + pools] if todo else []
     return {
         "sweep": sweep.spec.name,
         "store": store.url,
         "cells": cells,
         "unresolved": [{"cell_id": u.cell.cell_id, "why": u.why} for u in sweep.unresolved],
+        "held": [pieces.model_dump() for pieces in held(sweep, store)],
+        "changes": changes(sweep, store),
+        "drift": [drift.model_dump() for drift in sweep.drifts],
         "warnings": sorted({text for cell in sweep.cells for text in cell.data_warnings}),
-        "holds": held,
+        "holds": holds,
         "layout": fits if todo else "nothing to run",
         "api_judges": foreseen(sweep, todo, store),
         "estimate": estimate(todo, sweep.cells, store, train_slots=slots).model_dump(),
@@ -79,11 +85,16 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
         f"to do{beside}: "
         + (", ".join(f"{s} {work[s]} cells" for s in STAGES if work[s]) or "nothing"),
     ]
+    said += [str(Held.model_validate(pieces)) for pieces in told["held"] if pieces["wanted"]]
+    said += [printable(line) for line in told["changes"]]
     for cell in sweep.cells[:1]:
         responses = sum(e.num_responses for e in cell.evaluations)
         scores = sum(n for judging in cell.judgings for n in judging.wanted.values())
         judges = f"{len(spec.judges)} judge(s)"
         said.append(f"each cell: {responses} responses, {scores} scores by {judges}")
+    said += [printable(line) for line in told_drift(sweep)]
+    if any(not drift.answered for drift in sweep.drifts):
+        said.append("run and resume refuse this until --keep stored or --keep current is given")
     said += [f"warning: {printable(text)}" for text in told["warnings"]]
     said += [f"holds  {line}" for line in told["holds"]]
     said.append(f"layout: {told['layout']}")

@@ -18,6 +18,11 @@ def holds_all(ranges: Ranges, samples: int) -> bool:
     return any(start <= 0 and stop >= samples for start, stop in ranges)
 
 
+def num_held(ranges: Ranges, samples: int) -> int:
+    """Return how many of 0 to `samples` - 1 `ranges` hold."""
+    return sum(max(0, min(stop, samples) - start) for start, stop in ranges)
+
+
 def expand(ranges: Ranges) -> set[int]:
     """Return every index that `ranges` hold."""
     return {index for start, stop in ranges for index in range(start, stop)}

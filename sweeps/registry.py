@@ -4,37 +4,49 @@ from pydantic import ValidationError
 
 from sweeps.files import StoreError
 from sweeps.plan import SweepPlan
+from sweeps.resolved import Resolved
 from sweeps.spec import NOT_IN_KEY, SweepSpec
 from sweeps.store import Store
 
 
 def register(plan: SweepPlan, store: Store) -> None:
-    """Write down that the store holds this sweep.
+    """Write down that the store holds this sweep, and what its names stand for.
 
     Raises StoreError where it holds another sweep under this name: a model, variant, evaluation,
     judge or training that both have and that is not the same. Adding and removing them is growth.
     """
     check_same(plan, store)
     store.write_record(_place(plan, store), plan.spec)
+    if plan.resolved is not None:
+        store.write_record(_place(plan, store, "resolved"), plan.resolved)
 
 
 def check_same(plan: SweepPlan, store: Store) -> None:
     """Raise StoreError where the store holds another sweep under this name; writes nothing."""
+    before = registered(plan, store)
+    if before is not None:
+        _check_same(before, plan.spec, store)
+
+
+def registered(plan: SweepPlan, store: Store) -> SweepSpec | None:
+    """Return the spec of this name that the store holds. Raises StoreError where it is no spec."""
     old = store.read_json(_place(plan, store))
-    if old is None:
-        return
     try:
-        before = SweepSpec.model_validate(old)
+        return SweepSpec.model_validate(old) if old is not None else None
     except ValidationError as error:
         raise StoreError(
             f"{store.url}/{_place(plan, store)} was written by another version of this program "
             f"({error.errors()[0]['msg']}): give this spec another name, or another store"
         ) from error
-    _check_same(before, plan.spec, store)
 
 
-def _place(plan: SweepPlan, store: Store) -> str:
-    return f"{store.sweep_dir(plan.spec.name)}/spec.json"
+def known_names(plan: SweepPlan, store: Store) -> Resolved | None:
+    """Return what the sweep's names stood for when it last ran; None for one that did not."""
+    return store.files.read_record(_place(plan, store, "resolved"), Resolved)
+
+
+def _place(plan: SweepPlan, store: Store, what: str = "spec") -> str:
+    return f"{store.sweep_dir(plan.spec.name)}/{what}.json"
 
 
 def known(plan: SweepPlan, store: Store) -> bool:
@@ -43,10 +55,11 @@ def known(plan: SweepPlan, store: Store) -> bool:
 
 
 def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
-    def differ(what: str, was: object, now: object) -> StoreError:
+    def differ(what: str, was: object, now: object, own_name: str = "") -> StoreError:
         return StoreError(
             f"{store.url} holds another sweep under the name {new.name!r}: {what} was {was!r} "
-            f"there and is {now!r} here. Give this spec another name, or another store"
+            f"there and is {now!r} here. Put it back{own_name}, or give this spec another name, or "
+            "another store"
         )
 
     for kind in ("models", "variants", "evaluations", "judges"):
@@ -56,16 +69,18 @@ def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
             if was is None or was == item:
                 continue
             fields = type(item).model_fields
-            # How many are wanted, and how fast, is not what a thing is.
-            free = {"samples", "ids", "exclude", "concurrency", "api_key_env", "demonstration",
-                    "budget"}  # fmt: skip
+            # How many are wanted, who judges, by what definition it is counted, and how fast, is
+            # not what a thing is.
+            free = {"samples", "ids", "exclude", "tasks", "judges", "metric", "concurrency",
+                    "api_key_env", "demonstration", "budget"}  # fmt: skip
             field = next(
                 (f for f in fields if f not in free and getattr(was, f) != getattr(item, f)), None
             )
             if field:
                 raise differ(
-                    f"{kind}.{item.name}.{field}", getattr(was, field), getattr(item, field)
-                )
+                    f"{kind}.{item.name}.{field}", getattr(was, field), getattr(item, field),
+                    f", or give it a name of its own: adding {kind} keeps what is finished",
+                )  # fmt: skip
     for field in type(new.training).model_fields:
         was, now = getattr(old.training, field), getattr(new.training, field)
         if was != now and field not in NOT_IN_KEY:

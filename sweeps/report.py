@@ -21,6 +21,8 @@ from sweeps.conditions import Condition, conditions
 from sweeps.gates_told import gate_warnings
 from sweeps.identities import identities
 from sweeps.judges_compared import JudgesCompared, compare_judges
+from sweeps.keeping import told
+from sweeps.made_with import mixed_versions
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.published import (
     NO_FIGURE,
@@ -155,7 +157,12 @@ def make_report(
         definitions=tuple(_in_words(d) for d in {d.name: d for d in metrics.values()}.values()),
         store=store.url,
         written=time.time(),
-        warnings=(*_warnings(sweep, results, metrics), *gate_warnings(sweep, store)),
+        warnings=(
+            *_warnings(sweep, results, metrics),
+            *told(sweep),
+            *mixed_versions(sweep, store),
+            *gate_warnings(sweep, store),
+        ),
         cells=tuple(results),
         conditions=tuple(grouped),
         judges_compared=tuple(compare_judges(grouped, results, rows)),

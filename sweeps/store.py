@@ -8,7 +8,7 @@ how an artefact is made.
     training/<key>/record.json          + adapter/; attempt-<driver>/ while unfinished
     responses/<key>/record.json         + part-*.parquet
     judgements/<key>/record.json        + part-*.parquet
-    sweeps/<name>/                      spec.json, drivers/*.json, report/
+    sweeps/<name>/                      spec.json, resolved.json, drivers/*.json, report/
     sweeps/<name>/cells/<cell_id>/      attempt-*.json
     leases/<key>/                       who works on an artefact now (see sweeps.leases)
     logs/  wandb/
