@@ -17,6 +17,7 @@ import psutil
 
 from em.record import Record
 from sweeps.artefacts import Attempt, DriverBeat
+from sweeps.failure_kinds import CURES, FailureKind, classify_stored
 from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
 from sweeps.store import Store
 
@@ -41,6 +42,9 @@ class CellStatus(Record):
     attempts: int
     error: str | None
     error_class: str | None = None
+    kind: FailureKind | None = None
+    cure: str | None = None
+    failed_judgements: int = 0
 
 
 class CellLog:
@@ -52,14 +56,22 @@ class CellLog:
         self._store, self._sweep, self._cell_id = store, sweep, cell_id
         self._driver, self._attempt = driver, attempt
 
-    def write(
+    def write(self, stage: Stage, state: Literal["running", "finished"]) -> None:
+        """Say where the attempt is."""
+        self._write(stage, state)
+
+    def failed(self, stage: Stage, error: str, error_class: str, kind: FailureKind) -> None:
+        """Say how the attempt ended; `error` is cut to MAX_MESSAGE."""
+        self._write(stage, "failed", error[:MAX_MESSAGE], error_class, kind)
+
+    def _write(
         self,
         stage: Stage,
         state: Literal["running", "finished", "failed"],
-        error: BaseException | str | None = None,
+        error: str | None = None,
         error_class: str | None = None,
+        kind: FailureKind | None = None,
     ) -> None:
-        """Say where the attempt is. `error` is kept with its class, cut to MAX_MESSAGE."""
         self._store.write_attempt(
             self._sweep,
             self._cell_id,
@@ -69,10 +81,9 @@ class CellLog:
                 state=state,
                 updated=time.time(),
                 driver=self._driver,
-                error=str(error)[:MAX_MESSAGE] if error is not None else None,
-                error_class=type(error).__name__
-                if isinstance(error, BaseException)
-                else error_class,
+                error=error,
+                error_class=error_class,
+                kind=kind,
             ),
         )
 
@@ -150,6 +161,11 @@ def _is_live(beat: DriverBeat) -> bool:
     return beat.host != platform.node() or psutil.pid_exists(beat.pid)
 
 
+def kind_of(attempt: Attempt) -> FailureKind:
+    """Return the kind of a failed attempt's error; told anew for one of before kinds were kept."""
+    return attempt.kind or classify_stored(attempt.error_class, attempt.error)
+
+
 def cell_status(plan: CellPlan, store: Store, sweep: str, beat: DriverBeat | None) -> CellStatus:
     """Return how far one cell is: what the store holds whole goes before what attempts say."""
     attempts = store.attempts(sweep, plan.cell_id)
@@ -163,6 +179,7 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, beat: DriverBeat | Non
     elif last and last.state == "running" and beat and beat.driver == last.driver:
         state = "running"
     failed = last if last and state == "failed" else None
+    kind = kind_of(failed) if failed else None
     return CellStatus(
         cell_id=plan.cell_id,
         model=plan.cell.model.name,
@@ -173,6 +190,13 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, beat: DriverBeat | Non
         attempts=len(attempts),
         error=failed.error if failed else None,
         error_class=failed.error_class if failed else None,
+        kind=kind,
+        cure=CURES[kind] if kind else None,
+        failed_judgements=sum(
+            len(indices)
+            for judging in plan.judgings
+            for indices in store.failed("judgements", judging.stream, judging.wanted).values()
+        ),
     )
 
 
@@ -180,10 +204,3 @@ def statuses(plan: SweepPlan, store: Store) -> list[CellStatus]:
     """Return how far every cell is, in the plan's order."""
     beat = live_driver(store, plan.spec.name)
     return [cell_status(cell, store, plan.spec.name, beat) for cell in plan.cells]
-
-
-def cells_to_run(plan: SweepPlan, store: Store, *, retry_failed: bool) -> list[CellPlan]:
-    """Return the cells with work left; those that failed only where they are to be retried."""
-    states = statuses(plan, store)
-    wanted = ("missing", "running", "failed") if retry_failed else ("missing", "running")
-    return [cell for cell, status in zip(plan.cells, states, strict=True) if status.state in wanted]

@@ -23,8 +23,10 @@ from sweeps.options import (
     SOME_FAILED,
     USER_ERROR,
     Address,
+    FailedStage,
     Inline,
     Json,
+    Only,
     Spec,
     StoreOption,
     log_path,
@@ -58,18 +60,20 @@ def plan(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
 
 @app.command()
 def run(
-    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False
-) -> None:
+    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False,
+    only: Only = None,
+) -> None:  # fmt: skip
     """Do what is missing. Safe to interrupt: the same command goes on. Failed cells stay failed."""
     sweep, target = open_sweep(spec, store)
-    _run(spec, sweep, target, address=address, inline=inline, retry_failed=False)
+    _run(spec, sweep, target, address=address, inline=inline, retry_failed=False, only=only or [])
 
 
 @app.command()
 def resume(
-    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False
-) -> None:
-    """The same for a sweep that has started, and try its failed cells again."""
+    spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False,
+    only: Only = None, stage: FailedStage = None,
+) -> None:  # fmt: skip
+    """The same for a sweep that has started; try its failed cells and judgements again, too."""
     from sweeps.registry import known
 
     sweep, target = open_sweep(spec, store)
@@ -78,13 +82,18 @@ def resume(
             f"{target.url} holds no sweep {sweep.spec.name!r} to resume: start it with "
             f"'emsweep run {spec}', or name the store it is in with --store"
         )
-    _run(spec, sweep, target, address=address, inline=inline, retry_failed=True)
+    _run(
+        spec, sweep, target, address=address, inline=inline, retry_failed=True, only=only or [],
+        stage=stage.value if stage else None,
+    )  # fmt: skip
 
 
 @app.command()
 def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
-    """Show each cell's stage, state, attempts and last error; also while the sweep runs."""
+    """Show each cell's stage, state, attempts, last error and its cure; also while it runs."""
     from sweeps.attempts import statuses
+    from sweeps.console import printable
+    from sweeps.failure_kinds import CURES
 
     sweep, target = open_sweep(spec, store)
     cells = [item.model_dump(exclude={"error_class"}) for item in statuses(sweep, target)]
@@ -99,8 +108,11 @@ def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None
         tries = f"{cell['attempts']} attempt{'s' * (cell['attempts'] != 1)}"
         print(
             f"  {cell['cell_id']:{width}}  {cell['state']:8}  {cell['stage'] or '':8}  {tries}"
-            + (f"  {error[0]}" if error else "")
+            + (f"  {cell['kind']}: {printable(error[0])}" if error else "")
+            + (f"  {told_failed(cell['failed_judgements'])}" if cell["failed_judgements"] else "")
         )
+    for kind, cells_of in Counter(cell["kind"] for cell in cells if cell["kind"]).items():
+        print(f"{cells_of} failed, {kind}: {CURES[kind]}")
 
 
 @app.command()
@@ -142,21 +154,31 @@ app.command()(submit)
 app.command()(logs)
 
 
-def _run(
-    spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool, retry_failed: bool
-) -> None:
-    from sweeps.attempts import cells_to_run
+def told_failed(judgements: int) -> str:
+    """Return in words that some judgements of a finished cell failed."""
+    return f"{judgements} judgement{'s' * (judgements != 1)} failed (emsweep resume asks again)"
 
-    todo = cells_to_run(sweep, store, retry_failed=retry_failed)
+
+def _run(
+    spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool, retry_failed: bool,
+    only: list[str], stage: Any = None,
+) -> None:  # fmt: skip
+    from sweeps.selection import cells_named, cells_to_do
+
+    todo = cells_to_do(sweep, store, retry_failed=retry_failed, only=only, stage=stage)
     if todo:
         store.create()
-        _carry_out(spec, sweep, store, todo, address=address, inline=inline)
-    _end(spec, sweep, store)
+        _carry_out(
+            spec, sweep, store, todo, address=address, inline=inline, retry_failed=retry_failed
+        )
+    asked = todo if stage else cells_named(sweep, only)
+    _end(spec, sweep, store, {cell.cell_id for cell in asked})
 
 
 def _carry_out(
-    spec: Path, sweep: Any, store: Any, todo: list[Any], *, address: str | None, inline: bool
-) -> None:
+    spec: Path, sweep: Any, store: Any, todo: list[Any], *, address: str | None, inline: bool,
+    retry_failed: bool,
+) -> None:  # fmt: skip
     import contextlib
 
     from sweeps import runner
@@ -164,8 +186,11 @@ def _carry_out(
     from sweeps.console import noise_to
     from sweeps.plan import STAGES, stages_to_run
     from sweeps.progress import SweepProgress
+    from sweeps.stages import ask_again
 
     check_alone(store, sweep.spec.name)
+    for cell in todo if retry_failed else ():
+        ask_again(cell, store)
     noise = log_path(store, sweep.spec.name)
     totals = Counter[str](stage for cell in todo for stage in stages_to_run(cell, store))
     with contextlib.ExitStack() as stack:
@@ -189,17 +214,20 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _end(spec: Path, sweep: Any, store: Any) -> None:
+def _end(spec: Path, sweep: Any, store: Any, asked: set[str]) -> None:
+    """Write the report, and exit with SOME_FAILED where a cell of `asked` is not finished."""
     from sweeps.attempts import statuses
     from sweeps.report import write_report
 
-    states = Counter(item.state for item in statuses(sweep, store))
+    told = statuses(sweep, store)
+    states = Counter(item.state for item in told)
     folder = store.local_dir(f"{store.sweep_dir(sweep.spec.name)}/report")
     path = write_report(sweep, store, folder)
     print(f"{sweep.spec.name}: " + ", ".join(f"{n} {state}" for state, n in states.items()))
     print(f"report: {path}")
-    left = sum(n for state, n in states.items() if state != "finished")
-    if left:
+    if failed := sum(item.failed_judgements for item in told):
+        print(told_failed(failed))
+    if any(item.state != "finished" for item in told if item.cell_id in asked):
         print(f"failed cells are tried again by: emsweep resume {spec}")
         raise typer.Exit(SOME_FAILED)
 

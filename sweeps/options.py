@@ -3,6 +3,7 @@
 Knows nothing of what a command does.
 """
 
+import enum
 import os
 import time
 from pathlib import Path
@@ -33,6 +34,25 @@ JobAddress = Annotated[
 LastAddress = Annotated[
     str | None,
     typer.Option("--address", metavar="URL", help="[where it was last submitted from here]"),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="CELL", help="this cell alone: its id, a start or pattern of it; again"
+    ),
+]
+
+
+class StageName(enum.StrEnum):
+    """A stage of a cell, as the command line takes it."""
+
+    TRAIN = "train"
+    GENERATE = "generate"
+    JUDGE = "judge"
+
+
+FailedStage = Annotated[
+    StageName | None, typer.Option("--stage", help="what failed in this stage alone")
 ]
 JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME", help="one of the spec's judges")]
 

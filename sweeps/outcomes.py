@@ -5,12 +5,13 @@ Knows nothing of what is run next.
 
 from collections import defaultdict
 
-from sweeps.attempts import Beat
+from sweeps.attempts import Beat, kind_of
 from sweeps.failures import CellFailure, record_failure
 from sweeps.plan import CellPlan, streams_of
 from sweeps.progress import SweepProgress
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
+from sweeps.tracking import Outage
 
 
 class Outcomes:
@@ -19,6 +20,7 @@ class Outcomes:
     def __init__(self, spec: SweepSpec, store: Store, beat: Beat, progress: SweepProgress) -> None:
         self._spec, self._store, self._beat, self._progress = spec, store, beat, progress
         self._sharing: dict[tuple[str, ...], list[CellPlan]] = defaultdict(list)
+        self._outage = Outage(store.local_dir("."), progress.say)
         self.ended: set[str] = set()
 
     def is_first(self, cell: CellPlan) -> bool:
@@ -29,6 +31,7 @@ class Outcomes:
 
     def trained(self, cell: CellPlan, *, by: str) -> bool:
         """Take down how the cell's training ended, which the cell `by` did; whether it is there."""
+        self._outage.look()
         if self._store.training(cell.training_key) is None:
             self.failed(cell, self.failure_of(by, cell))
             return False
@@ -37,6 +40,7 @@ class Outcomes:
 
     def evaluated(self, cell: CellPlan, failure: CellFailure | None) -> None:
         """Take down that a cell, and those that share its responses, are through."""
+        self._outage.look()
         for sharing in self._sharing.get(streams_of(cell), [cell]):
             if failure is not None:
                 own = failure.model_copy(update={"cell_id": sharing.cell_id})
@@ -57,7 +61,7 @@ class Outcomes:
             stage=last.stage,
             error_class=last.error_class or "",
             message=last.error or "",
-            transient=False,
+            kind=kind_of(last),
         )
 
     def failed(self, cell: CellPlan, failure: CellFailure | None = None) -> None:
@@ -69,7 +73,7 @@ class Outcomes:
             error_class="ProcessDied",
             message="the process that trained it died (killed, or out of memory), "
             f"{self._spec.retries + 1} times",
-            transient=True,
+            kind="process died",
         )
         record_failure(self._store, self._spec.name, self._beat.driver, failure)
         last = self._store.attempts(self._spec.name, cell.cell_id)[-1]

@@ -19,7 +19,7 @@ from sweeps.artefacts import Part, StreamKind, TrainingRecord
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
 from sweeps.provenance import provenance
 from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
-from sweeps.store import Store
+from sweeps.store import Store, is_failed
 
 PART_RESPONSES = 256  # responses in one immutable file: what a kill can cost
 PART_ITEMS = 256  # scores in one
@@ -167,7 +167,10 @@ async def _fill(
     size: int,
     gates: Mapping[str, str],
 ) -> None:
-    """Do `work` in parts, taking over whole parts of an attempt that ended early; then record."""
+    """Do `work` in parts, taking over whole parts of an attempt that ended early; then record.
+
+    What failed in such a part is done again, once; what fails now is recorded as failed.
+    """
     if not work:
         return
     started = time.time()
@@ -176,13 +179,16 @@ async def _fill(
     rest = [item for item in work if place(item) not in covered]
     slots = asyncio.Semaphore(PARTS_AT_ONCE)
     stopped: list[JudgingStopped] = []
+    failed: set[tuple[str, int]] = set()
 
     async def one(chunk: Sequence[Work]) -> Part | None:
         async with slots:
             if stopped:
                 return None
             try:
-                return store.write_part(kind, stream, await do(chunk))
+                items = await do(chunk)
+                failed.update(found(item) for item in items if is_failed(item))
+                return store.write_part(kind, stream, items)
             except JudgingStopped as error:  # what was judged is paid for: the next attempt has it
                 stopped.append(error)
                 if error.judgements:
@@ -197,7 +203,7 @@ async def _fill(
     parts += [part for task in tasks if (part := task.result()) is not None]
     store.finish_stream(
         kind, stream, identity, parts=parts, covers=_by_group(wanted),
-        provenance=provenance(started=started, gates=gates),
+        failed=_by_group(failed), provenance=provenance(started=started, gates=gates),
     )  # fmt: skip
 
 
@@ -212,11 +218,18 @@ def _left_behind(
     parts: list[Part] = []
     covered: set[tuple[str, int]] = set()
     for part in store.unrecorded_parts(kind, stream):
-        places = {found(item) for item in store.read_part(kind, stream, part, model)}
-        if places <= wanted and not places & covered:
+        items = store.read_part(kind, stream, part, model)
+        done = {found(item) for item in items if not is_failed(item)}
+        if {found(item) for item in items} <= wanted and not done & covered:
             parts.append(part)
-            covered |= places
+            covered |= done
     return parts, covered
+
+
+def ask_again(plan: CellPlan, store: Store) -> None:
+    """Have the cell's failed judgements count as missing, so that the judge is asked again."""
+    for judging in plan.judgings:
+        store.reopen("judgements", judging.stream, judging.wanted)
 
 
 def _by_group(places: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from em.datasets import Row
 from em.record import fingerprint
 from em.training import LossPoint, TrainingJob, TrainingResult
-from sweeps.failures import CellFailure, attempt_cell
+from sweeps.failures import CellFailure, attempt_cell, failure_of, record_failure
 from sweeps.plan import CellPlan
 from sweeps.settings import ResourcesConfig, TrackingConfig
 from sweeps.stages import train_stage
@@ -74,7 +74,13 @@ def train_cells(
             self._on_done(trial.config["cell"])
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._on_done(trial.config["cell"])
+            cell_id = trial.config["cell"]
+            task = next(task for task in tasks if task.plan.cell_id == cell_id)
+            error = trial.get_pickled_error()
+            if error is not None:  # what ended a process that could not write it itself
+                failure = failure_of(error, cell_id, "train")
+                record_failure(Store(task.store), task.sweep, task.driver, failure)
+            self._on_done(cell_id)
 
     ranks = max(task.plan.cell.training.ranks for task in tasks if task.plan.cell.training)
     kept = {key: ray.put(tuple(value)) for key, value in rows.items()}

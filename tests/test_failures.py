@@ -8,14 +8,8 @@ import pytest
 from em.judging import JudgeUnavailable
 from sweeps.artefacts import Attempt, DriverBeat
 from sweeps.attempts import Beat, CellLog, check_alone, live_driver
-from sweeps.failures import (
-    CellFailure,
-    OnStage,
-    attempt_cell,
-    is_transient,
-    outcome_of,
-    record_failure,
-)
+from sweeps.failure_kinds import is_transient
+from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of, record_failure
 from sweeps.store import Store
 
 
@@ -30,7 +24,7 @@ def attempts(store: Store) -> list[Attempt]:
 
 def failure(**changes: object) -> CellFailure:
     known = {"cell_id": "cell", "stage": "train", "error_class": "E", "message": "m"}
-    return CellFailure.model_validate(known | {"transient": False} | changes)
+    return CellFailure.model_validate(known | {"kind": "unknown"} | changes)
 
 
 class Work:
@@ -106,13 +100,15 @@ def test_the_driver_ends_the_attempt_that_a_killed_process_left_running(store: S
 
 
 def test_a_failure_that_the_process_wrote_itself_is_kept(store: Store) -> None:
-    CellLog(store, "s", "cell", driver="driver", attempt=1).write("train", "failed", "the cause")
+    CellLog(store, "s", "cell", driver="driver", attempt=1).failed(
+        "train", "the cause", "E", "data"
+    )
     record_failure(store, "s", "driver", failure(message="it ended"))
     assert [a.error for a in attempts(store)] == ["the cause"]
 
 
 def test_a_failure_of_an_earlier_driver_is_not_taken_for_this_ones(store: Store) -> None:
-    CellLog(store, "s", "cell", driver="earlier", attempt=1).write("train", "failed", "then")
+    CellLog(store, "s", "cell", driver="earlier", attempt=1).failed("train", "then", "E", "data")
     record_failure(store, "s", "driver", failure(message="now"))
     assert [(a.attempt, a.error) for a in attempts(store)] == [(1, "then"), (2, "now")]
 
