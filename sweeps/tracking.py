@@ -21,7 +21,7 @@ from sweeps.settings import TrackingConfig
 
 log = logging.getLogger(__name__)
 
-# What one cell may wait for W&B, in seconds; then all cells of this machine go on without it.
+# How long a run may wait for W&B, in seconds; then all cells of this machine go on without it.
 INIT_TIMEOUT_S = 15.0
 FINISH_TIMEOUT_S = 30.0
 
@@ -118,21 +118,31 @@ class WandbTracker:
     def _finish(self, run: Any) -> None:
         try:
             run.finish()
-        except TimeoutError as error:  # all of it is in the run's folder
+        except Exception as error:  # noqa: BLE001  of many kinds; the run's folder has all of it
             self._reach.lose(error)
+            self._end_service()
 
     def _open(self, plan: CellPlan, job: str) -> Any:
         if self._sdk is None:
             import wandb
 
             self._sdk = wandb
-        if is_online(self._config) and not self._reach.is_lost():
-            try:
-                return self._init(plan, job, mode="online")
-            except Exception as error:  # noqa: BLE001  W&B raises many kinds; none may stop a cell
+        online = is_online(self._config) and not self._reach.is_lost()
+        try:
+            return self._init(plan, job, mode="online" if online else "offline")
+        except Exception as error:  # noqa: BLE001  W&B raises many kinds; none may stop a cell
+            if online:
                 self._reach.lose(error)
-                self._sdk.teardown()  # its service still holds the run's id
+            self._end_service()
         return self._init(plan, job, mode="offline")
+
+    def _end_service(self) -> None:
+        """End W&B's own process, which holds the run's id still, or has died; init starts another.
+
+        Where that process ended badly, W&B would end ours.
+        """
+        with contextlib.suppress(Exception, SystemExit):
+            self._sdk.teardown()
 
     def _init(self, plan: CellPlan, job: str, *, mode: str) -> Any:
         cell = plan.cell
@@ -221,7 +231,8 @@ class Outage:
             self._said = True
             self._say(
                 f"W&B is not reached, the cells go on without it ({why}). Their runs are kept in "
-                f"{self._folder / 'wandb'}: send them later with 'wandb sync', from {self._folder}"
+                f"{self._folder / 'wandb'}: send them later, from {self._folder}, with "
+                "'wandb sync --include-online'"
             )
 
 
