@@ -85,6 +85,7 @@ KIND_OF_CLASS: Mapping[str, FailureKind] = {
     "PromptsTooLong": "data",
 }
 NODE_HAS_DIED = "node has died"  # in Ray's message of an actor that went with its machine
+NODE_LOW = "running low on memory"  # in that of one that Ray's memory monitor killed
 NO_MEMORY = ("out of memory", "can't allocate memory")  # CUDA's and torch's, in a RuntimeError
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -131,6 +132,8 @@ def _kind(names: Iterable[str], message: str) -> FailureKind:
     kind: FailureKind = next(known, "unknown")
     if kind == "process died" and NODE_HAS_DIED in message:
         return "node lost"
+    if kind == "process died" and NODE_LOW in message:
+        return "out of memory"
     if kind == "unknown" and any(text in message.lower() for text in NO_MEMORY):
         return "out of memory"
     return kind

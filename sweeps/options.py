@@ -38,7 +38,7 @@ LastAddress = Annotated[
 Only = Annotated[
     list[str] | None,
     typer.Option(
-        "--only", metavar="CELL", help="this cell alone: its id, a start or pattern of it; again"
+        "--only", metavar="CELL", help="a cell's id, the start of one, or a pattern; repeatable"
     ),
 ]
 
@@ -52,7 +52,7 @@ class StageName(enum.StrEnum):
 
 
 FailedStage = Annotated[
-    StageName | None, typer.Option("--stage", help="what failed in this stage alone")
+    StageName | None, typer.Option("--stage", help="only what failed in this stage")
 ]
 JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME", help="one of the spec's judges")]
 

@@ -75,10 +75,10 @@ def train_cells(
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             cell_id = trial.config["cell"]
-            task = next(task for task in tasks if task.plan.cell_id == cell_id)
             error = trial.get_pickled_error()
-            if error is not None:  # what ended a process that could not write it itself
-                failure = failure_of(error, cell_id, "train")
+            failure = failure_of(error, cell_id, "train") if error is not None else None
+            if failure is not None and failure.kind != "process died":  # Ray knows what killed it
+                task = next(task for task in tasks if task.plan.cell_id == cell_id)
                 record_failure(Store(task.store), task.sweep, task.driver, failure)
             self._on_done(cell_id)
 

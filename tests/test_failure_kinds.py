@@ -49,6 +49,7 @@ ERRORS: list[tuple[Exception, FailureKind]] = [
     (named("NodeDiedError")("gone"), "node lost"),
     (ActorDiedError("The actor died because its node has died. Node Id: 1"), "node lost"),
     (ActorDiedError("The worker died unexpectedly"), "process died"),
+    (ActorDiedError("Task was killed due to the node running low on memory."), "out of memory"),
     (named("WorkerCrashedError")("died"), "process died"),
     (EngineDead("gone"), "engine dead"),
     (ConnectionResetError("reset"), "network"),
