@@ -1,13 +1,15 @@
 """How a cell's errors become attempts and failures; only a folder is needed."""
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
+from em.generation import GateFailed
 from em.judging import JudgeUnavailable
 from sweeps.artefacts import Attempt, DriverBeat
-from sweeps.attempts import Beat, CellLog, check_alone, live_driver
+from sweeps.attempts import Beat, CellLog, check_alone, kind_of, live_driver
 from sweeps.failure_kinds import is_transient
 from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of, record_failure
 from sweeps.store import Store
@@ -63,6 +65,22 @@ def test_a_transient_error_is_tried_a_bounded_number_of_times(store: Store) -> N
     assert failed is not None
     assert (failed.stage, failed.message, failed.transient) == ("judge", "1", True)
     assert len(attempts(store)) == 2
+
+
+def test_an_attempt_keeps_the_kind_of_its_failure(store: Store) -> None:
+    failed = carry_out(store, Work(GateFailed("judge gate: wrong"), GateFailed("never reached")))
+    assert failed is not None
+    (attempt,) = attempts(store)
+    assert attempt.kind == failed.kind == "gate"
+
+
+def test_an_attempt_of_before_kinds_were_kept_has_one(store: Store) -> None:
+    old = {"attempt": 1, "stage": "judge", "state": "failed", "updated": 1.0, "driver": "d",
+           "error": "away", "error_class": "JudgeUnavailable"}  # fmt: skip
+    store.files.write("sweeps/s/cells/cell/attempt-0001.json", json.dumps(old).encode())
+    (attempt,) = attempts(store)
+    assert attempt.kind is None
+    assert kind_of(attempt) == "judge unavailable"
 
 
 def test_another_error_is_not_tried_again(store: Store) -> None:

@@ -1,5 +1,6 @@
 """W&B that does not answer: no cell fails or waits for long, and nothing of its runs is lost."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,9 +12,13 @@ from typing import Any
 import pytest
 
 from em.training import LossPoint
+from sweeps.attempts import Beat
+from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan
+from sweeps.progress import SweepProgress
 from sweeps.reach import LOST_FOR_S
 from sweeps.settings import TrackingConfig
+from sweeps.store import Store
 from sweeps.tracking import Outage, WandbTracker, reach_of
 from tests.small_sweep import plan
 from tests.wandb_server import Mood, wandb_server
@@ -142,6 +147,20 @@ def test_an_outage_is_said_once_and_forgotten_by_the_next_run(
     assert str(tmp_path) in text
     Outage(tmp_path, said.append).look()
     assert len(said) == 1
+
+
+def test_the_run_says_an_outage_once_among_its_progress(tmp_path: Path) -> None:
+    sweep, store, out = plan(tmp_path), Store(str(tmp_path / "store")), io.StringIO()
+    beat = Beat(store, "s")
+    try:
+        outcomes = Outcomes(sweep.spec, store, beat, SweepProgress(out, {"judge": 4}))
+        outcomes.evaluated(sweep.cells[0], None)
+        train(sweep.cells[:2], FakeSdk(out=("online",)), store.local_dir("."))
+        for cell in sweep.cells[:2]:
+            outcomes.evaluated(cell, None)
+    finally:
+        beat.close()
+    assert out.getvalue().count("W&B is not reached") == 1
 
 
 # With the real SDK ---------------------------------------------------------------------------
