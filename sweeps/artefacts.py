@@ -9,6 +9,7 @@ from pydantic import Field
 
 from em.record import Record
 from em.training import TrainingResult
+from sweeps.failure_kinds import FailureKind
 
 Stage = Literal["train", "generate", "judge"]
 StreamKind = Literal["responses", "judgements"]
@@ -51,12 +52,14 @@ class StreamRecord(Record):
     """The finished part of a stream of responses or judgements.
 
     `covers` maps a group (a wording, or a wording and judge prompt) to its finished sample indices,
-    as [start, stop) ranges.
+    as [start, stop) ranges; `failed`, in the same form, those of them whose judgement failed and
+    would be asked for again by a resume.
     """
 
     key: str
     identity: dict[str, Any]
     covers: dict[str, list[tuple[int, int]]]
+    failed: dict[str, list[tuple[int, int]]] = Field(default_factory=dict)
     parts: list[Part]
     provenance: list[Provenance]
 
@@ -73,6 +76,7 @@ class Attempt(Record):
     driver: str = Field(description="the driver that this attempt belongs to")
     error: str | None = None
     error_class: str | None = None
+    kind: FailureKind | None = Field(default=None, description="None: see classify_stored")
 
 
 class DriverBeat(Record):

@@ -15,6 +15,7 @@ from typing import Literal
 
 from em.record import Record
 from sweeps.artefacts import Attempt, DriverBeat
+from sweeps.failure_kinds import CURES, FailureKind, classify_stored
 from sweeps.leases import LOST_AFTER_S, Holder, has_ended, place_of_process, process_ticks
 from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
 from sweeps.store import Store
@@ -39,6 +40,9 @@ class CellStatus(Record):
     attempts: int
     error: str | None
     error_class: str | None = None
+    kind: FailureKind | None = None
+    cure: str | None = None
+    failed_judgements: int = 0
 
 
 class CellLog:
@@ -50,14 +54,22 @@ class CellLog:
         self._store, self._sweep, self._cell_id = store, sweep, cell_id
         self._driver, self._attempt = driver, attempt
 
-    def write(
+    def write(self, stage: Stage, state: Literal["running", "waiting", "finished"]) -> None:
+        """Say where the attempt is."""
+        self._write(stage, state)
+
+    def failed(self, stage: Stage, error: str, error_class: str, kind: FailureKind) -> None:
+        """Say how the attempt ended; `error` is cut to MAX_MESSAGE."""
+        self._write(stage, "failed", error[:MAX_MESSAGE], error_class, kind)
+
+    def _write(
         self,
         stage: Stage,
         state: Literal["running", "waiting", "finished", "failed"],
-        error: BaseException | str | None = None,
+        error: str | None = None,
         error_class: str | None = None,
+        kind: FailureKind | None = None,
     ) -> None:
-        """Say where the attempt is. `error` is kept with its class, cut to MAX_MESSAGE."""
         self._store.write_attempt(
             self._sweep,
             self._cell_id,
@@ -67,10 +79,9 @@ class CellLog:
                 state=state,
                 updated=time.time(),
                 driver=self._driver,
-                error=str(error)[:MAX_MESSAGE] if error is not None else None,
-                error_class=type(error).__name__
-                if isinstance(error, BaseException)
-                else error_class,
+                error=error,
+                error_class=error_class,
+                kind=kind,
             ),
         )
 
@@ -141,6 +152,11 @@ def live_drivers(store: Store, sweep: str) -> list[DriverBeat]:
     ]
 
 
+def kind_of(attempt: Attempt) -> FailureKind:
+    """Return the kind of a failed attempt's error; told anew for one of before kinds were kept."""
+    return attempt.kind or classify_stored(attempt.error_class, attempt.error)
+
+
 def cell_status(plan: CellPlan, store: Store, sweep: str, live: Collection[str]) -> CellStatus:
     """Return how far one cell is: what the store holds whole goes before what attempts say.
 
@@ -158,6 +174,7 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, live: Collection[str])
     elif last and last.state == "failed":
         state = "failed"
     failed = last if last and state == "failed" else None
+    kind = kind_of(failed) if failed else None
     return CellStatus(
         cell_id=plan.cell_id,
         model=plan.cell.model.name,
@@ -168,6 +185,13 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, live: Collection[str])
         attempts=len(attempts),
         error=failed.error if failed else None,
         error_class=failed.error_class if failed else None,
+        kind=kind,
+        cure=CURES[kind] if kind else None,
+        failed_judgements=sum(
+            len(indices)
+            for judging in plan.judgings
+            for indices in store.failed("judgements", judging.stream, judging.wanted).values()
+        ),
     )
 
 
@@ -175,10 +199,3 @@ def statuses(plan: SweepPlan, store: Store) -> list[CellStatus]:
     """Return how far every cell is, in the plan's order."""
     live = {beat.driver for beat in live_drivers(store, plan.spec.name)}
     return [cell_status(cell, store, plan.spec.name, live) for cell in plan.cells]
-
-
-def cells_to_run(plan: SweepPlan, store: Store, *, retry_failed: bool) -> list[CellPlan]:
-    """Return the cells with work left; those that failed only where they are to be retried."""
-    states = statuses(plan, store)
-    wanted = ("missing", "running", "failed") if retry_failed else ("missing", "running")
-    return [cell for cell, status in zip(plan.cells, states, strict=True) if status.state in wanted]

@@ -24,9 +24,11 @@ from sweeps.options import (
     SOME_FAILED,
     USER_ERROR,
     Address,
+    FailedStage,
     Inline,
     Json,
     KeepOption,
+    Only,
     Spec,
     StoreOption,
     log_path,
@@ -67,19 +69,22 @@ def plan(
 @app.command()
 def run(
     spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False,
-    keep: KeepOption = None,
+    only: Only = None, keep: KeepOption = None,
 ) -> None:  # fmt: skip
     """Do what is missing. Safe to interrupt: the same command goes on. Failed cells stay failed."""
     sweep, target = open_to_run(spec, store, "run", keep)
-    _run(spec, sweep, target, address=address, inline=inline, keep=keep, retry_failed=False)
+    _run(
+        spec, sweep, target, address=address, inline=inline, keep=keep, retry_failed=False,
+        only=only or [],
+    )  # fmt: skip
 
 
 @app.command()
 def resume(
     spec: Spec, store: StoreOption = None, address: Address = None, inline: Inline = False,
-    keep: KeepOption = None,
+    only: Only = None, stage: FailedStage = None, keep: KeepOption = None,
 ) -> None:  # fmt: skip
-    """The same for a sweep that has started, and try its failed cells again."""
+    """The same for a sweep that has started; try its failed cells and judgements again, too."""
     from sweeps.registry import known
 
     sweep, target = open_to_run(spec, store, "resume", keep)
@@ -88,13 +93,18 @@ def resume(
             f"{target.url} holds no sweep {sweep.spec.name!r} to resume: start it with "
             f"'emsweep run {spec}', or name the store it is in with --store"
         )
-    _run(spec, sweep, target, address=address, inline=inline, keep=keep, retry_failed=True)
+    _run(
+        spec, sweep, target, address=address, inline=inline, keep=keep, retry_failed=True,
+        only=only or [], stage=stage.value if stage else None,
+    )  # fmt: skip
 
 
 @app.command()
 def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
-    """Show each cell's stage, state, attempts and last error; also while the sweep runs."""
+    """Show each cell's stage, state, attempts, last error and its cure; also while it runs."""
     from sweeps.attempts import statuses
+    from sweeps.console import printable
+    from sweeps.failure_kinds import CURES
     from sweeps.keeping import told
 
     sweep, target = open_sweep(spec, store)
@@ -110,10 +120,13 @@ def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None
         tries = f"{cell['attempts']} attempt{'s' * (cell['attempts'] != 1)}"
         print(
             f"  {cell['cell_id']:{width}}  {cell['state']:8}  {cell['stage'] or '':8}  {tries}"
-            + (f"  {error[0]}" if error else "")
+            + (f"  {cell['kind']}: {printable(error[0])}" if error else "")
+            + (f"  {told_failed(cell['failed_judgements'])}" if cell["failed_judgements"] else "")
         )
     for line in told(sweep):
         print(line)
+    for kind, cells_of in Counter(cell["kind"] for cell in cells if cell["kind"]).items():
+        print(f"{cells_of} failed, {kind}: {CURES[kind]}")
 
 
 @app.command()
@@ -155,28 +168,37 @@ app.command()(submit)
 app.command()(logs)
 
 
+def told_failed(judgements: int) -> str:
+    """Return in words that some judgements of a finished cell failed."""
+    return f"{judgements} judgement{'s' * (judgements != 1)} failed (emsweep resume asks again)"
+
+
 def _run(
     spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool,
-    keep: Keep | None, retry_failed: bool,
+    keep: Keep | None, retry_failed: bool, only: list[str], stage: Any = None,
 ) -> None:  # fmt: skip
-    from sweeps.attempts import cells_to_run
     from sweeps.keeping import check_possible
     from sweeps.registry import register
+    from sweeps.selection import cells_named, cells_to_do
 
-    todo = cells_to_run(sweep, store, retry_failed=retry_failed)
+    todo = cells_to_do(sweep, store, retry_failed=retry_failed, only=only, stage=stage)
     check_possible(sweep, todo, store)
     if keep is not None:  # the answer holds from now on, also where nothing is left to do
         store.create()
         register(sweep, store)
     if todo:
         store.create()
-        _carry_out(spec, sweep, store, todo, address=address, inline=inline)
-    _end(spec, sweep, store)
+        _carry_out(
+            spec, sweep, store, todo, address=address, inline=inline, retry_failed=retry_failed
+        )
+    asked = todo if stage else cells_named(sweep, only)
+    _end(spec, sweep, store, {cell.cell_id for cell in asked})
 
 
 def _carry_out(
-    spec: Path, sweep: Any, store: Any, todo: list[Any], *, address: str | None, inline: bool
-) -> None:
+    spec: Path, sweep: Any, store: Any, todo: list[Any], *, address: str | None, inline: bool,
+    retry_failed: bool,
+) -> None:  # fmt: skip
     import contextlib
 
     from sweeps import runner
@@ -185,7 +207,10 @@ def _carry_out(
     from sweeps.progress import SweepProgress
 
     noise = log_path(store, sweep.spec.name)
-    totals = Counter[str](stage for cell in todo for stage in stages_to_run(cell, store))
+    # A finished cell is among them where judgements of it failed and are to be asked again.
+    totals = Counter[str](
+        stage for cell in todo for stage in stages_to_run(cell, store) or ("judge",)
+    )
     with contextlib.ExitStack() as stack:
         out = sys.stdout if inline else stack.enter_context(noise_to(noise))
         progress = SweepProgress(out, {stage: totals[stage] for stage in STAGES})
@@ -196,7 +221,7 @@ def _carry_out(
             runner.run_sweep(
                 sweep, store, todo,
                 relative_to=spec.resolve().parent, address=address, inline=inline,
-                progress=progress,
+                progress=progress, again=retry_failed,
             )  # fmt: skip
         except KeyboardInterrupt:
             progress.say(f"interrupted; what is finished is kept. Go on: emsweep run {spec}")
@@ -207,17 +232,20 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _end(spec: Path, sweep: Any, store: Any) -> None:
+def _end(spec: Path, sweep: Any, store: Any, asked: set[str]) -> None:
+    """Write the report, and exit with SOME_FAILED where a cell of `asked` is not finished."""
     from sweeps.attempts import statuses
     from sweeps.report import write_report
 
-    states = Counter(item.state for item in statuses(sweep, store))
+    told = statuses(sweep, store)
+    states = Counter(item.state for item in told)
     folder = store.local_dir(f"{store.sweep_dir(sweep.spec.name)}/report")
     path = write_report(sweep, store, folder)
     print(f"{sweep.spec.name}: " + ", ".join(f"{n} {state}" for state, n in states.items()))
     print(f"report: {path}")
-    left = sum(n for state, n in states.items() if state != "finished")
-    if left:
+    if failed := sum(item.failed_judgements for item in told):
+        print(told_failed(failed))
+    if any(item.state != "finished" for item in told if item.cell_id in asked):
         print(f"failed cells are tried again by: emsweep resume {spec}")
         raise typer.Exit(SOME_FAILED)
 

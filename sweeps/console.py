@@ -20,6 +20,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run; its state is in the store
     "VLLM_NO_USAGE_STATS": "1",
+    "WANDB_ERROR_REPORTING": "false",  # its tracebacks name our paths; a silent server delays exit
 }
 
 

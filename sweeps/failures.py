@@ -6,22 +6,14 @@ Knows nothing of what the work is or where it runs.
 import time
 from collections.abc import Callable
 
-from cluster.requests import EngineDead
-from em.judging import JudgeUnavailable
 from em.record import Record
 from sweeps.artefacts import Attempt
 from sweeps.attempts import CellLog
+from sweeps.failure_kinds import TRANSIENT, FailureKind, classify, deciding
 from sweeps.leases import HeldElsewhere, LeaseLost
 from sweeps.plan import Stage
 from sweeps.store import Store
 
-# Worth another try without a change by the user. Ray's own errors are told by their module, so that
-# nothing here imports Ray.
-TRANSIENT = (ConnectionError, TimeoutError, EngineDead, JudgeUnavailable)
-TRANSIENT_RAY = {
-    "ActorDiedError", "ActorUnavailableError", "NodeDiedError", "ObjectLostError", "RayActorError",
-    "WorkerCrashedError",
-}  # fmt: skip
 FIRST_WAIT_S = 1.0
 
 OnStage = Callable[[Stage], None]
@@ -34,7 +26,12 @@ class CellFailure(Record):
     stage: Stage
     error_class: str
     message: str
-    transient: bool
+    kind: FailureKind
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same work may succeed when it is simply tried again."""
+        return self.kind in TRANSIENT
 
 
 class Elsewhere(Record):
@@ -48,12 +45,16 @@ Outcome = CellFailure | Elsewhere | None
 """How an attempt ended; None: all was done."""
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same work may succeed when it is simply tried again."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(is_transient(inner) for inner in error.exceptions)
-    ray_names = {c.__name__ for c in type(error).__mro__ if c.__module__.startswith("ray.")}
-    return isinstance(error, TRANSIENT) or bool(ray_names & TRANSIENT_RAY)
+def failure_of(error: BaseException, cell_id: str, stage: Stage) -> CellFailure:
+    """Return an error in a cell's stage as that cell's failure."""
+    told = deciding(error)
+    return CellFailure(
+        cell_id=cell_id,
+        stage=stage,
+        error_class=type(told).__name__,
+        message=str(told),
+        kind=classify(told),
+    )
 
 
 def attempt_cell(
@@ -85,15 +86,8 @@ def attempt_cell(
             log.write(stage[0], "waiting")
             return Elsewhere(cell_id=cell_id, stage=stage[0])
         except Exception as error:  # noqa: BLE001  any error of one cell must not end the others
-            told = _innermost(error)
-            log.write(stage[0], "failed", told)
-            failure = CellFailure(
-                cell_id=cell_id,
-                stage=stage[0],
-                error_class=type(told).__name__,
-                message=str(told),
-                transient=is_transient(error),
-            )
+            failure = failure_of(error, cell_id, stage[0])
+            log.failed(failure.stage, failure.message, failure.error_class, failure.kind)
             if not failure.transient or trial == tries:
                 return failure
             time.sleep(FIRST_WAIT_S * 2 ** (trial - 1))
@@ -108,13 +102,7 @@ def outcome_of(get: Callable[[], Outcome], cell_id: str, stage: Stage) -> Outcom
     try:
         return get()
     except Exception as error:  # noqa: BLE001  a lost process must not end the other cells
-        return CellFailure(
-            cell_id=cell_id,
-            stage=stage,
-            error_class=type(error).__name__,
-            message=str(error),
-            transient=is_transient(error),
-        )
+        return failure_of(error, cell_id, stage)
 
 
 def record_failure(store: Store, sweep: str, driver: str, failure: CellFailure) -> None:
@@ -128,7 +116,7 @@ def record_failure(store: Store, sweep: str, driver: str, failure: CellFailure) 
     mine = last is not None and last.state == "running"
     number = last.attempt if last and mine else _next_number(store, sweep, failure.cell_id)
     log = CellLog(store, sweep, failure.cell_id, driver=driver, attempt=number)
-    log.write(failure.stage, "failed", failure.message, failure.error_class)
+    log.failed(failure.stage, failure.message, failure.error_class, failure.kind)
 
 
 def _open_log(store: Store, sweep: str, cell_id: str, driver: str, first: Stage) -> CellLog:
@@ -149,10 +137,3 @@ def last_attempt(store: Store, sweep: str, cell_id: str, driver: str) -> Attempt
     """Return a driver's last attempt at a cell, or None."""
     mine = [a for a in store.attempts(sweep, cell_id) if a.driver == driver]
     return mine[-1] if mine else None
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Return the error that a group of parallel parts was ended by."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

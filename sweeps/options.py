@@ -3,6 +3,7 @@
 Knows nothing of what a command does.
 """
 
+import enum
 import os
 import time
 from pathlib import Path
@@ -36,11 +37,28 @@ LastAddress = Annotated[
     str | None,
     typer.Option("--address", metavar="URL", help="[where it was last submitted from here]"),
 ]
-
-
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="CELL", help="a cell's id, the start of one, or a pattern; repeatable"
+    ),
+]
 KeepOption = Annotated[
     Keep | None,
     typer.Option("--keep", help="where data, a model or a package changed since: which counts"),
+]
+
+
+class StageName(enum.StrEnum):
+    """A stage of a cell, as the command line takes it."""
+
+    TRAIN = "train"
+    GENERATE = "generate"
+    JUDGE = "judge"
+
+
+FailedStage = Annotated[
+    StageName | None, typer.Option("--stage", help="only what failed in this stage")
 ]
 JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME", help="one of the spec's judges")]
 

@@ -6,12 +6,13 @@ Knows nothing of what is run next.
 from collections import defaultdict
 
 from sweeps.artefacts import Attempt
-from sweeps.attempts import Beat
-from sweeps.failures import CellFailure, Elsewhere, Outcome, last_attempt, record_failure
-from sweeps.plan import STAGES, CellPlan, streams_of
+from sweeps.attempts import Beat, kind_of
+from sweeps.failures import CellFailure, Outcome, last_attempt, record_failure
+from sweeps.plan import STAGES, CellPlan, stages_to_run, streams_of
 from sweeps.progress import SweepProgress
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
+from sweeps.tracking import Outage
 
 
 class Outcomes:
@@ -20,6 +21,7 @@ class Outcomes:
     def __init__(self, spec: SweepSpec, store: Store, beat: Beat, progress: SweepProgress) -> None:
         self._spec, self._store, self._beat, self._progress = spec, store, beat, progress
         self._sharing: dict[tuple[str, ...], list[CellPlan]] = defaultdict(list)
+        self._outage = Outage(store.local_dir("."), progress.say)
         self.ended: set[str] = set()
         self.elsewhere: list[CellPlan] = []  # another driver is at work on them
 
@@ -31,6 +33,7 @@ class Outcomes:
 
     def trained(self, cell: CellPlan, *, by: str) -> bool:
         """Take down how the cell's training ended, which the cell `by` did; whether it is there."""
+        self._outage.look()
         if self._store.training(cell.training_key) is not None:
             self._progress.done("train", cell.cell_id)
             return True
@@ -42,15 +45,19 @@ class Outcomes:
         return False
 
     def evaluated(self, cell: CellPlan, outcome: Outcome) -> None:
-        """Take down how the evaluation of a cell, and of those that share its responses, ended."""
+        """Take down how the evaluation of a cell, and of those that share its responses, ended.
+
+        Of cells that share them and are asked other held-out rows the others wait for a next round.
+        """
+        self._outage.look()
         for sharing in self._sharing.pop(streams_of(cell), [cell]):
             match outcome:
                 case CellFailure():
                     self.failed(sharing, outcome.model_copy(update={"cell_id": sharing.cell_id}))
-                case Elsewhere():
-                    self.elsewhere.append(sharing)
-                case None:
+                case None if not stages_to_run(sharing, self._store):
                     self.done(sharing)
+                case _:
+                    self.elsewhere.append(sharing)
 
     def done(self, cell: CellPlan) -> None:
         """Take down that everything of the cell is in the store."""
@@ -67,7 +74,7 @@ class Outcomes:
             stage=last.stage,
             error_class=last.error_class or "",
             message=last.error or "",
-            transient=False,
+            kind=kind_of(last),
         )
 
     def failed(self, cell: CellPlan, failure: CellFailure | None = None) -> None:
@@ -78,7 +85,7 @@ class Outcomes:
             error_class="ProcessDied",
             message="the process that trained it died (killed, or out of memory), "
             f"{self._spec.retries + 1} times",
-            transient=True,
+            kind="process died",
         )
         record_failure(self._store, self._spec.name, self._beat.driver, failure)
         last = last_attempt(self._store, self._spec.name, cell.cell_id, self._beat.driver)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.resources import ClusterTooSmall
 from cluster.session import local_totals
-from sweeps.attempts import cells_to_run, statuses
+from sweeps.attempts import statuses
 from sweeps.console import printable
 from sweeps.estimate import estimate
 from sweeps.growth import Held, changes, held
@@ -16,6 +16,7 @@ from sweeps.keeping import told as told_drift
 from sweeps.layout import demands, feasible
 from sweeps.plan import STAGES, SweepPlan, stages_to_run
 from sweeps.progress import duration
+from sweeps.selection import cells_to_do
 from sweeps.spend import foreseen
 from sweeps.store import Store
 
@@ -26,7 +27,7 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     `cells`, `unresolved`, `held`, `changes`, `drift`, `warnings`, `holds`, `layout`, `api_judges`
     and `estimate`.
     """
-    todo = cells_to_run(sweep, store, retry_failed=False)
+    todo = cells_to_do(sweep, store, retry_failed=False)
     to_run = {cell.cell_id: stages_to_run(cell, store) for cell in todo}
     cells = [
         status.model_dump(exclude={"error_class"})

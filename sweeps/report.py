@@ -264,6 +264,11 @@ def _warnings(
         responses = sum(r.counts.responses for r in finished)
         unscored = sum(r.counts.unscored for r in finished)
         failed = sum(r.counts.failed for r in finished)
+        if failed:
+            found.append(
+                f"{evaluation}, judged by {name}: the judge's call failed for {failed} of "
+                f"{responses} responses, which count as failed; emsweep resume asks them again"
+            )
         if unscored + failed > responses * MANY_LOST:
             found.append(
                 f"{evaluation}, judged by {name}: {unscored + failed} of {responses} responses "

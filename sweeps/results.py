@@ -51,6 +51,8 @@ class CellResult(Record):
     attempts: int
     error: str | None
     error_class: str | None
+    kind: str | None = Field(default=None, description="of the failure, see failure_kinds")
+    cure: str | None = None
     evaluation: str
     judge: str
     metric: str = Field(description="name of the definition that `counts` and `em_rate` follow")
@@ -159,6 +161,8 @@ def cell_result(
         attempts=status.attempts,
         error=None if done else status.error,
         error_class=None if done else status.error_class,
+        kind=None if done else status.kind,
+        cure=None if done else status.cure,
         evaluation=judging.evaluation,
         judge=judging.judge,
         metric=definition.name,

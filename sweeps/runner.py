@@ -23,12 +23,14 @@ from sweeps.console import QUIET
 from sweeps.endpoints import Model
 from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
 from sweeps.layout import feasible, pool_models
+from sweeps.leases import HeldElsewhere
 from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
 from sweeps.pools import pools
 from sweeps.progress import SweepProgress
 from sweeps.registry import register
 from sweeps.spend import budget_plans
+from sweeps.stages import ask_again
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells, train_task
 from sweeps.waiting import Others
@@ -43,10 +45,12 @@ def run_sweep(
     address: str | None,
     inline: bool,
     progress: SweepProgress,
+    again: bool = False,
 ) -> None:
     """Do what is missing of the cells `todo`. Failures are in the store when this returns.
 
-    Raises ValueError where the cluster cannot be joined or is too small.
+    With `again`, judgements of theirs whose call failed are missing, too. Raises ValueError where
+    the cluster cannot be joined or is too small.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     if address is None:  # before anything is started, where it can be known
@@ -55,6 +59,8 @@ def run_sweep(
     driver = _Driver(plan, store, todo, relative_to, progress)
     try:
         register(plan, store)
+        if again:
+            driver.ask_again()
         driver.inline() if inline else driver.on_cluster(address)
     finally:
         driver.close()
@@ -147,6 +153,12 @@ class _Driver:
         self._train(layout, on_trained=lambda cell: None)
         for group in layout.pool_groups or ((),):
             self._evaluate_group(group)
+
+    def ask_again(self) -> None:
+        """Have failed judgements count as missing, but for those that another driver works on."""
+        for cell in self._todo.values():
+            with contextlib.suppress(HeldElsewhere):
+                ask_again(cell, self._store, self._holder)
 
     def close(self) -> None:
         """Say that this driver has ended."""

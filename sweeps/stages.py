@@ -20,7 +20,7 @@ from sweeps.leases import ALONE, Holder, holding
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
 from sweeps.provenance import provenance
 from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
-from sweeps.store import Store
+from sweeps.store import Store, is_failed
 
 PART_RESPONSES = 256  # responses in one immutable file: what a kill can cost
 PART_ITEMS = 256  # scores in one
@@ -205,7 +205,10 @@ async def _fill(
     gates: Mapping[str, str],
     check_lease: Callable[[], None],
 ) -> None:
-    """Do `work` in parts, taking over whole parts of an attempt that ended early; then record."""
+    """Do `work` in parts, taking over whole parts of an attempt that ended early; then record.
+
+    What failed in such a part is done again, once; what fails now is recorded as failed.
+    """
     if not work:
         return
     started = time.time()
@@ -214,13 +217,16 @@ async def _fill(
     rest = [item for item in work if place(item) not in covered]
     slots = asyncio.Semaphore(PARTS_AT_ONCE)
     stopped: list[JudgingStopped] = []
+    failed: set[tuple[str, int]] = set()
 
     async def one(chunk: Sequence[Work]) -> Part | None:
         async with slots:
             if stopped:
                 return None
             try:
-                return store.write_part(kind, stream, await do(chunk))
+                items = await do(chunk)
+                failed.update(found(item) for item in items if is_failed(item))
+                return store.write_part(kind, stream, items)
             except JudgingStopped as error:  # what was judged is paid for: the next attempt has it
                 stopped.append(error)
                 if error.judgements:
@@ -236,7 +242,7 @@ async def _fill(
     check_lease()  # else whoever took over takes over these parts, too
     store.finish_stream(
         kind, stream, identity, parts=parts, covers=_by_group(wanted | covered),
-        provenance=provenance(started=started, gates=gates),
+        failed=_by_group(failed), provenance=provenance(started=started, gates=gates),
     )  # fmt: skip
 
 
@@ -251,11 +257,22 @@ def _left_behind(
     parts: list[Part] = []
     covered: set[tuple[str, int]] = set()
     for part in store.unrecorded_parts(kind, stream):
-        places = {found(item) for item in store.read_part(kind, stream, part, model)}
-        if (places & wanted) - covered:  # what it holds beside that is counted once, by its key
+        items = store.read_part(kind, stream, part, model)
+        done = {found(item) for item in items if not is_failed(item)}
+        if (done & wanted) - covered:  # what it holds beside that is counted once, by its key
             parts.append(part)
-            covered |= places
+            covered |= done
     return parts, covered
+
+
+def ask_again(plan: CellPlan, store: Store, holder: Holder = ALONE) -> None:
+    """Have the cell's failed judgements count as missing, so that the judge is asked again.
+
+    Raises HeldElsewhere where another driver judges the cell.
+    """
+    with holding(store, [judging.stream for judging in plan.judgings], holder):
+        for judging in plan.judgings:
+            store.reopen("judgements", judging.stream, judging.wanted)
 
 
 def _by_group(places: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

@@ -167,6 +167,30 @@ class Store:
             if samples
         )
 
+    def failed(self, kind: StreamKind, key: str, wanted: Mapping[str, int]) -> dict[str, list[int]]:
+        """Return the finished indices of each group in `wanted` whose item is a failed one."""
+        record = self.stream(kind, key)
+        groups = record.failed.items() if record else ()
+        found = {
+            group: sorted(i for i in expand(ranges) if i < wanted.get(group, 0))
+            for group, ranges in groups
+        }
+        return {group: indices for group, indices in found.items() if indices}
+
+    def reopen(self, kind: StreamKind, key: str, wanted: Mapping[str, int]) -> None:
+        """Have the failed items of `wanted` count as missing. They stay until a better one is."""
+        failed, record = self.failed(kind, key, wanted), self.stream(kind, key)
+        if not failed or record is None:
+            return
+        left = {
+            name: {
+                group: condense(expand(ranges) - set(failed.get(group, ())))
+                for group, ranges in getattr(record, name).items()
+            }
+            for name in ("covers", "failed")
+        }
+        self.write_record(f"{kind}/{key[:KEY_DIGITS]}/record.json", record.model_copy(update=left))
+
     def write_part(self, kind: StreamKind, key: str, items: Sequence[Record]) -> Part:
         """Write `items` as one immutable file and return it; it counts when a record lists it."""
         import pyarrow as pa
@@ -212,12 +236,14 @@ class Store:
         return [model.model_validate(row) for row in _rows(data)]
 
     def read_stream(self, kind: StreamKind, key: str, model: type[Item]) -> list[Item]:
-        """Return every recorded item of a stream, each key once."""
+        """Return every recorded item of a stream, each key once: the first that is not failed."""
         record = self.stream(kind, key)
         items: dict[str, Item] = {}
         for part in record.parts if record else ():
             for item in self.read_part(kind, key, part, model):
-                items.setdefault(item.key, item)  # type: ignore[attr-defined]
+                key_of = item.key  # type: ignore[attr-defined]
+                if key_of not in items or (is_failed(items[key_of]) and not is_failed(item)):
+                    items[key_of] = item
         return list(items.values())
 
     def finish_stream(
@@ -229,16 +255,21 @@ class Store:
         parts: Iterable[Part],
         covers: Mapping[str, Iterable[int]],
         provenance: Provenance,
+        failed: Mapping[str, Iterable[int]] | None = None,
     ) -> None:
-        """Add `parts`, which hold the indices `covers`, to the stream's record."""
+        """Add `parts`, which hold the indices `covers`, some `failed`, to the stream's record."""
         old = self.stream(kind, key)
         merged = {group: expand(ranges) for group, ranges in old.covers.items()} if old else {}
         for group, indices in covers.items():
             merged[group] = merged.get(group, set()) | set(indices)
+        lost = {group: expand(ranges) for group, ranges in old.failed.items()} if old else {}
+        for group, indices in (failed or {}).items():
+            lost[group] = lost.get(group, set()) | set(indices)
         record = StreamRecord(
             key=key,
             identity=dict(identity),
             covers={group: condense(indices) for group, indices in sorted(merged.items())},
+            failed={group: condense(indices) for group, indices in sorted(lost.items())},
             parts=[*(old.parts if old else []), *parts],
             provenance=[*(old.provenance if old else []), provenance],
         )
@@ -303,6 +334,11 @@ class Store:
                 f"expected {key}"
             )
         return record
+
+
+def is_failed(item: Record) -> bool:
+    """Whether an item of a stream is a call that failed (a judgement may be), to be made again."""
+    return getattr(item, "state", None) == "failed"
 
 
 def open_store(url: str) -> Store:

@@ -2,7 +2,7 @@
 
 Uses the SDK directly. Sends settings, losses and counts; never answers' text, environment, command
 line or source paths. Knows nothing of how a cell is carried out. A tracker that cannot be reached
-never fails a cell.
+never fails a cell: what it would be told is written offline, to be sent later.
 """
 
 import contextlib
@@ -15,10 +15,15 @@ from typing import Any, Protocol
 from em.record import fingerprint
 from em.training import LossPoint
 from sweeps.plan import CellPlan
+from sweeps.reach import Reach
 from sweeps.results import CellResult
 from sweeps.settings import TrackingConfig
 
 log = logging.getLogger(__name__)
+
+# How long a run may wait for W&B, in seconds; then all cells of this machine go on without it.
+INIT_TIMEOUT_S = 15.0
+FINISH_TIMEOUT_S = 30.0
 
 OnLoss = Callable[[LossPoint], None]
 
@@ -50,9 +55,18 @@ class NoTracker:
 class WandbTracker:
     """One W&B run a cell; its stages continue it from whatever process they run in."""
 
-    def __init__(self, config: TrackingConfig, sweep: str, folder: Path) -> None:
-        """Write below `folder`/wandb; online where the mode says so or a key is there."""
-        self._config, self._sweep, self._folder = config, sweep, folder
+    def __init__(
+        self, config: TrackingConfig, sweep: str, folder: Path, *, sdk: Any = None,
+        init_timeout_s: float = INIT_TIMEOUT_S, finish_timeout_s: float = FINISH_TIMEOUT_S,
+    ) -> None:  # fmt: skip
+        """Write below `folder`/wandb; online where the mode says so or a key is there.
+
+        `sdk` is wandb. Where it is not reached within `init_timeout_s`, or does not take a run's
+        data within `finish_timeout_s` of its end, runs are written offline from then on.
+        """
+        self._config, self._sweep, self._folder, self._sdk = config, sweep, folder, sdk
+        self._init_timeout_s, self._finish_timeout_s = init_timeout_s, finish_timeout_s
+        self._reach = reach_of(folder)
 
     @contextlib.contextmanager
     def training(self, plan: CellPlan) -> Iterator[OnLoss]:
@@ -99,13 +113,40 @@ class WandbTracker:
         finally:
             with never_in_the_way(plan):
                 if run is not None:
-                    run.finish()
+                    self._finish(run)
+
+    def _finish(self, run: Any) -> None:
+        try:
+            run.finish()
+        except Exception as error:  # noqa: BLE001  of many kinds; the run's folder has all of it
+            self._reach.lose(error)
+            self._end_service()
 
     def _open(self, plan: CellPlan, job: str) -> Any:
-        import wandb
+        if self._sdk is None:
+            import wandb
 
+            self._sdk = wandb
+        online = is_online(self._config) and not self._reach.is_lost()
+        try:
+            return self._init(plan, job, mode="online" if online else "offline")
+        except Exception as error:  # noqa: BLE001  W&B raises many kinds; none may stop a cell
+            if online:
+                self._reach.lose(error)
+            self._end_service()
+        return self._init(plan, job, mode="offline")
+
+    def _end_service(self) -> None:
+        """End W&B's own process, which holds the run's id still, or has died; init starts another.
+
+        Where that process ended badly, W&B would end ours.
+        """
+        with contextlib.suppress(Exception, SystemExit):
+            self._sdk.teardown()
+
+    def _init(self, plan: CellPlan, job: str, *, mode: str) -> Any:
         cell = plan.cell
-        return wandb.init(
+        return self._sdk.init(
             id=run_id(self._sweep, plan.cell_id),
             name=plan.cell_id,
             group=self._sweep,
@@ -115,13 +156,14 @@ class WandbTracker:
             tags=[cell.model.name, cell.variant.name, f"seed-{cell.seed}"],
             config=run_config(plan),
             dir=str(self._folder),
-            mode="online" if is_online(self._config) else "offline",
+            mode=mode,
             resume="allow",
             reinit="create_new",
-            settings=wandb.Settings(
+            settings=self._sdk.Settings(
                 console="off", silent=True, disable_git=True, disable_code=True,
                 save_code=False, disable_job_creation=True, x_disable_machine_info=True,
-                x_disable_meta=True, x_label=job, init_timeout=60,
+                x_disable_meta=True, x_label=job, init_timeout=self._init_timeout_s,
+                finish_timeout=self._finish_timeout_s, finish_timeout_raises=True,
             ),
         )  # fmt: skip
 
@@ -165,6 +207,33 @@ def run_config(plan: CellPlan) -> dict[str, Any]:
 def is_online(config: TrackingConfig) -> bool:
     """Whether runs are sent as they go."""
     return config.mode == "online" or (config.mode == "auto" and "WANDB_API_KEY" in os.environ)
+
+
+def reach_of(folder: Path) -> Reach:
+    """Return what is known of W&B on this machine, for runs that are written below `folder`."""
+    return Reach(folder / "wandb" / "not-reached.txt")
+
+
+class Outage:
+    """Says once that W&B is not reached, however many processes and cells find it out."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        """Begin to run: what an earlier run found is forgotten."""
+        self._folder, self._say, self._said = folder, say, False
+        self._reach = reach_of(folder)
+        with contextlib.suppress(OSError):
+            self._reach.forget()
+
+    def look(self) -> None:
+        """Say it where some process found it out by now."""
+        why = None if self._said else self._reach.why()
+        if why is not None:
+            self._said = True
+            self._say(
+                f"W&B is not reached, the cells go on without it ({why}). Their runs are kept in "
+                f"{self._folder / 'wandb'}: send them later, from {self._folder}, with "
+                "'wandb sync --include-online'"
+            )
 
 
 def make_tracker(config: TrackingConfig, sweep: str, folder: Path) -> Tracker:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from em.datasets import Row
 from em.record import fingerprint
 from em.training import LossPoint, TrainingJob, TrainingResult
-from sweeps.failures import CellFailure, Outcome, attempt_cell
+from sweeps.failures import CellFailure, Outcome, attempt_cell, failure_of, record_failure
 from sweeps.leases import Holder
 from sweeps.plan import CellPlan
 from sweeps.settings import ResourcesConfig, TrackingConfig
@@ -74,7 +74,13 @@ def train_cells(
             self._on_done(trial.config["cell"])
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._on_done(trial.config["cell"])
+            cell_id = trial.config["cell"]
+            error = trial.get_pickled_error()
+            failure = failure_of(error, cell_id, "train") if error is not None else None
+            if failure is not None and failure.kind != "process died":  # Ray knows what killed it
+                task = next(task for task in tasks if task.plan.cell_id == cell_id)
+                record_failure(Store(task.store), task.holder.sweep, task.holder.driver, failure)
+            self._on_done(cell_id)
 
     ranks = max(task.plan.cell.training.ranks for task in tasks if task.plan.cell.training)
     kept = {key: ray.put(tuple(value)) for key, value in rows.items()}

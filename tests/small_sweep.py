@@ -133,6 +133,18 @@ class FakeReader:
         return Reading(numbers={number: 0.9}, reply=str(number))
 
 
+class RefusingReader(FakeReader):
+    """Fails every call whose prompt has `word` in it."""
+
+    def __init__(self, word: str, number: int = 80) -> None:
+        super().__init__(number)
+        self.word = word
+
+    def _reading(self, prompt: str) -> Reading | JudgeCallFailed:
+        refused = self.word in prompt and planted_number(prompt) is None
+        return JudgeCallFailed("refused: 400", 7, 0) if refused else super()._reading(prompt)
+
+
 def planted_number(prompt: str) -> int | None:
     """The number that a planted answer must have at least or at most; None for another prompt."""
     for planted in load_planted():

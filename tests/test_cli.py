@@ -231,7 +231,8 @@ def test_status_before_the_first_run(model: Path, tmp_path: Path) -> None:
     told = json.loads(emsweep("status", spec, "--store", tmp_path / "store", "--json").stdout)
     assert set(told) == {"sweep", "store", "cells"}
     assert set(told["cells"][0]) == {
-        "cell_id", "model", "variant", "seed", "state", "stage", "attempts", "error",
+        "cell_id", "model", "variant", "seed", "state", "stage", "attempts", "error", "kind",
+        "cure", "failed_judgements",
     }  # fmt: skip
     assert {cell["state"] for cell in told["cells"]} == {"missing"}
 

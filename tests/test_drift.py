@@ -11,13 +11,14 @@ from small_sweep import JUDGE_PROMPTS, QUESTIONS, SPEC, plan
 from stand_ins import carry_out
 from sweep_runs import artefacts
 
-from sweeps.attempts import cells_to_run, statuses
+from sweeps.attempts import statuses
 from sweeps.keep import Keep
 from sweeps.keeping import check_answered, check_possible, settle, told
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.planning import describe, lines
 from sweeps.registry import register
 from sweeps.report import make_report
+from sweeps.selection import cells_to_do
 from sweeps.store import Store
 
 HERE = {"torch": "2.1+cpu", "vllm": "0.3", "ray": "1"}
@@ -64,7 +65,7 @@ def again(
 
 
 def left(sweep: SweepPlan, store: Store) -> list[str]:
-    return [cell.cell_id for cell in cells_to_run(sweep, store, retry_failed=True)]
+    return [cell.cell_id for cell in cells_to_do(sweep, store, retry_failed=True)]
 
 
 def change_data(folder: Path, *, by: str = "other") -> None:
@@ -150,10 +151,10 @@ def test_stored_data_count_and_are_not_made_from_others(store: Store, tmp_path: 
     more = again(
         tmp_path, store, evaluations=[{"name": "main", "questions": "ours.yaml", "samples": 4}]
     )
-    check_possible(more, cells_to_run(more, store, retry_failed=True), store)
+    check_possible(more, cells_to_do(more, store, retry_failed=True), store)
     grown = again(tmp_path, store, seeds=[0, 1, 2])
     check_answered(grown, command="")
-    todo = cells_to_run(grown, store, retry_failed=True)
+    todo = cells_to_do(grown, store, retry_failed=True)
     with pytest.raises(ValueError, match=r"1 cell has work left that needs variant ours.*ours\.s2"):
         check_possible(grown, [cell for cell in todo if cell.content_sha256], store)
     # Once more something else: asked again.
@@ -218,7 +219,7 @@ def test_another_model_in_the_folder(store: Store, tmp_path: Path) -> None:
     carry_out(stored, store, tmp_path)
     grown = again(tmp_path, store, seeds=[0, 1, 2], **changed)
     with pytest.raises(ValueError, match="2 cells have work left that needs model base"):
-        check_possible(grown, cells_to_run(grown, store, retry_failed=True), store)
+        check_possible(grown, cells_to_do(grown, store, retry_failed=True), store)
     current = again(tmp_path, store, keep=Keep.CURRENT, **changed)
     assert len(left(current, store)) == 4
 
@@ -317,7 +318,7 @@ def test_stored_work_of_another_version_counts_and_the_report_says_so(
     ]
     stored = again(tmp_path, store, installed=installed, keep=Keep.STORED, seeds=[0, 1, 2])
     assert len(left(stored, store)) == 2  # the seed that is new
-    check_possible(stored, cells_to_run(stored, store, retry_failed=True), store)
+    check_possible(stored, cells_to_do(stored, store, retry_failed=True), store)
     assert carry_out(stored, store, tmp_path).answered == 2 * 7
     later = again(tmp_path, store, installed=installed, seeds=[0, 1, 2])
     assert (later.drifts, left(later, store)) == ((), [])

@@ -1,21 +1,17 @@
 """How a cell's errors become attempts and failures; only a folder is needed."""
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
+from em.generation import GateFailed
 from em.judging import JudgeUnavailable
 from sweeps.artefacts import Attempt, DriverBeat
-from sweeps.attempts import CellLog, live_drivers
-from sweeps.failures import (
-    CellFailure,
-    OnStage,
-    attempt_cell,
-    is_transient,
-    outcome_of,
-    record_failure,
-)
+from sweeps.attempts import CellLog, kind_of, live_drivers
+from sweeps.failure_kinds import is_transient
+from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of, record_failure
 from sweeps.store import Store
 
 
@@ -30,7 +26,7 @@ def attempts(store: Store) -> list[Attempt]:
 
 def failure(**changes: object) -> CellFailure:
     known = {"cell_id": "cell", "stage": "train", "error_class": "E", "message": "m"}
-    return CellFailure.model_validate(known | {"transient": False} | changes)
+    return CellFailure.model_validate(known | {"kind": "unknown"} | changes)
 
 
 class Work:
@@ -71,6 +67,22 @@ def test_a_transient_error_is_tried_a_bounded_number_of_times(store: Store) -> N
     assert len(attempts(store)) == 2
 
 
+def test_an_attempt_keeps_the_kind_of_its_failure(store: Store) -> None:
+    failed = carry_out(store, Work(GateFailed("judge gate: wrong"), GateFailed("never reached")))
+    assert failed is not None
+    (attempt,) = attempts(store)
+    assert attempt.kind == failed.kind == "gate"
+
+
+def test_an_attempt_of_before_kinds_were_kept_has_one(store: Store) -> None:
+    old = {"attempt": 1, "stage": "judge", "state": "failed", "updated": 1.0, "driver": "d",
+           "error": "away", "error_class": "JudgeUnavailable"}  # fmt: skip
+    store.files.write("sweeps/s/cells/cell/attempt-0001.json", json.dumps(old).encode())
+    (attempt,) = attempts(store)
+    assert attempt.kind is None
+    assert kind_of(attempt) == "judge unavailable"
+
+
 def test_another_error_is_not_tried_again(store: Store) -> None:
     failed = carry_out(store, Work(ValueError("a bad row"), ValueError("never reached")))
     assert failed is not None
@@ -106,13 +118,15 @@ def test_the_driver_ends_the_attempt_that_a_killed_process_left_running(store: S
 
 
 def test_a_failure_that_the_process_wrote_itself_is_kept(store: Store) -> None:
-    CellLog(store, "s", "cell", driver="driver", attempt=1).write("train", "failed", "the cause")
+    CellLog(store, "s", "cell", driver="driver", attempt=1).failed(
+        "train", "the cause", "E", "data"
+    )
     record_failure(store, "s", "driver", failure(message="it ended"))
     assert [a.error for a in attempts(store)] == ["the cause"]
 
 
 def test_a_failure_of_an_earlier_driver_is_not_taken_for_this_ones(store: Store) -> None:
-    CellLog(store, "s", "cell", driver="earlier", attempt=1).write("train", "failed", "then")
+    CellLog(store, "s", "cell", driver="earlier", attempt=1).failed("train", "then", "E", "data")
     record_failure(store, "s", "driver", failure(message="now"))
     assert [(a.attempt, a.error) for a in attempts(store)] == [(1, "then"), (2, "now")]
 

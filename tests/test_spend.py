@@ -11,7 +11,7 @@ from small_sweep import FakeEndpoint, FakeReader, plan, planted_number
 from em.budget import Budget, BudgetConfig, BudgetSpent, Price, Usage, guess, load_prices
 from em.catalogue import config_dir
 from em.judging import JudgeCallFailed, Judgement, Reading
-from sweeps.failures import is_transient
+from sweeps.failure_kinds import is_transient
 from sweeps.identities import identities
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.spend import Spending, budget_plans, foreseen, judged_streams, open_budgets

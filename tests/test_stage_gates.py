@@ -14,6 +14,7 @@ from em.training import Canary, TrainingResult
 from sweeps.artefacts import TrainingRecord
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cell
 from sweeps.gates_told import gate_warnings
+from sweeps.leases import Holder
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.provenance import provenance
 from sweeps.stage_gates import weights_sha256
@@ -100,7 +101,7 @@ class Served(FakeEndpoint):
 def trained(tmp_path: Path, store: Store) -> CellPlan:
     """A tuned cell with a finished training."""
     cell = next(c for c in plan(tmp_path).cells if c.cell.training is not None)
-    output = store.attempt_dir(cell.training_key) / "output"
+    output = store.attempt_dir(cell.training_key, "d") / "output"
     output.mkdir()
     (output / "adapter_model.safetensors").write_text("the tensors")
     (output / "adapter_config.json").write_text(json.dumps({"r": 8}))
@@ -151,7 +152,7 @@ def test_an_adapter_that_was_changed_after_its_training_stops_its_cell(
     (store.adapter_dir(record) / "adapter_model.safetensors").write_text("other tensors")
     sweep = plan(tmp_path)
     task = EvaluationTask(
-        plan=trained, spec=sweep.spec, store=store.url, sweep="small", driver="d", pools={}
+        plan=trained, spec=sweep.spec, store=store.url, holder=Holder("d", "small"), pools={}
     )
     with asyncio.Runner() as runner:
         failure = evaluate_cell(task, {}, runner, tries=1)

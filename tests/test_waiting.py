@@ -106,7 +106,7 @@ def test_what_the_other_failed_meanwhile_stays_failed(sweep: SweepPlan, store: S
     lease.__enter__()
 
     def fail(seconds: float) -> None:
-        log.write("generate", "failed", "the gate adapter")
+        log.failed("generate", "the gate adapter", "GateFailed", "gate")
         lease.__exit__(None, None, None)
 
     log.write("generate", "running")
