@@ -19,6 +19,7 @@ from cluster.session import local_totals, session
 from em.datasets import Row
 from sweeps.attempts import Beat, check_alone
 from sweeps.console import QUIET
+from sweeps.engines import Engines, start_engine
 from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
 from sweeps.layout import feasible, pool_models
 from sweeps.outcomes import Outcomes
@@ -260,13 +261,11 @@ class _Driver:
 
     def inline(self) -> None:
         """Carry out every cell here, in order: a breakpoint anywhere is reached."""
-        from cluster.engine import Engine
-        from sweeps.endpoints import engine_config, merge
-
         if not self._spec.resources.train_gpus and not self._spec.resources.serve_gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for who holds none
         tries = self._spec.retries + 1
-        engines: dict[str, Engine] = {}
+        wanted = pool_models(self._spec, self._todo.values(), self._store)
+        engines = Engines(wanted, start_engine(self._spec))
         rows = self._rows(self._to_train)
         try:
             with asyncio.Runner() as runner:
@@ -279,16 +278,11 @@ class _Driver:
                             self._outcomes.failed(cell)
                             continue
                         self._progress.done("train", cell.cell_id)
-                    for model in pool_models(self._spec, [cell], self._store):
-                        if model.name not in engines:
-                            config = engine_config(
-                                model, self._spec.serving, self._spec.training, self._spec.resources
-                            )
-                            engines[model.name] = Engine(config, merge)
+                    asked = pool_models(self._spec, [cell], self._store)
+                    engines.start(model.name for model in asked)
                     evaluation = self._evaluation_task(cell, {})
                     self._outcomes.evaluated(
                         cell, evaluate_cell(evaluation, engines, runner, tries=tries)
                     )
         finally:
-            for engine in engines.values():
-                engine.close()
+            engines.close()
