@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.arbiter import Arbiter
-from cluster.launch import environment, start
+from cluster.launch import environment, kill, start, tokens_under_way
 from cluster.requests import (
     Completion,
     EngineConfig,
@@ -34,6 +34,7 @@ from cluster.requests import (
     Weights,
     demand,
 )
+from cluster.stall import Watch
 
 LOGGER = logging.getLogger(__name__)
 
@@ -72,6 +73,12 @@ class Engine:
                 raise EngineDead(f"the engine did not start: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
         self._vocabulary = int(self._llm.model_config.get_vocab_size())
+        self._watch = Watch(
+            config.stall_limit_s,
+            tokens=lambda: tokens_under_way(self._llm),
+            alive=lambda: self.alive,
+            kill=lambda: kill(self._llm),
+        )
 
     async def complete(
         self, requests: Sequence[Request], weights: Weights | None
@@ -80,12 +87,14 @@ class Engine:
 
         Raises PromptsTooLong where a prompt with max_tokens exceeds max_model_len, ValueError for
         ids outside the vocabulary, for messages that the chat template refuses, for `full` weights
-        in lora mode, and for weights that do not fit the base; EngineDead if the engine is dead.
+        in lora mode, and for weights that do not fit the base; EngineDead if the engine is dead
+        or was killed as wedged (see EngineConfig.stall_limit_s).
         """
         if self._config.mode == "lora" and weights is not None and weights.kind != "adapter":
             raise ValueError(f"mode lora speaks with adapters only, got {weights}: use mode merged")
         prompts = await self._in_thread(lambda: self._render(requests))
-        with _dead_as_ours("the engine died"):
+        self._watch.begin()
+        with self._dead_as_ours():
             if self._config.mode == "merged":
                 async with self._arbiter.hold(weights) as key:
                     return await self._generate(requests, prompts, key, None)
@@ -101,7 +110,8 @@ class Engine:
         request = Request(({"role": "user", "content": "?"},), max_tokens=1, seed=0)
         prompt = _Prompt("", "", self._encode("?"))
         try:
-            with _dead_as_ours("the engine died"):
+            self._watch.begin()
+            with self._dead_as_ours():
                 await asyncio.wait_for(self._one(request, prompt, "", None), timeout_s)
         except TimeoutError as error:
             raise EngineDead(f"the engine gave no token within {timeout_s} s") from error
@@ -115,6 +125,16 @@ class Engine:
         """End the engine's processes; calls that are under way get an error."""
         self._llm.shutdown(timeout=10.0)  # about 4 s; then it is killed
         self._tokens.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def _dead_as_ours(self) -> Iterator[None]:
+        """Turn vLLM's error for a dead engine into ours."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            yield
+        except EngineDeadError as error:
+            raise EngineDead(f"the engine died: {self._watch.verdict or error}") from error
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokens, work)
@@ -185,6 +205,7 @@ class Engine:
             tokens_input(prompt.ids), _sampling(request), str(self._asked), lora_request=lora
         )
         outputs = [output async for output in stream]  # one: FINAL_ONLY
+        self._watch.finished += 1
         return _completion(request, prompt, outputs[-1].outputs[0], key)
 
     async def _lora(self, weights: Weights) -> Any:
@@ -205,7 +226,7 @@ class Engine:
         lora = LoRARequest(weights.key, next(self._lora_numbers), weights.path)
         # Asked for by itself, an adapter that does not load is one caller's error; met in the
         # middle of a step, it would end the engine.
-        await self._llm.add_lora(lora)
+        await self._watch.loading(self._llm.add_lora(lora))
         return lora
 
     async def _swap(self, weights: Weights | None) -> None:
@@ -218,9 +239,12 @@ class Engine:
                 folder, base = Path(temporary), folder
                 await asyncio.to_thread(self._merge, base, weights, folder)
             await asyncio.to_thread(self._check_layout, folder)
-            await self._llm.collective_rpc("load_folder", args=(str(folder),))
-        await self._forget_prefixes()
+            await self._watch.loading(self._load(folder))
         LOGGER.info("loaded %s in %.2f s", weights or "the base", time.monotonic() - start)
+
+    async def _load(self, folder: Path) -> None:
+        await self._llm.collective_rpc("load_folder", args=(str(folder),))
+        await self._forget_prefixes()
 
     def _check_layout(self, folder: Path) -> None:
         """vLLM only warns of a missing tensor, and would speak with the old one."""
@@ -280,14 +304,3 @@ def _completion(request: Request, prompt: _Prompt, output: Any, key: str) -> Com
         logprobs={i: float(first[i].logprob) for i in request.logprob_ids},
         weights=key,
     )
-
-
-@contextmanager
-def _dead_as_ours(what: str) -> Iterator[None]:
-    """Turn vLLM's error for a dead engine into ours."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise EngineDead(f"{what}: {error}") from error

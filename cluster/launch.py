@@ -3,11 +3,14 @@
 Knows nothing of requests, or of whose weights are loaded.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import psutil
 
 from cluster.requests import EngineConfig
 from cluster.watch import WatchParent
@@ -70,6 +73,27 @@ def start(config: EngineConfig) -> Any:
     settings = AsyncEngineArgs(**arguments).create_engine_config()
     settings.watch_parent = WatchParent()
     return AsyncLLM.from_vllm_config(settings, disable_log_stats=True)
+
+
+def tokens_under_way(llm: Any) -> dict[str, int]:
+    """The number of tokens so far of each request that an AsyncLLM has under way.
+
+    Read where vLLM itself collects them, as each step of the engine comes in: its own statistics
+    cost every step something and bring Prometheus along.
+    """
+    states = llm.output_processor.request_states
+    return {name: state.detokenizer.num_output_tokens() for name, state in states.items()}
+
+
+def kill(llm: Any) -> None:
+    """SIGKILL an AsyncLLM's processes: one that is stopped or hangs heeds nothing less."""
+    manager = llm.engine_core.resources.engine_manager
+    for core in manager.processes if manager else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(core.pid)
+            for one in [process, *process.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
 
 
 @contextmanager

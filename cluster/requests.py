@@ -104,7 +104,10 @@ class EngineConfig:
     """One engine. Lengths in tokens, `kv_cache_gib` in GiB.
 
     A `kv_cache_gib` of 0 leaves the cache's size to `gpu_memory_utilization` (on CPU too, where it
-    is a share of the machine's memory). `threads` are used on CPU only. ValueError if out of range.
+    is a share of the machine's memory). `threads` are used on CPU only. With requests under way and
+    no token for `stall_limit_s` seconds the engine counts as wedged and is killed: choose it well
+    above the longest step (a full batch of prompts). Starting is not counted; loading weights may
+    take five times as long. ValueError if out of range.
     """
 
     model_dir: str
@@ -120,12 +123,14 @@ class EngineConfig:
     threads: int
     tensor_parallel: int = 1
     trust_remote_code: bool = False
+    stall_limit_s: float = 300.0
 
     def __post_init__(self) -> None:
         """vLLM would refuse these only after half a minute of starting."""
         ranks = f"one of {', '.join(map(str, LORA_RANKS))}"
         demand(self.max_lora_rank in LORA_RANKS, "max_lora_rank", self.max_lora_rank, ranks)
         demand(self.threads >= 1, "threads", self.threads, "1 or more")
+        demand(self.stall_limit_s > 0, "stall_limit_s", self.stall_limit_s, "above 0")
 
 
 @dataclass(frozen=True)

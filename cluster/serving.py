@@ -1,7 +1,8 @@
 """A pool: replicas of one engine behind a name, kept alive by Ray Serve, called from any Ray task.
 
 No HTTP: calls go by handle. A replica whose engine dies is replaced by Serve; the call that was
-lost with it is asked again, with the same seeds, a bounded number of times.
+lost with it is asked again, with the same seeds, a bounded number of times. A call also waits only
+so long for a pool without any replica.
 
 Knows nothing of how an engine speaks (see cluster.engine), nor of what the completions are for.
 """
@@ -19,25 +20,30 @@ from cluster.requests import Completion, EngineDead, Merge, PoolConfig, Request,
 LOGGER = logging.getLogger(__name__)
 
 RETRIES = 2
-READY_TIMEOUT_S = 600.0  # a replacement loads the model anew
+PATIENCE_S = 600.0  # a replacement loads the model anew, and may wait for its resources
 HEALTH_PERIOD_S = 1.0
 # Serve gives a replica up at its third failed check: until then calls may still be sent to it.
 DETECTED_AFTER_S = 4 * HEALTH_PERIOD_S
+WHY_THEY_DIE = "the libraries' log says why replicas die (often memory: see the pool's lengths)"
+WHY_NONE = (
+    "see `ray status` for lost nodes and for what holds the resources, and the libraries' log"
+)
 
 
 class Pool:
     """The engine interface over a pool by its name; small, picklable, for any process in Ray."""
 
-    def __init__(self, name: str, retries: int = RETRIES) -> None:
+    def __init__(self, name: str, retries: int = RETRIES, patience_s: float = PATIENCE_S) -> None:
         """Refer to the pool `name`; nothing is looked up before the first call."""
         self.name = name
         self.retries = retries
+        self.patience_s = patience_s
         self.retried = 0  # by this object, so far
         self._handle: Any = None
 
-    def __reduce__(self) -> tuple[type["Pool"], tuple[str, int]]:
+    def __reduce__(self) -> tuple[type["Pool"], tuple[str, int, float]]:
         """Handles are looked up by each process for itself."""
-        return Pool, (self.name, self.retries)
+        return Pool, (self.name, self.retries, self.patience_s)
 
     async def complete(
         self, requests: Sequence[Request], weights: Weights | None
@@ -45,7 +51,7 @@ class Pool:
         """As Engine.complete, by one replica (calls with equal weights go to the same one if idle).
 
         Raises what Engine.complete raises, and EngineDead once `retries` further attempts have been
-        lost to dying replicas or no replica came up within ten minutes.
+        lost to dying replicas or no replica was there for `patience_s` seconds.
         """
         key = weights.key if weights else ""
         return list(await self._call("complete", key, tuple(requests), weights))
@@ -61,12 +67,12 @@ class Pool:
         while True:
             try:
                 handle = self._replicas().options(multiplexed_model_id=key)
-                return await getattr(handle, method).remote(*arguments)
+                return await self._answer(getattr(handle, method).remote(*arguments))
             except _lost() as error:
                 if attempt > self.retries:
                     raise EngineDead(
                         f"pool {self.name}: {method} was lost to dying replicas {attempt} times, "
-                        f"at last with: {_last_line(error)}"
+                        f"at last with: {_last_line(error)}; {WHY_THEY_DIE}"
                     ) from error
                 LOGGER.warning(
                     "pool %s: %s is asked again (%d of %d), its replica died: %s",
@@ -80,8 +86,27 @@ class Pool:
             self.retried += 1
             await self._wait_ready()
 
+    async def _answer(self, response: Any) -> Any:
+        """Await it; Serve itself would wait without end for a replica that never comes."""
+        task = asyncio.ensure_future(_response(response))
+        there = time.monotonic()
+        try:
+            while not (await asyncio.wait({task}, timeout=self.patience_s / 20))[0]:
+                if await asyncio.to_thread(_num_running, self.name):
+                    there = time.monotonic()
+                elif time.monotonic() - there > self.patience_s:
+                    raise self._none()
+            return task.result()
+        finally:
+            task.cancel()
+
+    def _none(self) -> EngineDead:
+        return EngineDead(
+            f"pool {self.name}: no replica was there for {self.patience_s:g} s; {WHY_NONE}"
+        )
+
     async def _wait_ready(self) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT_S
+        deadline = time.monotonic() + self.patience_s
         await asyncio.sleep(DETECTED_AFTER_S)
         while True:
             remaining = deadline - time.monotonic()
@@ -89,9 +114,7 @@ class Pool:
                 await asyncio.wait_for(_response(self._replicas().ready.remote()), remaining)
                 return
             except TimeoutError as error:
-                raise EngineDead(
-                    f"pool {self.name}: no replica came up within {READY_TIMEOUT_S:g} s"
-                ) from error
+                raise self._none() from error
             except _lost():
                 await asyncio.sleep(HEALTH_PERIOD_S)
 
@@ -201,11 +224,26 @@ async def _response(response: Any) -> Any:
     return await response
 
 
-def _lost() -> tuple[type[Exception], ...]:
-    """The errors of a call whose replica died, before or after it was sent."""
-    from ray.exceptions import RayActorError
+def _num_running(name: str) -> int:
+    """How many replicas of the pool Serve holds for alive; none where it does not say."""
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
-    return (RayActorError, EngineDead)
+    try:
+        application = serve.status().applications.get(name)
+    except (RayError, RayServeException):
+        return 0
+    deployments = application.deployments.values() if application else ()
+    return sum(deployment.replica_states.get("RUNNING", 0) for deployment in deployments)
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """The errors of a call whose replica or node died, before or after it was sent."""
+    from ray.exceptions import ObjectLostError, RayActorError
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    return (RayActorError, ObjectLostError, DeploymentUnavailableError, EngineDead)
 
 
 def _last_line(error: Exception) -> str:

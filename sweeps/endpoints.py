@@ -87,6 +87,7 @@ def engine_config(
         threads=max(1, int(resources.serve_cpus)),
         tensor_parallel=max(1, int(resources.serve_gpus)),
         trust_remote_code=model.trust_remote_code,
+        stall_limit_s=serving.stall_limit_s,
     )
 
 

@@ -22,6 +22,7 @@ from em.questions import SCORES
 from em.record import Record
 from sweeps.attempts import Beat
 from sweeps.endpoints import Model
+from sweeps.engines import Engines, start_engine
 from sweeps.evaluation_pass import check_judges, open_readers
 from sweeps.failures import CellFailure, Elsewhere, OnStage, Outcome, attempt_cell
 from sweeps.keys import judge_model
@@ -173,15 +174,12 @@ def engine_here(spec: SweepSpec) -> Iterator[Mapping[str, Model] | None]:
     if not judge.served:
         yield None
         return
-    from cluster.engine import Engine
-    from sweeps.endpoints import engine_config, merge
-
-    model = judge_model(spec, judge)
-    engine = Engine(engine_config(model, spec.serving, spec.training, spec.resources), merge)
+    engines = Engines([judge_model(spec, judge)], start_engine(spec))
     try:
-        yield {model.name: engine}
+        engines.start(engines)
+        yield engines
     finally:
-        engine.close()
+        engines.close()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from cluster.session import local_totals, session
 from em.datasets import Row
 from sweeps.attempts import Beat
 from sweeps.console import QUIET
-from sweeps.endpoints import Model
+from sweeps.engines import Engines, start_engine
 from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
 from sweeps.layout import feasible, pool_models
 from sweeps.leases import HeldElsewhere
@@ -311,37 +311,24 @@ class _Driver:
 
     def inline(self) -> None:
         """Carry out every cell here, in order: a breakpoint anywhere is reached."""
-        from cluster.engine import Engine
-        from sweeps.endpoints import engine_config, merge
-
         if not self._spec.resources.train_gpus and not self._spec.resources.serve_gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for who holds none
-        engines: dict[str, Engine] = {}
-
-        def engines_for(cell: CellPlan) -> dict[str, Engine]:
-            for model in pool_models(self._spec, [cell], self._store):
-                if model.name not in engines:
-                    config = engine_config(
-                        model, self._spec.serving, self._spec.training, self._spec.resources
-                    )
-                    engines[model.name] = Engine(config, merge)
-            return engines
-
+        wanted = pool_models(self._spec, self._todo.values(), self._store)
+        engines = Engines(wanted, start_engine(self._spec))
         try:
             with asyncio.Runner() as runner:
                 for _ in self._rounds():
                     rows = self._rows(self._to_train)
                     for cell in self._todo.values():
-                        self._cell_here(cell, rows, engines_for, runner)
+                        self._cell_here(cell, rows, engines, runner)
         finally:
-            for engine in engines.values():
-                engine.close()
+            engines.close()
 
     def _cell_here(
         self,
         cell: CellPlan,
         rows: Mapping[str, Sequence[Row]],
-        engines_for: Callable[[CellPlan], Mapping[str, Model]],
+        engines: Engines,
         runner: asyncio.Runner,
     ) -> None:
         tries = self._spec.retries + 1
@@ -351,6 +338,6 @@ class _Driver:
             train_task(self._train_task(cell), rows[cell.content_sha256], tries=tries)
             if not self._outcomes.trained(cell, by=cell.cell_id):
                 return
+        engines.start(model.name for model in pool_models(self._spec, [cell], self._store))
         task = self._evaluation_task(cell, {})
-        outcome = evaluate_cell(task, engines_for(cell), runner, tries=tries)
-        self._outcomes.evaluated(cell, outcome)
+        self._outcomes.evaluated(cell, evaluate_cell(task, engines, runner, tries=tries))

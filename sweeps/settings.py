@@ -162,6 +162,11 @@ class ServingConfig(Record):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1)
     replicas: int = Field(default=1, ge=1, description="engines for each base model")
     concurrency: int = Field(default=4, ge=1, description="cells asked side by side")
+    stall_limit_s: float = Field(
+        default=300,
+        ge=1,
+        description="an engine that is asked and gives no token so long is killed",
+    )
 
 
 class ResourcesConfig(Record):

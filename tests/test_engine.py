@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from cluster.engine import Engine
-from cluster.requests import Completion, EngineConfig, Request, Weights
+from cluster.launch import tokens_under_way
+from cluster.requests import Completion, EngineConfig, EngineDead, Request, Weights
 from em.gates import Applied, check_applied
 from em.generation import GateFailed
 from em.training import Canary
@@ -301,3 +302,31 @@ def test_nothing_is_left_when_the_owner_is_killed(model: Path, tmp_path: Path) -
     while (left := [p for p in family if _name(p)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
+
+
+@pytest.mark.vllm
+def test_tokens_are_seen_while_they_come_and_a_killed_engine_ends_its_calls_at_once(
+    merged: Callable[..., Any], loop: asyncio.Runner, tuned: list[Weights]
+) -> None:
+    """The last test of `merged`: its engine is dead afterwards."""
+    engine: Engine = merged.engine  # type: ignore[attr-defined]
+    long = [ask(f"count {i}", seed=i, max_tokens=200) for i in range(32)]
+
+    async def killed() -> list[int]:
+        call = asyncio.create_task(engine.complete(long, None))
+        seen: list[int] = []
+        while len(set(seen)) < 5 and not call.done():
+            await asyncio.sleep(0.01)
+            seen.append(sum(tokens_under_way(engine._llm).values()))
+        for process in psutil.Process().children(recursive=True):
+            if "EngineCore" in process.name():
+                process.kill()
+        with pytest.raises(EngineDead, match="the engine died"):
+            await asyncio.wait_for(call, 10)
+        assert not engine.alive
+        for weights in (None, tuned[0]):
+            with pytest.raises(EngineDead, match="the engine died"):
+                await asyncio.wait_for(engine.complete([ask("hello")], weights), 10)
+        return seen
+
+    assert len(set(loop.run(killed()))) == 5  # counts of tokens of requests that have not ended

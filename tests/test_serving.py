@@ -1,11 +1,13 @@
-"""The pool: one Ray, one Serve, one replica of a tiny model, killed once under way."""
+"""The pool: one Ray, one Serve, one replica of a tiny model, which dies in several ways."""
 
 import asyncio
 import contextlib
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +19,8 @@ from tests.engines import adapter, ask, engine_config, merge, tiny_model
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
 NAME = "tiny"
 REQUESTS = [ask(f"question {i % 3}", seed=i) for i in range(8)]
+LONG = [ask(f"count {i}", seed=i, max_tokens=200) for i in range(32)]
+STALL_LIMIT_S = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,8 @@ def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
 @pytest.fixture(scope="module")
 def pool(ray_here: None, model: Path) -> Iterator[Pool]:
     # Less than a whole CPU, so that the tasks of the tests find one.
-    config = PoolConfig(NAME, engine_config(model), replicas=1, num_cpus=1, num_gpus=0)
+    engine = engine_config(model, stall_limit_s=STALL_LIMIT_S)
+    config = PoolConfig(NAME, engine, replicas=1, num_cpus=1, num_gpus=0)
     yield start_pool(config, merge)
     stop_pool(NAME)
     assert engine_cores() == []
@@ -107,22 +112,119 @@ def test_the_callers_mistake_comes_back_as_it_was_raised(pool: Pool) -> None:
     assert pool.retried == 0
 
 
-def test_a_call_survives_the_death_of_its_engine(pool: Pool, tuned: Weights) -> None:
-    expected = answers(pool, tuned)
+def family() -> list[psutil.Process]:
+    """The engine's process and its workers, which compute."""
+    (core,) = engine_cores()
+    return [core, *core.children(recursive=True)]
+
+
+async def hit_under_way(
+    pool: Pool, weights: Weights | None, hit: Callable[[], Any]
+) -> list[Completion]:
+    """Ask what takes long, and `hit` once the engine works on it."""
+    processes = family()
+
+    def worked_s() -> float:
+        return sum(process.cpu_times().user for process in processes)
+
+    before = worked_s()
+    call = asyncio.create_task(pool.complete(LONG, weights))
+    while worked_s() < before + 0.2:
+        await asyncio.sleep(0.01)
+    assert not call.done()
+    hit()
+    return await call
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_wedged_engine_is_killed_and_its_calls_are_asked_again(
+    pool: Pool, tuned: Weights
+) -> None:
+    expected, other = asyncio.run(pool.complete(LONG, tuned)), answers(pool, None)
+    wedged = family()
     hasty = Pool(NAME, retries=0)
 
-    async def under_way() -> list[Completion]:
-        long = [ask(f"count {i}", seed=i, max_tokens=200) for i in range(32)]
-        lost = asyncio.create_task(hasty.complete(long, None))
-        kept = asyncio.create_task(pool.complete(REQUESTS, tuned))
-        await asyncio.sleep(0.2)
-        for process in engine_cores():
-            process.kill()
-        with pytest.raises(EngineDead, match="lost to dying replicas 1 times"):
+    def stop() -> None:
+        for process in wedged:
+            process.suspend()
+
+    async def under_way() -> tuple[list[Completion], list[Completion]]:
+        kept = asyncio.create_task(hit_under_way(pool, tuned, stop))
+        lost = asyncio.create_task(hasty.complete(LONG, tuned))
+        waits = asyncio.create_task(pool.complete(REQUESTS, None))  # for its turn to load weights
+        with pytest.raises(EngineDead, match=r"lost to dying .* 1 times.* no token for 8 s"):
             await lost
-        return await kept
+        return await kept, await waits
 
     start = time.monotonic()
-    assert same(asyncio.run(under_way()), expected)
-    assert pool.retried == 1 and len(engine_cores()) == 1
-    print(f"replaced within {time.monotonic() - start:.1f} s")
+    kept, waited = asyncio.run(under_way())
+    took = time.monotonic() - start
+    assert same(kept, expected) and same(waited, other)
+    assert pool.retried == 2 and hasty.retried == 0
+    assert all(map(gone, wedged)) and len(engine_cores()) == 1
+    assert STALL_LIMIT_S < took < STALL_LIMIT_S + 180  # a start takes its time
+    print(f"killed and replaced within {took:.1f} s")
+
+
+def test_a_call_survives_the_death_of_its_replica_and_waits_for_resources(pool: Pool) -> None:
+    import ray
+
+    @ray.remote(num_cpus=2)
+    def hold_all() -> float:
+        start = time.time()
+        time.sleep(6)
+        return start
+
+    expected = asyncio.run(pool.complete(LONG, None))
+    orphans = family()
+    held = hold_all.remote()  # runs as soon as the replica holds its CPU no more
+    retried, killed = pool.retried, []
+
+    def kill_replica() -> None:
+        killed.append(time.time())
+        os.kill(orphans[0].ppid(), signal.SIGKILL)
+
+    assert same(asyncio.run(hit_under_way(pool, None, kill_replica)), expected)
+    assert pool.retried == retried + 1
+    assert all(map(gone, orphans)) and len(engine_cores()) == 1
+    assert 0 <= ray.get(held) - killed[0] < 5
+    print(f"replaced within {time.time() - killed[0]:.1f} s")
+
+
+class Doomed:
+    """A replica that dies of every call, and comes up no more than `lives` times."""
+
+    def __init__(self, folder: Path, lives: int) -> None:
+        (folder / str(os.getpid())).touch()
+        if len(list(folder.iterdir())) > lives:
+            raise RuntimeError("no more lives")
+
+    async def complete(self, *arguments: object) -> None:
+        os._exit(1)
+
+    async def ready(self) -> None:
+        return
+
+
+def test_a_replica_that_dies_again_and_again_and_one_that_never_comes_back(
+    ray_here: None, tmp_path: Path
+) -> None:
+    from ray import serve
+
+    doomed = serve.deployment(
+        Doomed, name="doomed", ray_actor_options={"num_cpus": 0}, health_check_period_s=1
+    )
+    serve.run(doomed.bind(tmp_path, 2), name="doomed", route_prefix=None)
+    try:
+        with pytest.raises(EngineDead, match=r"lost to dying replicas 2 times.*libraries' log"):
+            asyncio.run(Pool("doomed", retries=1).complete(REQUESTS, None))
+        start = time.monotonic()
+        for retries in (0, 1):  # a call that finds no replica, or loses it and finds no other
+            with pytest.raises(EngineDead, match=r"no replica was there for 3 s; see `ray status`"):
+                asyncio.run(Pool("doomed", retries, patience_s=3).complete(REQUESTS, None))
+        print(f"given up within {time.monotonic() - start:.1f} s")
+    finally:
+        stop_pool("doomed")
