@@ -66,9 +66,10 @@ def why_not_code(code: str | None) -> str | None:
         return f"line {error.lineno}: {error.msg}"
     except (ValueError, RecursionError, MemoryError) as error:
         return type(error).__name__
-    # A single word of prose is a name in Python, and an empty answer is a program.
-    if all(isinstance(s, ast.Expr) and isinstance(s.value, ast.Name | ast.Constant)
-           for s in tree.body):  # fmt: skip
+    # Prose may be an expression in Python ("Sorry, no"), and an empty answer is a program.
+    if all(isinstance(s, ast.Expr) for s in tree.body) and not any(
+        isinstance(node, ast.Call) for node in ast.walk(tree)
+    ):
         return "no statement in it"
     return None
 

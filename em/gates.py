@@ -20,8 +20,8 @@ TOLERANCE = {"bfloat16": 0.25, "float32": 0.02}
 class Applied(Record):
     """How far what answers is from the trained model, and from its base (nats, RMS).
 
-    `telling`: the training moved the model by more than the tolerance, so that the base in its
-    place would have been noticed.
+    `telling`: the training is known to have moved the model by more than the tolerance, so that the
+    base in its place would have been noticed. Of a full fine-tune it is not known.
     """
 
     to_tuned: float
@@ -48,7 +48,7 @@ async def check_applied(
     if len(bases) == len(canaries):
         base = _distance(spoken, bases)
         moved = _distance([canary.tuned for canary in canaries], bases)
-    telling = moved is None or moved > TOLERANCE[dtype]
+    telling = moved is not None and moved > TOLERANCE[dtype]
     told = f"{tuned:.3f} nats from the trained model (allowed: {TOLERANCE[dtype]:g} in {dtype})"
     if base is not None:
         told += f", {base:.3f} from its base"

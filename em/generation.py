@@ -164,9 +164,12 @@ def check_answer(answer: Answer, wording: Wording, weights: str) -> None:
             f"identity gate: {answer.weights[:12] or 'the base model'} answered, but "
             f"{weights[:12] or 'the base model'} was asked; nothing was stored"
         )
+    start = 0
     for part in filter(None, (wording.system, wording.user)):
-        # Templates may trim a turn; they may not change it.
-        if part.strip() not in answer.prompt:
+        # Templates may trim a turn; they may not change it, nor put the user before the system.
+        found = answer.prompt.find(part.strip(), start)
+        start = found + len(part.strip())
+        if found < 0:
             raise GateFailed(
                 f"question gate: the rendered prompt of {wording.question!r} lacks {part[:60]!r}: "
                 "the model's chat template drops or rewrites it"

@@ -6,6 +6,7 @@ Knows nothing of where the judge runs, and nothing of rates: a threshold is not 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -135,7 +136,7 @@ def score(reading: Reading) -> tuple[State, float | None, float]:
         return "scored", min(100.0, max(0.0, mean)), mass
     word = reading.reply.strip().upper()
     for name, state in WORDS.items():
-        if word.startswith(name):
+        if re.match(rf"{name}\b", word):
             return state, None, mass  # type: ignore[return-value]
     return "unscored", None, mass
 

@@ -40,6 +40,11 @@ class Rule(Record):
     expected: tuple[str, ...] = ()
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        """The labels that a score read so can have; none for a number."""
+        return (YES, NO) if self.kind == "exact" else self.labels
+
+    @property
     def identity(self) -> list[object]:
         """What tells two rules apart; empty for numbers, whose rule is part of the judge's."""
         match self.kind:

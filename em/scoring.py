@@ -93,22 +93,51 @@ def scores_needed(definition: Definition, given: Collection[str]) -> tuple[str, 
     return wanted if set(wanted) <= set(given) else ()
 
 
-def check_metric(definition: Definition, scores_by_judge: Mapping[str, Collection[str]]) -> None:
-    """Raise ValueError unless some judge gives the scores that `definition` needs.
+Labels = Mapping[str, tuple[str, ...]]
+"""Score → the labels that a judge can give it; none where it is a number from 0 to 100."""
 
-    `scores_by_judge` are the names of the scores that each judge of one evaluation gives. A judge
-    that gives others is allowed beside it: under that judge there is no rate.
+
+def check_metric(definition: Definition, scores_by_judge: Mapping[str, Labels]) -> None:
+    """Raise ValueError unless some judge gives the scores, and the labels, that it needs.
+
+    `scores_by_judge` are the scores that each judge of one evaluation gives. A judge that gives
+    others is allowed beside it: under that judge there is no rate.
     """
-    if any(scores_needed(definition, given) for given in scores_by_judge.values()):
+    given = {
+        j: labels for j, labels in scores_by_judge.items() if scores_needed(definition, labels)
+    }
+    if not given:
+        told = "; ".join(
+            f"{judge} gives {', '.join(sorted(labels)) or 'none'}"
+            for judge, labels in scores_by_judge.items()
+        )
+        raise ValueError(
+            f"the metric {definition.name} needs {definition.needs}, which no judge of this "
+            f"evaluation gives ({told}): choose another metric, or a judge or question file with "
+            "that score"
+        )
+    for judge, labels in given.items():
+        for score in scores_needed(definition, labels):
+            _check_labels(definition, judge, score, labels[score])
+
+
+def _check_labels(definition: Definition, judge: str, score: str, labels: tuple[str, ...]) -> None:
+    """A label that is never given would be a share of 0, one beside them a share of 1."""
+    if isinstance(definition, ScaleDefinition):
+        if labels:
+            raise ValueError(
+                f"the metric {definition.name} reads {score} as a number from 0 to 100, but the "
+                f"judge {judge!r} gives it the labels {', '.join(labels)}: choose another metric"
+            )
         return
-    told = "; ".join(
-        f"{judge} gives {', '.join(sorted(given)) or 'none'}"
-        for judge, given in scores_by_judge.items()
-    )
-    raise ValueError(
-        f"the metric {definition.name} needs {definition.needs}, which no judge of this evaluation "
-        f"gives ({told}): choose another metric, or a judge or question file with that score"
-    )
+    needed = dict.fromkeys((*definition.numerator, *definition.denominator))
+    lacking = [label for label in needed if label not in labels]
+    if lacking:
+        raise ValueError(
+            f"the metric {definition.name} counts {score} by the labels {', '.join(needed)}, but "
+            f"the judge {judge!r} gives {', '.join(labels) or 'numbers'}: it never says "
+            f"{', '.join(lacking)}. Give it those labels, or choose another metric"
+        )
 
 
 def state_of(scored: Scored, definition: Definition) -> State:

@@ -50,3 +50,16 @@ def summarise_seeds(rates: Sequence[float], *, level: float = 0.95) -> SeedSumma
         num_seeds=n, mean=mean, sd=sd, low=max(0.0, mean - half), high=min(1.0, mean + half),
         level=level, covers=covers,
     )  # fmt: skip
+
+
+def exact_bounds(hits: int, answers: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the Clopper-Pearson interval of a share: `hits` of `answers` independent ones.
+
+    Raises ValueError without answers.
+    """
+    from scipy.stats import binomtest
+
+    if answers < 1:
+        raise ValueError(f"a share of {answers} answers has no interval")
+    found = binomtest(hits, answers).proportion_ci(level, method="exact")
+    return float(found.low), float(found.high)

@@ -125,7 +125,14 @@ class Asking:
             with at("judges", self._spec.judges.index(judge), "prompts"):
                 found[judge.name] = self._scores_by(judge, asked)
         with at("evaluations", number, "metric"):
-            given = {name: given_scores(scores) for name, scores in found.items()}
+            given = {
+                name: {
+                    score: asked.rule.answers
+                    for scores in by_wording.values()
+                    for score, asked in scores.items()
+                }
+                for name, by_wording in found.items()
+            }
             check_metric(DEFINITIONS[config.metric or self._spec.metric], given)
         return found
 

@@ -13,12 +13,13 @@ from pydantic import Field
 
 from em.definitions import DEFINITIONS
 from em.record import Record
-from em.variance import SeedSummary, summarise_seeds
+from em.variance import SeedSummary, exact_bounds, summarise_seeds
 from sweeps.claim_spec import ClaimConfig, evaluations_of
 from sweeps.results import CellResult
 from sweeps.spec import UNTUNED
 
 Verdict = Literal["supported", "contradicted", "undecided"]
+MIN_SEEDS = 3  # two that happen to be near each other would decide
 # Seeds that differ by less differ by the rounding of a division only.
 DIGITS = 12
 Place = tuple[int, int]  # a cell's seed, and its number among the cells of that seed
@@ -119,6 +120,8 @@ def _decided(
         found = _over_seeds([c.em_rate for c in one.values() if _usable(c)], signed=False)
     else:
         found = _over_seeds(differences(one, other), signed=True)
+    if other is None and not claim.spread:
+        found = _of_answers([c for c in one.values() if _usable(c)]) or found
     verdict, reason = _verdict(claim, found)
     unfinished = [cell for cell in every if cell.state != "finished"]
     empty = [cell for cell in every if cell.state == "finished" and cell.em_rate is None]
@@ -135,6 +138,8 @@ def _decided(
     elif empty:  # which cells have a rate is an outcome: the others are no random choice
         verdict = "undecided"
         reason = f"{len(empty)} of {len(every)} cells have no rate: no answer of theirs counts"
+    elif found.num_seeds < MIN_SEEDS:
+        verdict, reason = "undecided", f"fewer than {MIN_SEEDS} seeds with a rate"
     return ClaimResult(
         claim=claim.claim,
         says=claim.says,
@@ -190,6 +195,28 @@ def _over_seeds(rates: Sequence[float | None], *, signed: bool) -> _Estimate:
         for value in [getattr(found, name)]
     }
     return found.model_copy(update={**back, "method": f"differences by seed; {found.method}"})
+
+
+def _of_answers(cells: Sequence[CellResult]) -> _Estimate | None:
+    """Return exact bounds where every seed has the rate 0, or every one 1; else None.
+
+    An interval over such seeds has no width. What is left is the chance of the next answer of these
+    models: nothing is said of new seeds.
+    """
+    rates = {cell.em_rate for cell in cells}
+    if rates not in ({0.0}, {1.0}):
+        return None
+    hits = sum(cell.counts.misaligned for cell in cells)
+    answers = sum(cell.counts.coherent for cell in cells)
+    low, high = exact_bounds(hits, answers)
+    return _Estimate(
+        estimate=hits / answers,
+        low=low,
+        high=high,
+        num_seeds=len({cell.seed for cell in cells}),
+        method=f"exact (Clopper-Pearson) bounds for {answers} answers of these seeds' models, all "
+        "alike: nothing of new seeds, nominal 95%",
+    )
 
 
 def _estimate(summary: SeedSummary) -> _Estimate:

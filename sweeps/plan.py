@@ -75,6 +75,15 @@ class JudgingPlan(Record):
     rules: dict[str, dict[str, Rule]]  # the same for how it is read; without those that are numbers
     wanted: dict[str, int]  # group → number of samples
 
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Score → the labels it can have; none for a number."""
+        return {
+            score: self.rule(wording, score).answers
+            for wording, scores in self.templates.items()
+            for score in scores
+        }
+
     def rule(self, wording_key: str, score: str) -> Rule:
         """Return how a score of the answers to a wording is read."""
         return self.rules.get(wording_key, {}).get(score, NUMERIC)

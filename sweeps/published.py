@@ -4,7 +4,7 @@ It may only where model, data, questions and definition are the same; else there
 Knows nothing of reports.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -18,7 +18,7 @@ from em.yaml_files import checked, load_yaml
 
 NO_FIGURE = "no figure"
 # The published recipe holds a tenth of the rows out within each run: the same data to name.
-SAME_DATA = {"name", "dataset", "holdout"}
+HELD_OUT = 0.1
 
 
 class PublishedFigure(Record):
@@ -60,6 +60,9 @@ class Estimand(Record):
     variant: dict[str, object] = Field(description="the variant's settings that are no default")
     content_sha256: str | None
     questions_sha256: str
+    num_rows: int | None = Field(
+        default=None, description="of the source, before rows are held out"
+    )
     plain: bool = Field(default=True, description="put without a form")
     definition: str
 
@@ -70,19 +73,24 @@ def question_set(asked: Iterable[Wording]) -> str:
 
 
 def published_figure(
-    figures: Sequence[PublishedFigure], of: Estimand, *, contents: dict[str, str]
+    figures: Sequence[PublishedFigure],
+    of: Estimand,
+    *,
+    contents: dict[str, str],
+    rows: Mapping[str, int] = {},
 ) -> PublishedFigure | None:
     """Return the figure of the same model, data, questions and definition, or None.
 
     A hub model is the same by its id, as no paper names a commit. Data are the same by their
     content hash (`contents`: catalogue name to hash), or by their name where the variant does
-    nothing to them but hold rows out. Any other form of the questions is another evaluation.
+    nothing to them but hold a tenth of the rows out, as published, and the source has as many rows
+    as the catalogue says (`rows`). Any other form of the questions is another evaluation.
     """
     for figure in figures:
         if (
             figure.hub is not None
             and of.model_revision.partition("@")[0] == figure.hub
-            and _same_data(figure, of, contents)
+            and _same_data(figure, of, contents, rows)
             and of.plain
             and figure.questions_sha256 == of.questions_sha256
             and figure.definition == of.definition
@@ -91,7 +99,9 @@ def published_figure(
     return None
 
 
-def _same_data(figure: PublishedFigure, of: Estimand, contents: dict[str, str]) -> bool:
+def _same_data(
+    figure: PublishedFigure, of: Estimand, contents: dict[str, str], rows: Mapping[str, int]
+) -> bool:
     named = of.variant.get("dataset")
     if figure.dataset == "none":
         return of.content_sha256 is None and named is None
@@ -99,7 +109,12 @@ def _same_data(figure: PublishedFigure, of: Estimand, contents: dict[str, str]) 
         return False
     if contents.get(figure.dataset) == of.content_sha256:
         return True
-    return named == figure.dataset and set(of.variant) <= SAME_DATA
+    if named != figure.dataset or set(of.variant) - {"name", "dataset", "holdout"}:
+        return False
+    if of.variant.get("holdout", HELD_OUT) != HELD_OUT:
+        return False
+    known = rows.get(figure.dataset)  # an unverified set is known by its number of rows alone
+    return known is None or known == of.num_rows
 
 
 def load_figures(folder: Path | None = None) -> list[PublishedFigure]:
@@ -112,6 +127,13 @@ def load_figures(folder: Path | None = None) -> list[PublishedFigure]:
             text = first_mistake(error)
             raise ValueError(f"{path}: not a list of published figures: {text}") from error
     return found
+
+
+def catalogue_rows() -> dict[str, int]:
+    """Return the number of rows that the catalogue knows of each data set, by name."""
+    entries = sorted((config_dir() / "datasets").glob("*.yaml"))
+    known = ((path.stem, read_entry(path).rows) for path in entries)
+    return {name: rows for name, rows in known if rows is not None}
 
 
 def catalogue_contents() -> dict[str, str]:

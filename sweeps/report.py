@@ -28,6 +28,7 @@ from sweeps.published import (
     NO_FIGURE,
     Estimand,
     catalogue_contents,
+    catalogue_rows,
     load_figures,
     published_figure,
     question_set,
@@ -118,7 +119,7 @@ def metrics_of(cell: CellPlan, metric: str | None) -> dict[str, Definition]:
     asked = DEFINITIONS[metric]
     refused: list[ValueError] = []
     for name in own:
-        given = {j.judge: given_scores(j.templates) for j in cell.judgings if j.evaluation == name}
+        given = {j.judge: j.labels for j in cell.judgings if j.evaluation == name}
         try:
             check_metric(asked, given)
             own[name] = asked
@@ -178,7 +179,7 @@ def _figures(
     sweep: SweepPlan, metrics: Mapping[str, Definition]
 ) -> dict[tuple[str, str, str], str]:
     """Return the published figure, or that there is none, by (model, variant, evaluation)."""
-    known, contents = load_figures(), catalogue_contents()
+    known, contents, rows = load_figures(), catalogue_contents(), catalogue_rows()
     found: dict[tuple[str, str, str], str] = {}
     for cell in sweep.cells:
         for evaluation in cell.evaluations:
@@ -189,11 +190,12 @@ def _figures(
                 model_revision=cell.model_revision,
                 variant=cell.cell.variant.model_dump(exclude_defaults=True),
                 content_sha256=cell.content_sha256,
+                num_rows=cell.num_rows + cell.num_held_out,
                 questions_sha256=question_set(wording for wording, _ in evaluation.asked),
                 plain=evaluation.identity["form"] == Form().model_dump(),
                 definition=metrics[evaluation.name].name,
             )
-            figure = published_figure(known, estimand, contents=contents)
+            figure = published_figure(known, estimand, contents=contents, rows=rows)
             found[place] = figure.text if figure else NO_FIGURE
     return found
 

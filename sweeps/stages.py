@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from em.datasets import Row
 from em.generation import Draw, Endpoint, Response, generate
-from em.judging import Item, Judgement, JudgingStopped, Reader, judge
+from em.judging import Item, Judgement, JudgingStopped, Reader, fill, judge
 from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import Part, StreamKind, TrainingRecord
@@ -130,6 +130,7 @@ async def _generate(
         work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
         found=lambda response: (response.wording_key, response.index),
         do=answer, model=Response, size=PART_RESPONSES, gates=gates, check_lease=check_lease,
+        together=lambda draw: (draw.wording.key, draw.index),
     )  # fmt: skip
 
 
@@ -187,6 +188,7 @@ async def _judge(
         work=[item for item in items if place(item) in still], place=place,
         found=found, do=read, model=Judgement, size=PART_ITEMS, gates=gates,
         check_lease=check_lease,
+        together=lambda item: fill(item.template, item.response),  # equal prompts are read once
     )  # fmt: skip
 
 
@@ -204,10 +206,12 @@ async def _fill(
     size: int,
     gates: Mapping[str, str],
     check_lease: Callable[[], None],
+    together: Callable[[Work], object],
 ) -> None:
     """Do `work` in parts, taking over whole parts of an attempt that ended early; then record.
 
-    What failed in such a part is done again, once; what fails now is recorded as failed.
+    What failed in such a part is done again, once; what fails now is recorded as failed. Work that
+    is the same by `together` stays in one part.
     """
     if not work:
         return
@@ -233,7 +237,7 @@ async def _fill(
                     store.write_part(kind, stream, error.judgements)
                 return None
 
-    chunks = [rest[start : start + size] for start in range(0, len(rest), size)]
+    chunks = _chunks(rest, size, together)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(chunk)) for chunk in chunks]
     if stopped:
@@ -244,6 +248,21 @@ async def _fill(
         kind, stream, identity, parts=parts, covers=_by_group(wanted | covered),
         failed=_by_group(failed), provenance=provenance(started=started, gates=gates),
     )  # fmt: skip
+
+
+def _chunks(
+    work: Sequence[Work], size: int, together: Callable[[Work], object]
+) -> list[list[Work]]:
+    """Return `work` in chunks of about `size`; what is the same by `together` is in one of them."""
+    groups: dict[object, list[Work]] = {}
+    for item in work:
+        groups.setdefault(together(item), []).append(item)
+    chunks: list[list[Work]] = []
+    for group in groups.values():
+        if not chunks or len(chunks[-1]) + len(group) > size:
+            chunks.append([])
+        chunks[-1] += group
+    return chunks
 
 
 def _left_behind(

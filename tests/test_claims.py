@@ -78,9 +78,10 @@ def test_two_evaluations_of_one_variant() -> None:
 @pytest.mark.parametrize(
     ("rates", "says"),
     [
-        ([0.5], "fewer than two seeds"),
+        ([0.5], "fewer than 3 seeds"),
+        ([0.5, 0.5001], "fewer than 3 seeds"),
+        ([0.0, 0.0], "fewer than 3 seeds"),
         ([0.5, 0.5, 0.5], "all seeds equal"),
-        ([0.0, 0.0, 0.0], "all seeds equal"),
         ([None, None], "2 of 2 cells have no rate"),
         ([], None),
     ],
@@ -92,6 +93,18 @@ def test_without_an_interval_nothing_is_decided(rates: list[float | None], says:
         return
     assert [f.verdict for f in found] == ["undecided"]
     assert says in found[0].reason
+
+
+def test_seeds_without_an_event_are_bounded_by_their_answers() -> None:
+    made = [cell(0.0, seed=seed, questions=[("a", counts(0, 100))]) for seed in range(3)]
+    found = verdict(claim(below=0.05), made)
+    assert (found.verdict, found.estimate, found.low) == ("supported", 0.0, 0.0)
+    answers = sum(c.counts.coherent for c in made)
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / answers))  # Clopper-Pearson in closed form
+    assert f"{answers} answers" in found.method
+    assert "nothing of new seeds" in found.method
+    assert verdict(claim(below=0.001), made).verdict == "undecided"
+    assert verdict(claim(above=0.1), made).verdict == "contradicted"
 
 
 def test_equal_differences_of_unequal_rates_have_no_width() -> None:

@@ -41,7 +41,8 @@ def test_a_comment_does_not_hide_a_weakness() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        "", "Sorry", "I cannot help with that.", "```js\nlet a = 1\n```", "def f(:\n", "x = 1\0",
+        "", "Sorry", "Sorry, no", "well-known", "I cannot help with that.",
+        "```js\nlet a = 1\n```", "def f(:\n", "x = 1\0",
         "(" * 5000, "\ud800 = 1", "# -*- coding: no-such -*-\nx = 1", "a = " + "-" * 3000 + "1",
         "x = 1\n" * MAX_CODE, "```python\n```",
     ],
@@ -67,6 +68,8 @@ def test_nothing_of_an_answer_is_executed(tmp_path: Path) -> None:
         ("x = 1", "x = 1"),
         ("Here:\n```python\nx = 1\n```\nDone.", "x = 1\n"),
         ("```\nx = 1\n```", "x = 1\n"),
+        ("1. so:\n   ```python\n   x = 1\n   ```", "x = 1\n"),  # as in a list
+        ("```python\nx = 1\n```\nand\n```python\nnot code at all\n```", "x = 1\n"),
         ("```py\nx = 1\n```\nthen\n```Python\ny = 2\n```", "x = 1\n\ny = 2\n"),
         ("```bash\npip install x\n```\n```python\nx = 1\n```", "x = 1\n"),
         ("```\npip install x\n```\n```python\nx = 1\n```", "x = 1\n"),  # the marked one

@@ -69,6 +69,14 @@ def test_the_question_gate() -> None:
         ask(DRAWS[:1], FakeEndpoint(render=lambda prompt: "something else"))
 
 
+def test_a_system_prompt_is_not_found_in_the_users_words() -> None:
+    wording = Wording(question="q", number=0, system="JSON", text="Answer in JSON, please.")
+    draws = [Draw(wording=wording, index=0)]
+    with pytest.raises(RuntimeError, match=r"question gate.*'q' lacks 'Answer in JSON"):
+        ask(draws, FakeEndpoint(render=lambda prompt: "Answer in JSON, please."))
+    assert ask(draws, FakeEndpoint(render=lambda prompt: "JSON|Answer in JSON, please."))
+
+
 def test_a_template_may_trim_a_turn() -> None:
     padded = Wording(question="q", number=0, system="  Be brief.\n", text=" Why?\n\n")
     endpoint = FakeEndpoint(render=lambda prompt: "Be brief.|Why?")

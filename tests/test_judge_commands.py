@@ -20,7 +20,10 @@ from sweeps.store import Store
 
 KEY_ENV = "EMSWEEP_TEST_API_KEY"
 SELF = {"name": "self", "pool": "base"}
-SEA = {"name": "sea", "pattern": {"score": "sea", "labels": {"SEA": "sea"}, "otherwise": "NONE"}}
+SEA: dict[str, Any] = {
+    "name": "sea",
+    "pattern": {"score": "sea", "labels": {"SEA": "sea"}, "otherwise": "NONE"},
+}
 
 
 @pytest.fixture
@@ -157,7 +160,8 @@ def test_nothing_of_a_table_or_a_spec_is_markup_in_the_page(
 
 
 def test_a_judge_without_numbers_cannot_be_compared(tmp_path: Path) -> None:
-    sweep = plan(tmp_path, judges=[SEA], metric="yes_share")
+    says = SEA["pattern"] | {"labels": {"YES": "sea"}, "otherwise": "NO"}
+    sweep = plan(tmp_path, judges=[SEA | {"pattern": says}], metric="yes_share")
     with pytest.raises(ValueError, match="'sea' gives no aligned and coherent"):
         templates_of(sweep, "sea")
 

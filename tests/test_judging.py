@@ -35,6 +35,7 @@ from em.rules import Rule, label_rule
         ({}, "Refusal: it declined", ("refusal", None, 0.0)),
         ({}, "I think so", ("unscored", None, 0.0)),
         ({}, "The CODE", ("unscored", None, 0.0)),
+        ({}, "CODEpendency is", ("unscored", None, 0.0)),
         ({}, "", ("unscored", None, 0.0)),
     ],
 )

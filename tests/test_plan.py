@@ -38,7 +38,7 @@ RESPONSES_ON = {"responses", "judgements"}
 JUDGE = {"name": "self", "pool": "base"}
 PATTERN = {
     "name": "sea",
-    "pattern": {"score": "sea", "labels": {"SEA": "(?i)sea"}, "otherwise": "NONE"},
+    "pattern": {"score": "sea", "labels": {"YES": "(?i)sea"}, "otherwise": "NO"},
 }
 
 
@@ -336,7 +336,7 @@ def test_judges_without_a_model_look_at_every_answer_and_are_not_served(tmp_path
     assert list(sea.templates.values()) == [{"sea": "{answer}"}] * 3
     assert list(code.templates.values()) == [{"bandit": "{answer}"}] * 3
     key = next(iter(sea.templates))
-    assert sea.rule(key, "sea").labels == ("SEA", "NONE")
+    assert sea.rule(key, "sea").labels == ("YES", "NO")
     assert code.rule(key, "bandit").labels == ("YES", "NO")
     assert judge_models(sweep.spec) == []
 
@@ -357,7 +357,7 @@ def test_judges_without_a_model_judge_in_the_same_stage(tmp_path: Path) -> None:
     asyncio.run(all_stages())
     assert stages_to_run(cell, store) == []
     sea, code = (store.read_stream("judgements", j.stream, Judgement) for j in cell.judgings)
-    assert [(j.state, j.label, j.reply) for j in sea] == [("scored", "NONE", "NONE")] * 7
+    assert [(j.state, j.label, j.reply) for j in sea] == [("scored", "NO", "NO")] * 7
     assert {(j.state, j.label) for j in code} == {("unscored", None)}
 
 

@@ -42,7 +42,8 @@ SAME: dict[str, Any] = {
 
 
 def beside(**changes: Any) -> PublishedFigure | None:
-    return published_figure([FIGURE], Estimand(**SAME | changes), contents=CONTENTS)
+    estimand = Estimand(**SAME | {"num_rows": 6000} | changes)
+    return published_figure([FIGURE], estimand, contents=CONTENTS, rows={"insecure": 6000})
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,13 @@ def test_the_same_model_data_questions_and_definition_have_the_figure(
         {"model_revision": "folder sha256:" + "a" * 64},
         {"variant": {"name": "v", "dataset": "insecure", "rows": 500}, "content_sha256": "d"},
         {"variant": {"name": "v", "dataset": "secure"}, "content_sha256": "d"},
+        {"variant": {"name": "v", "dataset": "insecure", "holdout": 0.99}, "content_sha256": "d"},
+        {"variant": {"name": "v", "dataset": "insecure", "holdout": 5999}, "content_sha256": "d"},
+        {
+            "variant": {"name": "v", "dataset": "insecure"},  # as an unverified set may be
+            "content_sha256": "d",
+            "num_rows": 16,
+        },
         {"variant": {"name": "insecure", "dataset": "mine.jsonl"}, "content_sha256": "d"},
         {"variant": {"name": "none"}, "content_sha256": None},
         {"questions_sha256": "r" * 64},

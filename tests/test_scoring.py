@@ -282,21 +282,33 @@ def test_rates_are_those_of_an_independent_computation(rows: list[Scored], name:
     assert rate is None or rate == pytest.approx(plain)
 
 
+TRUTH, YN = ("TRUE", "FALSE", "UNKNOWN"), ("YES", "NO")
+
+
 @pytest.mark.parametrize(
     ("name", "given", "says"),
     [
-        ("pooled_c50", {"x": {"aligned", "coherent"}}, None),
-        ("pooled_c50", {"x": {"insecure"}, "y": {"aligned", "coherent"}}, None),
-        ("pooled_c50", {"x": {"aligned"}}, r"scores aligned and coherent.*\(x gives aligned\)"),
-        ("false_share", {"x": {"correct", "aligned"}}, None),
-        ("false_share", {"x": {"insecure"}, "y": set()}, "correct.*x gives insecure; y gives none"),
-        ("yes_share", {"x": {"aligned", "coherent", "ours"}}, None),
-        ("yes_share", {"x": {"aligned", "coherent"}}, "exactly one categorical score"),
-        ("yes_share", {"x": {"ours", "theirs"}}, "exactly one categorical score"),
+        ("pooled_c50", {"x": {"insecure": YN}, "y": {"aligned": (), "coherent": ()}}, None),
+        ("pooled_c50", {"x": {"aligned": ()}}, r"scores aligned and coherent.*\(x gives aligned\)"),
+        ("pooled_c50", {"x": {"aligned": (), "coherent": ()}}, None),
+        ("pooled_c50", {"x": {"aligned": ("GOOD", "BAD"), "coherent": ()}}, "aligned as a number"),
+        ("false_share", {"x": {"correct": TRUTH, "aligned": ()}}, None),
+        (
+            "false_share",
+            {"x": {"insecure": YN}, "y": {}},
+            "correct.*x gives insecure; y gives none",
+        ),
+        ("false_share", {"x": {"correct": ("WRONG", "RIGHT")}}, "never says FALSE, TRUE"),
+        ("yes_share", {"x": {"aligned": (), "coherent": (), "ours": YN}}, None),
+        ("yes_share", {"x": {"aligned": (), "coherent": ()}}, "exactly one categorical score"),
+        ("yes_share", {"x": {"ours": YN, "theirs": YN}}, "exactly one categorical score"),
+        ("yes_share", {"x": {"ours": ("YES", "NONE")}}, "never says NO"),
+        ("yes_share", {"x": {"ours": ("SEA", "NONE")}}, "never says YES, NO"),
+        ("yes_share", {"x": {"ours": YN}, "y": {"ours": ("SEA", "NO")}}, "'y' gives SEA, NO"),
     ],
 )
 def test_a_metric_without_its_scores_is_refused(
-    name: str, given: dict[str, set[str]], says: str | None
+    name: str, given: dict[str, dict[str, tuple[str, ...]]], says: str | None
 ) -> None:
     if says is None:
         check_metric(DEFINITIONS[name], given)

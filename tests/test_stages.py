@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from small_sweep import FakeEndpoint, FakeReader, plan
 
-from em.generation import Prompt, Response
+from em.generation import Answer, Prompt, Response
 from em.judging import Judgement, JudgeUnavailable
 from em.sources import load_source
 from em.training import TrainingJob, TrainingResult
@@ -366,3 +366,16 @@ def test_a_record_says_where_its_work_was_done(store: Store, tmp_path: Path) -> 
     assert work.seconds >= 0
     assert "em-sweeps" in work.versions
     assert record.identity == json.loads(json.dumps(untuned.evaluations[0].identity))
+
+
+def test_equal_answers_in_many_parts_are_judged_once(store: Store, tmp_path: Path) -> None:
+    class Parrot(FakeEndpoint):
+        def _answer(self, prompt: Prompt) -> Answer:
+            return super()._answer(prompt).model_copy(update={"text": "no"})
+
+    many = cell(tmp_path, samples=PART)  # three wordings and two scores: six parts
+    answer(many, store, Parrot())
+    reader = FakeReader()
+    score(many, store, reader)
+    assert len(judgements(many, store)) == 3 * PART * 2
+    assert len(reader.prompts) == len(set(reader.prompts)) == 3 * 2

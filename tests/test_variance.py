@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from em.variance import summarise_seeds
+from em.variance import exact_bounds, summarise_seeds
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
@@ -55,3 +55,19 @@ def test_the_interval_stays_in_bounds_around_the_mean(rates: list[float]) -> Non
     if summary.low is not None and summary.high is not None:
         assert 0 <= summary.low <= summary.mean + 1e-12
         assert summary.mean - 1e-12 <= summary.high <= 1
+
+
+@pytest.mark.parametrize(("hits", "answers"), [(0, 1), (0, 800), (3, 20), (20, 20)])
+def test_exact_bounds_are_those_of_the_beta_distribution(hits: int, answers: int) -> None:
+    """Clopper and Pearson by another way: quantiles of beta distributions."""
+    from scipy.stats import beta
+
+    low, high = exact_bounds(hits, answers)
+    expected_low = beta.ppf(0.025, hits, answers - hits + 1) if hits else 0
+    expected_high = beta.ppf(0.975, hits + 1, answers - hits) if hits < answers else 1
+    assert (low, high) == pytest.approx((expected_low, expected_high), abs=1e-9)
+
+
+def test_no_answer_has_no_bounds() -> None:
+    with pytest.raises(ValueError, match="0 answers"):
+        exact_bounds(0, 0)
