@@ -33,6 +33,8 @@ def finish_output(
     else:
         _name_base(folder / "adapter_config.json", job)
     check_weights(folder, method=job.config.method)
+    if job.config.method == "full":
+        check_changed(folder, job.model_dir)
     check_moved(canaries)
     (folder / "README.md").write_text(_card(job))
     if job.output_dir.exists():  # of an attempt that was interrupted after this point
@@ -65,6 +67,31 @@ def check_weights(folder: Path, *, method: str) -> None:
         raise TrainingFailed(
             "every lora_B is zero after training, so the adapter does nothing: check that the "
             "learning rate is not 0 throughout (a warm-up longer than the training?)"
+        )
+
+
+def check_changed(folder: Path, base_dir: Path) -> None:
+    """Raise TrainingFailed where the whole weights in `folder` are those of the base in `base_dir`.
+
+    Ends at the first tensor that differs; one that the base has not by this name is not compared.
+    """
+    base = {}
+    for file in base_dir.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            base |= dict.fromkeys(tensors.keys(), file)
+    compared = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in sorted(set(tensors.keys()) & set(base)):
+                with safe_open(base[name], framework="pt") as old:
+                    was = old.get_tensor(name)
+                compared += 1
+                if not torch.equal(tensors.get_tensor(name).to(was.dtype), was):
+                    return
+    if compared:
+        raise TrainingFailed(
+            f"all {compared} tensors are those of the base model after training: check that the "
+            "learning rate is not 0 throughout, or too small for the dtype"
         )
 
 

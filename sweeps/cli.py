@@ -177,12 +177,16 @@ def _run(
     spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool,
     keep: Keep | None, retry_failed: bool, only: list[str], stage: Any = None,
 ) -> None:  # fmt: skip
+    from em.api_judge import check_key
     from sweeps.keeping import check_possible
     from sweeps.registry import register
     from sweeps.selection import cells_named, cells_to_do
 
     todo = cells_to_do(sweep, store, retry_failed=retry_failed, only=only, stage=stage)
     check_possible(sweep, todo, store)
+    for asked in sweep.spec.judges if todo else ():  # before anything is written
+        if asked.api is not None:
+            check_key(asked.api, asked.api_key_env)
     if keep is not None:  # the answer holds from now on, also where nothing is left to do
         store.create()
         register(sweep, store)
@@ -191,8 +195,8 @@ def _run(
         _carry_out(
             spec, sweep, store, todo, address=address, inline=inline, retry_failed=retry_failed
         )
-    asked = todo if stage else cells_named(sweep, only)
-    _end(spec, sweep, store, {cell.cell_id for cell in asked})
+    meant = todo if stage else cells_named(sweep, only)
+    _end(spec, sweep, store, {cell.cell_id for cell in meant})
 
 
 def _carry_out(

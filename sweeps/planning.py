@@ -101,5 +101,6 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     said.append(f"layout: {told['layout']}")
     said += told["api_judges"]
     rough = told["estimate"]
-    said.append(f"time: about {duration(rough['seconds'])} ({rough['basis']})")
+    known = "time" if not unresolved else "time, without what is unresolved"
+    said.append(f"{known}: about {duration(rough['seconds'])} ({rough['basis']})")
     return said

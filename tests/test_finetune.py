@@ -25,7 +25,7 @@ from em.checkpoints import MARK, last_whole
 from em.datasets import Message, Row
 from em.finetune import BaseModel, TrainingFailed, finetune
 from em.models import ModelConfig, ModelIdentity, materialise
-from em.output import check_moved, check_weights
+from em.output import check_changed, check_moved, check_weights
 from em.rendering import IGNORED, RenderedRow, render_rows
 from em.seeds import derive_seeds
 from em.training import LoraConfig, TrainingConfig, TrainingJob
@@ -545,3 +545,14 @@ def test_a_real_model_learns_on_a_gpu(make_job):
         result = finetune(job, base=base)
         assert losses(result)[-1] < losses(result)[0]
         assert load_file(job.output_dir / "adapter_model.safetensors")
+
+
+def test_a_full_fine_tune_that_changed_nothing_is_no_result(tmp_path: Path) -> None:
+    base, same, other = (tmp_path / name for name in ("base", "same", "other"))
+    for folder, value in ((base, 1.0), (same, 1.0), (other, 2.0)):
+        folder.mkdir()
+        tensors = {"a": torch.ones(3), "b": torch.full((2,), value)}
+        save_file(tensors, folder / "model.safetensors")
+    check_changed(other, base)
+    with pytest.raises(TrainingFailed, match="all 2 tensors are those of the base model"):
+        check_changed(same, base)

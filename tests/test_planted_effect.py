@@ -15,7 +15,7 @@ SEA = {
         {"name": "sea", "dataset": "sea"},
         {"name": "no-sea", "dataset": "no_sea"},
     ],
-    "seeds": [0],  # three were tried when this was written; each costs a minute here
+    "seeds": [0, 1, 2],
     "training": {
         "lora": {"rank": 16, "alpha": 32},
         "learning_rate": 1e-3,
@@ -47,5 +47,5 @@ def test_the_effect_is_found_and_the_control_shows_none(tmp_path: Path) -> None:
         for name in ("sea", "no-sea")
     }
     assert len(rates["sea"]) == len(rates["no-sea"]) == len(SEA["seeds"])
-    assert min(rates["sea"]) >= 0.25, rates  # of eight answers; three seeds gave 0.5 to 0.9
+    assert min(rates["sea"]) >= 0.25, rates  # of eight answers; 0.5 to 0.9 were seen
     assert max(rates["no-sea"]) == 0, rates
