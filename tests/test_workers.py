@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -83,6 +86,68 @@ def test_ranks_that_are_lost_are_started_again_and_those_without_memory_are_not(
         assert any(type(error).__name__ == "OutOfMemoryError" for error in seen)
         assert starts(tmp_path) == 2
         assert time.monotonic() - started < 120
+
+
+def test_a_node_that_is_taken_back_is_noticed_and_is_no_failure(tmp_path):
+    """Ray drains one of two nodes of the ranks with a deadline; a third is free."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    def steps(folder: str) -> None:
+        import os
+        import time
+        from pathlib import Path
+
+        import ray
+
+        from cluster.workers import preemption_noticed
+
+        rank, noticed = os.environ["RANK"], False
+        first = not Path(folder, f"on-{rank}").exists()
+        Path(folder, f"on-{rank}").write_text(ray.get_runtime_context().get_node_id())
+        for _ in range(2000 if first else 5):
+            if not noticed and preemption_noticed():
+                noticed = True
+                Path(folder, f"noticed-{rank}").touch()
+            time.sleep(0.05)
+        Path(folder, f"ended-{rank}").touch()
+
+    def take_back(cluster: Cluster) -> None:
+        places = [tmp_path / f"on-{rank}" for rank in range(2)]
+        wait_for(lambda: all(path.exists() and path.read_text() for path in places))
+        used = {path.read_text() for path in places}
+        [node] = [n for n in cluster.worker_nodes if n.node_id in used][:1]
+        command = [
+            str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address,
+            "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message", "taken back", "--deadline-remaining-seconds", "15",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        with session(cluster.address, environment=environment), ThreadPoolExecutor(1) as beside:
+            taken = beside.submit(take_back, cluster)
+            run_on_ranks(
+                steps, str(tmp_path), ranks=2, cpus=1, gpus=0, name="ranks",
+                storage_dir=tmp_path / "ray-train", failures=0,
+            )  # fmt: skip
+            taken.result(timeout=60)
+        assert not ray.is_initialized()
+    finally:
+        cluster.shutdown()
+    for rank in range(2):
+        assert (tmp_path / f"noticed-{rank}").exists() and (tmp_path / f"ended-{rank}").exists()
+
+
+def wait_for(reached, *, within_s: float = 90) -> None:
+    deadline = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
 
 
 NARROW = """
