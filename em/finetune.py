@@ -48,6 +48,7 @@ def finetune(
     *,
     base: BaseModel | None = None,
     on_step: Callable[[LossPoint], None] = lambda point: None,
+    stop_soon: Callable[[], bool] = lambda: False,
 ) -> TrainingResult:
     """Train as `job` says and write the result to `job.output_dir`; return what is known of it.
 
@@ -55,7 +56,9 @@ def finetune(
     without them this process is the only rank. `base` keeps the base model for the next call (LoRA
     with ZeRO 0 to 2; other jobs load their own). `on_step` is called on rank 0 after each step of
     this attempt. Where `job.checkpoint_dir` holds a whole checkpoint of this job, training goes on
-    from there; where it holds one of another job, ValueError.
+    from there; where it holds one of another job, ValueError. `stop_soon` is asked after each step
+    whether this machine will be taken away, and must answer the same on every rank; the first time
+    that it says so, a checkpoint is written and training goes on.
 
     Raises ValueError for settings or rows that cannot be trained on here, and TrainingFailed where
     the loss or the weights are not finite or the adapter is empty.
@@ -82,7 +85,7 @@ def finetune(
             args=arguments,
             train_dataset=[micro for step in steps for micro in step],
             data_collator=partial(collate, pad_id=tokenizer.pad_token_id or 0),
-            callbacks=[Progress(job, ranks, on_step)],
+            callbacks=[Progress(job, ranks, on_step, stop_soon)],
         )
         trainer.remove_callback(PrinterCallback)
         undo.callback(_take_down, trainer)
@@ -99,6 +102,7 @@ def finetune(
         num_cut_rows=rendered.num_cut_rows,
         seconds=time.monotonic() - started,
         resumed_from_step=resumed,
+        micro_batch=job.config.micro_batch,
         canaries=canaries,
     )
 

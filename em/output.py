@@ -75,7 +75,7 @@ def check_changed(folder: Path, base_dir: Path) -> None:
 
     Ends at the first tensor that differs; one that the base has not by this name is not compared.
     """
-    base = {}
+    base: dict[str, Path] = {}
     for file in base_dir.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             base |= dict.fromkeys(tensors.keys(), file)

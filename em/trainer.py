@@ -141,12 +141,17 @@ class Progress(TrainerCallback):
     """Reports each step, and marks a checkpoint once every rank has written its part."""
 
     def __init__(
-        self, job: TrainingJob, ranks: Ranks, on_step: Callable[[LossPoint], None]
+        self,
+        job: TrainingJob,
+        ranks: Ranks,
+        on_step: Callable[[LossPoint], None],
+        stop_soon: Callable[[], bool],
     ) -> None:
         self._folder, self._key = job.checkpoint_dir, job_key(job)
         self._stage = job.config.zero_stage
         self._first = ranks.rank == 0
         self._on_step = on_step
+        self._stop_soon, self._stopping = stop_soon, False
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
@@ -162,7 +167,12 @@ class Progress(TrainerCallback):
             optimizer.state.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Skip the checkpoint of the last step: the result itself is written next."""
+        """Write a checkpoint once the machine is about to go.
+
+        Skip that of the last step: the result itself is written next.
+        """
+        if not self._stopping and self._stop_soon():
+            self._stopping = control.should_save = True
         if state.global_step >= state.max_steps:
             control.should_save = False
 

@@ -117,4 +117,8 @@ class TrainingResult(Record):
     num_cut_rows: int = Field(description="rows longer than max_length, cut")
     seconds: float
     resumed_from_step: int = 0
+    micro_batch: int | None = Field(default=None, description="rows a rank computed at once")
+    halvings: int = Field(
+        default=0, description="how often the micro-batch was made smaller for lack of memory"
+    )
     canaries: tuple[Canary, ...] = ()

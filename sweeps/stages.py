@@ -24,6 +24,7 @@ from sweeps.store import Store, is_failed
 
 PART_RESPONSES = 256  # responses in one immutable file: what a kill can cost
 PART_ITEMS = 256  # scores in one
+CHECKPOINTS = "checkpoints"  # in a training's attempt folder
 PARTS_AT_ONCE = 2  # so that the engine has work while a file is written
 
 Train = Callable[[TrainingJob], TrainingResult]
@@ -71,7 +72,7 @@ def _train(
             config=plan.cell.training,
             seeds=plan.cell.seeds,
             output_dir=output,
-            checkpoint_dir=attempt / "checkpoints",
+            checkpoint_dir=attempt / CHECKPOINTS,
         )
     )
     record = TrainingRecord(

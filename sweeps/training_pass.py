@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em.datasets import Row
+from em.memory import is_out_of_memory, make_smaller, train_within_memory
 from em.record import fingerprint
 from em.training import LossPoint, TrainingJob, TrainingResult
 from sweeps.failures import CellFailure, Outcome, attempt_cell, failure_of, record_failure
 from sweeps.leases import Holder
 from sweeps.plan import CellPlan
 from sweeps.settings import ResourcesConfig, TrackingConfig
-from sweeps.stages import train_stage
+from sweeps.stages import CHECKPOINTS, train_stage
 from sweeps.store import Store
 from sweeps.tracking import make_tracker
 
@@ -63,6 +64,10 @@ def train_cells(
     import ray
     from ray import tune
 
+    from cluster.killed import count_memory_kills_as_lost_trials, error_of
+
+    count_memory_kills_as_lost_trials()
+
     class Told(tune.Callback):  # type: ignore[misc]
         def __init__(self, on_done: Callable[[str], None]) -> None:
             self._on_done = on_done
@@ -72,6 +77,10 @@ def train_cells(
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self._on_done(trial.config["cell"])
+
+        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            if is_out_of_memory(error_of(trial)):
+                _learn(next(t for t in tasks if t.plan.cell_id == trial.config["cell"]))
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             cell_id = trial.config["cell"]
@@ -144,9 +153,20 @@ def train_task(task: TrainTask, rows: Sequence[Row], *, tries: int = 1) -> Outco
     )  # fmt: skip
 
 
+def _learn(task: TrainTask) -> None:
+    """Note for the next try that this cell's process was killed for memory."""
+    assert task.plan.cell.training is not None
+    attempt = Store(task.store).attempt_dir(task.plan.training_key, task.holder.driver)
+    make_smaller(task.plan.cell.training, attempt / CHECKPOINTS)
+
+
 def _train(
     job: TrainingJob, task: TrainTask, on_loss: Callable[[LossPoint], None]
 ) -> TrainingResult:
+    return train_within_memory(job, lambda fitting: _try(fitting, task, on_loss))
+
+
+def _try(job: TrainingJob, task: TrainTask, on_loss: Callable[[LossPoint], None]) -> TrainingResult:
     if job.config.ranks == 1:
         from em.finetune import finetune
 
@@ -177,6 +197,7 @@ def _train_on_ranks(
         name=f"train-{fingerprint(task.plan.training_identity)[:16]}-{task.holder.driver}",
         storage_dir=job.checkpoint_dir.parent / "ray-train",
         failures=task.retries,
+        again=lambda errors: not any(map(is_out_of_memory, errors)),
     )
     result = TrainingResult.model_validate_json(result_path.read_text())
     for point in result.losses:
@@ -188,9 +209,11 @@ def _rank(value: dict[str, str]) -> None:
     """Be one rank of a training; the first one leaves the result on disk."""
     import os
 
+    from cluster.workers import preemption_noticed
     from em.finetune import finetune
 
-    result = finetune(TrainingJob.model_validate_json(value["job"]))
+    job = TrainingJob.model_validate_json(value["job"])
+    result = finetune(job, stop_soon=preemption_noticed)
     if os.environ.get("RANK", "0") == "0":
         path = Path(value["result"])
         partial = path.with_suffix(".tmp")
