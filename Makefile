@@ -1,4 +1,5 @@
 # quickstart: install and run the demonstration sweep.   test: install what tests need and run them.
+# faults: the tests that plant faults in parts that are slow to start.
 # Linux, Python 3.11+, no GPU needed. For GPUs: make install SETUP=gpu.
 PYTHON ?= python3
 SETUP ?= cpu
@@ -13,7 +14,7 @@ UNNEEDED := torchvision torchaudio torchcodec
 # Bytecode is made once, here: each of a sweep's many processes would start slowly without it.
 UV := DS_BUILD_OPS=0 VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet
 
-.PHONY: quickstart install install-dev test check bench clean
+.PHONY: quickstart install install-dev test check faults bench clean
 
 quickstart: install
 	$(BIN)/emsweep run $(SPEC)
@@ -54,7 +55,11 @@ check: install-dev
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+# Faults in the real parts (killed, stopped, full, torn, out of reach): half an hour.
+faults: install-dev
+	$(BIN)/python -m pytest -m faults $(PYTEST)
 
 bench: install-dev
 	$(BIN)/python tests/benchmarks/quickstart.py

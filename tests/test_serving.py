@@ -140,6 +140,7 @@ def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.faults
 def test_a_wedged_engine_is_killed_and_its_calls_are_asked_again(
     pool: Pool, tuned: Weights
 ) -> None:
@@ -209,6 +210,7 @@ class Doomed:
         return
 
 
+@pytest.mark.faults
 def test_a_replica_that_dies_again_and_again_and_one_that_never_comes_back(
     ray_here: None, tmp_path: Path
 ) -> None:

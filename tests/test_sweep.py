@@ -117,18 +117,25 @@ def test_another_sweep_shares_the_cells(
     assert [cell["stages_to_run"] for cell in told["cells"]] == [[], [], [], []]
 
 
-@pytest.mark.timeout(2400)  # seven runs
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize(
+    "signals",
+    [
+        pytest.param([signal.SIGKILL], id="killed"),
+        pytest.param([signal.SIGINT, signal.SIGKILL], id="stopped", marks=pytest.mark.faults),
+    ],
+)
 def test_stopped_in_every_stage_and_continued(
-    undisturbed: tuple[Path, Path, str], model: Path, tmp_path: Path
+    undisturbed: tuple[Path, Path, str], model: Path, tmp_path: Path, signals: list[signal.Signals]
 ) -> None:
-    """One sweep is stopped by SIGINT and SIGKILL in each stage; it ends as the undisturbed one."""
+    """One sweep is stopped by each signal in each stage; it ends as the undisturbed one."""
     # One cell at a time and longer answers, so that each stage lasts long enough to be hit.
     serving = tiny_spec(model)["serving"] | {"concurrency": 1}
     spec = write_spec(tmp_path, tiny_spec(model, serving=serving))
     store = tmp_path / "store"
     agents = []
     for stage in ("train", "generate", "judge"):
-        for number in (signal.SIGINT, signal.SIGKILL):
+        for number in signals:
             before = artefacts(store)
             code, printed, left = run_until(
                 spec, store, in_stage(store, stage, since=time.time()), number

@@ -206,6 +206,7 @@ def losses(history: list[str]) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(("first", "then"), [("hangs", "well"), ("500", "well"), ("well", "hangs")])
 def test_what_an_outage_kept_back_is_sent_by_wandb_sync(
     tmp_path: Path, first: Mood, then: Mood
