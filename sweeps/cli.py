@@ -30,6 +30,7 @@ from sweeps.options import (
     log_path,
     open_sweep,
 )
+from sweeps.store_commands import store_app
 
 app = typer.Typer(
     help="How much of emergent misalignment is the model, how much the data, how much the seed?",
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app, name="data")
+app.add_typer(store_app, name="store")
 
 
 @app.command()

@@ -3,15 +3,21 @@
 Knows nothing of what the work is or where it runs.
 """
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cluster.requests import EngineDead
 from em.judging import JudgeUnavailable
 from em.record import Record
+from sweeps.artefacts import Attempt
 from sweeps.attempts import CellLog
+from sweeps.files import StoreError
 from sweeps.plan import Stage
 from sweeps.store import Store
+
+log = logging.getLogger(__name__)
 
 # Worth another try without a change by the user. Ray's own errors are told by their module, so that
 # nothing here imports Ray.
@@ -55,22 +61,24 @@ def attempt_cell(
 ) -> CellFailure | None:
     """Do `work`, trying again up to `tries` times after a transient error; return what failed.
 
-    Each try is an attempt of the cell in the store; `work` says which stage it is in.
+    Each try is an attempt of the cell in the store; `work` says which stage it is in. Nothing is
+    begun that the store cannot note; how it ended is returned even where that cannot be noted.
     """
     for trial in range(1, tries + 1):
-        log = _open_log(store, sweep, cell_id, driver, first_stage)
+        attempt = _open_log(store, sweep, cell_id, driver, first_stage)
         stage: list[Stage] = [first_stage]
 
-        def on_stage(now: Stage, log: CellLog = log, stage: list[Stage] = stage) -> None:
+        def on_stage(now: Stage, attempt: CellLog = attempt, stage: list[Stage] = stage) -> None:
             stage[0] = now
-            log.write(now, "running")
+            attempt.write(now, "running")
 
         try:
             on_stage(first_stage)
             work(on_stage)
         except Exception as error:  # noqa: BLE001  any error of one cell must not end the others
             told = _innermost(error)
-            log.write(stage[0], "failed", told)
+            with _noted_if_possible(cell_id):
+                attempt.write(stage[0], "failed", told)
             failure = CellFailure(
                 cell_id=cell_id,
                 stage=stage[0],
@@ -82,7 +90,8 @@ def attempt_cell(
                 return failure
             time.sleep(FIRST_WAIT_S * 2 ** (trial - 1))
         else:
-            log.write(stage[0], "finished")
+            with _noted_if_possible(cell_id):  # its artefacts are in the store: it is finished
+                attempt.write(stage[0], "finished")
             return None
     raise AssertionError("tries must be 1 or more")
 
@@ -113,9 +122,9 @@ def record_failure(store: Store, sweep: str, driver: str, failure: CellFailure) 
     if last is not None and last.driver == driver and last.state == "failed":
         return
     mine = last is not None and last.driver == driver and last.state == "running"
-    number = len(attempts) if mine else len(attempts) + 1
-    log = CellLog(store, sweep, failure.cell_id, driver=driver, attempt=number)
-    log.write(failure.stage, "failed", failure.message, failure.error_class)
+    number = _number(last, goes_on=mine)
+    attempt = CellLog(store, sweep, failure.cell_id, driver=driver, attempt=number)
+    attempt.write(failure.stage, "failed", failure.message, failure.error_class)
 
 
 def _open_log(store: Store, sweep: str, cell_id: str, driver: str, first: Stage) -> CellLog:
@@ -128,8 +137,21 @@ def _open_log(store: Store, sweep: str, cell_id: str, driver: str, first: Stage)
         and last.state == "finished"
         and last.stage != first
     )
-    number = len(attempts) if goes_on else len(attempts) + 1
+    number = _number(last, goes_on=goes_on)
     return CellLog(store, sweep, cell_id, driver=driver, attempt=number)
+
+
+def _number(last: Attempt | None, *, goes_on: bool) -> int:
+    """Return the number of an attempt after `last`; a torn file among the attempts is no gap."""
+    return (last.attempt if last else 0) + (not goes_on)
+
+
+@contextlib.contextmanager
+def _noted_if_possible(cell_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, StoreError) as error:
+        log.warning("%s: how it ended could not be noted: %s", cell_id, error)
 
 
 def _innermost(error: BaseException) -> BaseException:

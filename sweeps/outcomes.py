@@ -7,6 +7,7 @@ from collections import defaultdict
 
 from sweeps.attempts import Beat
 from sweeps.failures import CellFailure, record_failure
+from sweeps.files import StoreError
 from sweeps.plan import CellPlan, streams_of
 from sweeps.progress import SweepProgress
 from sweeps.spec import SweepSpec
@@ -61,7 +62,7 @@ class Outcomes:
         )
 
     def failed(self, cell: CellPlan, failure: CellFailure | None = None) -> None:
-        """Make sure that the store has the failure, and say it."""
+        """Make sure that the store has the failure, and say it. Raises StoreError if it cannot."""
         self.ended.add(cell.cell_id)
         failure = failure or CellFailure(
             cell_id=cell.cell_id,
@@ -71,6 +72,10 @@ class Outcomes:
             f"{self._spec.retries + 1} times",
             transient=True,
         )
-        record_failure(self._store, self._spec.name, self._beat.driver, failure)
+        try:
+            record_failure(self._store, self._spec.name, self._beat.driver, failure)
+        except StoreError:  # the run ends with this; what the cell failed with is told all the same
+            self._progress.failed(cell.cell_id, failure.stage, failure.message)
+            raise
         last = self._store.attempts(self._spec.name, cell.cell_id)[-1]
         self._progress.failed(cell.cell_id, last.stage, last.error or failure.message)

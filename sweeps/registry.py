@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from sweeps.files import StoreError
+from sweeps.files import Damaged, StoreError, tell_once
 from sweeps.plan import SweepPlan
 from sweeps.spec import NOT_IN_KEY, SweepSpec
 from sweeps.store import Store
@@ -19,8 +19,15 @@ def register(plan: SweepPlan, store: Store) -> None:
 
 
 def check_same(plan: SweepPlan, store: Store) -> None:
-    """Raise StoreError where the store holds another sweep under this name; writes nothing."""
-    old = store.read_json(_place(plan, store))
+    """Raise StoreError where the store holds another sweep under this name; writes nothing.
+
+    A torn file tells of none: artefacts go by their keys, and the next run writes it anew.
+    """
+    try:
+        old = store.read_json(_place(plan, store))
+    except Damaged as error:
+        tell_once(f"{error}; whether it was the same sweep cannot be told")
+        return
     if old is None:
         return
     try:
@@ -39,7 +46,7 @@ def _place(plan: SweepPlan, store: Store) -> str:
 
 def known(plan: SweepPlan, store: Store) -> bool:
     """Whether the store holds a sweep of this name."""
-    return store.read_json(_place(plan, store)) is not None
+    return store.files.read(_place(plan, store)) is not None
 
 
 def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:

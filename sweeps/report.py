@@ -18,6 +18,7 @@ from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
+from sweeps.files import write_whole
 from sweeps.gates_told import gate_warnings
 from sweeps.identities import identities
 from sweeps.judges_compared import JudgesCompared, compare_judges
@@ -274,6 +275,7 @@ def _by_judge(results: Sequence[CellResult]) -> dict[tuple[str, str], list[CellR
 
 
 def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise ValueError(f"the report cannot be written to {path}: {error.strerror}") from error

@@ -5,7 +5,6 @@ work as an argument, and knows nothing of Ray, of the grid, or of other cells.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import Part, StreamKind, TrainingRecord
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
-from sweeps.provenance import provenance
+from sweeps.provenance import Moment, provenance
 from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
 from sweeps.store import Store
 
@@ -39,7 +38,7 @@ def train_stage(
     if done is not None:
         return done
     assert plan.cell.training is not None
-    started = time.time()
+    started = Moment.now()
     attempt = store.attempt_dir(plan.training_key)
     output = attempt / "output"
     result = train(
@@ -170,7 +169,7 @@ async def _fill(
     """Do `work` in parts, taking over whole parts of an attempt that ended early; then record."""
     if not work:
         return
-    started = time.time()
+    started = Moment.now()
     wanted = {place(item) for item in work}
     parts, covered = _left_behind(store, kind, stream, wanted, found, model)
     rest = [item for item in work if place(item) not in covered]

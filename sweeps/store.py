@@ -34,11 +34,12 @@ from sweeps.artefacts import (
     StreamRecord,
     TrainingRecord,
 )
-from sweeps.files import Files, StoreError
+from sweeps.files import Damaged, Files, StoreError, cannot_write, sync
 from sweeps.ranges import condense, expand, holds, holds_all
 
 FORMAT = 2
 KEY_DIGITS = 32  # of a folder's name; the record holds all 64
+REPAIR = "'emsweep store check --repair' moves it aside, and the next run has it made again"
 Item = TypeVar("Item", bound=Record)
 Keyed = TypeVar("Keyed", TrainingRecord, StreamRecord)
 
@@ -55,7 +56,13 @@ class Store:
 
     def check(self) -> None:
         """Raise StoreError where the root holds something that is not a store of this format."""
-        marker = self.files.read_json("store.json")
+        try:
+            marker = self.files.read_json("store.json")
+        except Damaged as error:
+            whole = json.dumps({"format": FORMAT})
+            raise StoreError(
+                f"{error}. If this folder is a store of this version, write {whole} into that file"
+            ) from error
         if marker is not None:
             if marker.get("format") != FORMAT:
                 raise StoreError(
@@ -90,8 +97,7 @@ class Store:
             folder = Path(self.files.root, "training", key[:KEY_DIGITS], "attempt")
         else:
             folder = cache_dir("attempts", key[:KEY_DIGITS])
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return _made(folder)
 
     def finish_training(self, record: TrainingRecord, output_dir: Path) -> None:
         """Take over `output_dir`, then write the record. The attempt's other files are removed."""
@@ -100,6 +106,8 @@ class Store:
         if self.files.fs.exists(target):
             self.files.fs.rm(target, recursive=True)
         if self.files.is_local:
+            for path in output_dir.rglob("*"):  # on the disk before a record says that they are
+                sync(path)
             output_dir.replace(target)
         else:
             self.files.fs.put(f"{output_dir}/", f"{target}/", recursive=True)
@@ -175,10 +183,8 @@ class Store:
         for name in self.files.names(place):
             if not name.startswith("part-") or name in known:
                 continue
-            data = self.files.read(f"{place}/{name}") or b""
-            sha256 = hashlib.sha256(data).hexdigest()
-            if name == f"part-{sha256[:16]}.parquet":
-                found.append(Part(name=name, rows=len(_rows(data)), sha256=sha256))
+            part = whole_part(name, self.files.read(f"{place}/{name}") or b"")
+            found += [part] if part else []
         return found
 
     def read_part(self, kind: StreamKind, key: str, part: Part, model: type[Item]) -> list[Item]:
@@ -186,11 +192,13 @@ class Store:
         place = f"{kind}/{key[:KEY_DIGITS]}/{part.name}"
         data = self.files.read(place)
         if data is None:
-            raise StoreError(f"{self.url}/{place} is recorded but cannot be read: it is gone")
+            raise StoreError(
+                f"{self.url}/{place} is recorded but cannot be read: it is gone; {REPAIR}"
+            )
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise StoreError(
                 f"{self.url}/{place} is damaged: its sha256 is not the recorded {part.sha256}; "
-                f"remove the folder {kind}/{key[:KEY_DIGITS]} to have it made again"
+                f"{REPAIR}"
             )
         return [model.model_validate(row) for row in _rows(data)]
 
@@ -249,7 +257,7 @@ class Store:
         return sorted(beats, key=lambda beat: beat.started)
 
     def _all_in(self, folder: str, model: type[Item]) -> list[Item]:
-        found = (self.files.read_record(f"{folder}/{n}", model) for n in self.files.names(folder))
+        found = (self.files.read_note(f"{folder}/{n}", model) for n in self.files.names(folder))
         return [record for record in found if record is not None]
 
     def read_json(self, path: str) -> dict[str, Any] | None:
@@ -267,15 +275,14 @@ class Store:
             if self.files.is_local
             else cache_dir("stores", _slug(self.url), path)
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return _made(folder)
 
     def _record(self, path: str, model: type[Keyed], key: str) -> Keyed | None:
         record = self.files.read_record(path, model)
         if record is not None and record.key != key:
             raise StoreError(
                 f"{self.url}/{path} holds another thing under this name: key {record.key}, "
-                f"expected {key}"
+                f"expected {key}; {REPAIR}"
             )
         return record
 
@@ -298,6 +305,22 @@ def open_store(url: str) -> Store:
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise StoreError(f"the store {url} cannot be opened: {error}") from error
     return store
+
+
+def whole_part(name: str, data: bytes) -> Part | None:
+    """Return the part that the file `name` is, by its bytes; None where it is torn."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    if name != f"part-{sha256[:16]}.parquet":
+        return None
+    return Part(name=name, rows=len(_rows(data)), sha256=sha256)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(str(folder), error) from error
+    return folder
 
 
 def _rows(data: bytes) -> list[dict[str, Any]]:

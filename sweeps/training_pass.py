@@ -17,6 +17,7 @@ from em.datasets import Row
 from em.record import fingerprint
 from em.training import LossPoint, TrainingJob, TrainingResult
 from sweeps.failures import CellFailure, attempt_cell
+from sweeps.files import StoreError
 from sweeps.plan import CellPlan
 from sweeps.settings import ResourcesConfig, TrackingConfig
 from sweeps.stages import train_stage
@@ -58,10 +59,19 @@ def train_cells(
 ) -> None:
     """Train the cell of every task, `slots` at a time; `on_done` is told each cell's id.
 
-    `rows` are by content hash. Failures are in the store's attempts when this returns.
+    `rows` are by content hash. Failures are in the store's attempts when this returns. Raises
+    StoreError where `on_done` does; the other cells have come to their ends then.
     """
     import ray
     from ray import tune
+
+    unwritable: list[StoreError] = []
+
+    def tell(cell_id: str) -> None:
+        try:
+            on_done(cell_id)
+        except StoreError as error:  # Tune would tell it as an error of its own
+            unwritable.append(error)
 
     class Told(tune.Callback):  # type: ignore[misc]
         def __init__(self, on_done: Callable[[str], None]) -> None:
@@ -97,9 +107,11 @@ def train_cells(
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=retries),
-                callbacks=[Told(on_done)],
+                callbacks=[Told(tell)],
             ),
         ).fit()
+    if unwritable:
+        raise unwritable[0]
 
 
 def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
