@@ -81,10 +81,16 @@ class Files:
     def read_json(self, path: str) -> dict[str, Any] | None:
         """Return a file's JSON object, or None. Raises StoreError where it is none."""
         data = self.read(path)
+        if data is None:
+            return None
+        damaged = Damaged(f"{self.url}/{path} is damaged: not a JSON object")
         try:
-            return dict(json.loads(data)) if data is not None else None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise Damaged(f"{self.url}/{path} is damaged: not a JSON object") from error
+            found = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise damaged from error
+        if not isinstance(found, dict):
+            raise damaged
+        return found
 
     def read_record(self, path: str, model: type[Item]) -> Item | None:
         """Return a file's record, or None. Raises Damaged where it is another thing."""
@@ -186,6 +192,14 @@ def write_whole(target: Path, data: bytes) -> None:
             partial.unlink(missing_ok=True)
         raise
     sync(target.parent)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that a user reads, as `write_whole`. Raises ValueError where it cannot."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def sync(path: Path) -> None:

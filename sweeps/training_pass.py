@@ -49,6 +49,26 @@ class TrialFailed(RuntimeError):
     """A transient failure in a trial; Tune tries it again in a fresh process."""
 
 
+class Telling:
+    """Tells of cells, and keeps a StoreError: Tune would tell it as an error of its own."""
+
+    def __init__(self, on_done: Callable[[str], None]) -> None:
+        self._on_done = on_done
+        self._error: StoreError | None = None
+
+    def __call__(self, cell_id: str) -> None:
+        """Tell of one cell."""
+        try:
+            self._on_done(cell_id)
+        except StoreError as error:
+            self._error = self._error or error
+
+    def check(self) -> None:
+        """Raise the first StoreError there was."""
+        if self._error is not None:
+            raise self._error
+
+
 def train_cells(
     tasks: Sequence[TrainTask],
     rows: Mapping[str, Sequence[Row]],
@@ -65,13 +85,7 @@ def train_cells(
     import ray
     from ray import tune
 
-    unwritable: list[StoreError] = []
-
-    def tell(cell_id: str) -> None:
-        try:
-            on_done(cell_id)
-        except StoreError as error:  # Tune would tell it as an error of its own
-            unwritable.append(error)
+    tell = Telling(on_done)
 
     class Told(tune.Callback):  # type: ignore[misc]
         def __init__(self, on_done: Callable[[str], None]) -> None:
@@ -110,8 +124,7 @@ def train_cells(
                 callbacks=[Told(tell)],
             ),
         ).fit()
-    if unwritable:
-        raise unwritable[0]
+    tell.check()
 
 
 def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
