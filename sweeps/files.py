@@ -222,7 +222,10 @@ def cannot_write(place: str, error: OSError) -> StoreError:
             "shows what can go) and give the same command again: what is finished is kept"
         )
     elif error.errno in CLOSED:
-        cure = "make it writable for this user, or name another store with --store"
+        cure = (
+            "make it writable for this user, or name another store with --store (a report alone "
+            "can go elsewhere with --out)"
+        )
     else:
         cure = "when the cause is gone, give the same command again: what is finished is kept"
     return StoreError(f"cannot write {place}: {error.strerror or error}. What to do: {cure}")

@@ -64,6 +64,7 @@ class Outcomes:
     def failed(self, cell: CellPlan, failure: CellFailure | None = None) -> None:
         """Make sure that the store has the failure, and say it. Raises StoreError if it cannot."""
         self.ended.add(cell.cell_id)
+        own = failure
         failure = failure or CellFailure(
             cell_id=cell.cell_id,
             stage="train",
@@ -75,7 +76,8 @@ class Outcomes:
         try:
             record_failure(self._store, self._spec.name, self._beat.driver, failure)
         except StoreError:  # the run ends with this; what the cell failed with is told all the same
-            self._progress.failed(cell.cell_id, failure.stage, failure.message)
+            if own is not None:
+                self._progress.failed(cell.cell_id, own.stage, own.message)
             raise
         last = self._store.attempts(self._spec.name, cell.cell_id)[-1]
         self._progress.failed(cell.cell_id, last.stage, last.error or failure.message)

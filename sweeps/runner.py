@@ -275,8 +275,9 @@ class _Driver:
                         assert cell.content_sha256 is not None
                         self._progress.begin("train")
                         task = self._train_task(cell)
-                        if train_task(task, rows[cell.content_sha256], tries=tries):
-                            self._outcomes.failed(cell)
+                        failure = train_task(task, rows[cell.content_sha256], tries=tries)
+                        if failure is not None:
+                            self._outcomes.failed(cell, failure)
                             continue
                         self._progress.done("train", cell.cell_id)
                     for model in pool_models(self._spec, [cell], self._store):

@@ -88,6 +88,8 @@ def _uncounted_parts(store: Store, kind: StreamKind, sizes: Sizes) -> list[Lefto
                 )
             counted |= {f"{folder}/{part.name}" for part in record.parts}
     why = "no record lists it: the next run would take it over if it is whole"
+    if kind == "judgements":
+        why += "; its calls count in a judge's budget while it is here"
     return [
         Leftover(path=path, num_bytes=size, why=why)
         for path, (size, _) in sizes.items()
