@@ -200,7 +200,7 @@ class Store:
                 f"{self.url}/{place} is damaged: its sha256 is not the recorded {part.sha256}; "
                 f"{REPAIR}"
             )
-        return [model.model_validate(row) for row in _rows(data)]
+        return [model.model_validate(row) for row in rows_of(data)]
 
     def read_stream(self, kind: StreamKind, key: str, model: type[Item]) -> list[Item]:
         """Return every recorded item of a stream, each key once."""
@@ -312,7 +312,7 @@ def whole_part(name: str, data: bytes) -> Part | None:
     sha256 = hashlib.sha256(data).hexdigest()
     if name != f"part-{sha256[:16]}.parquet":
         return None
-    return Part(name=name, rows=len(_rows(data)), sha256=sha256)
+    return Part(name=name, rows=len(rows_of(data)), sha256=sha256)
 
 
 def _made(folder: Path) -> Path:
@@ -323,11 +323,14 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _rows(data: bytes) -> list[dict[str, Any]]:
+def rows_of(data: bytes, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a parquet file, with all columns or those named."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return list(pq.read_table(pa.BufferReader(data)).to_pylist())
+    # In this thread: pyarrow's own threads may abort a process that ends soon after a read.
+    file = pq.ParquetFile(pa.BufferReader(data))
+    return list(file.read(columns=columns, use_threads=False).to_pylist())
 
 
 def _slug(url: str) -> str:

@@ -26,10 +26,14 @@ from sweeps.artefacts import (
 from sweeps.files import Damaged, StoreError
 from sweeps.ranges import expand
 from sweeps.stage_gates import weights_sha256
-from sweeps.store import KEY_DIGITS, Keyed, Store, whole_part
+from sweeps.store import KEY_DIGITS, Keyed, Store, rows_of, whole_part
 from sweeps.store_targets import Targets
 
 ASIDE = "damaged"
+COLUMNS: dict[StreamKind, list[str]] = {
+    "responses": ["key", "wording_key", "index", "weights"],
+    "judgements": ["key", "response"],
+}
 
 
 class Damage(Record):
@@ -235,7 +239,7 @@ class _Check:
             what = "is empty" if not data else "is not what was recorded: its sha256 is another"
             self._found(path, what, f"{place}/record.json", path)
             return None
-        rows = _rows_of(data, kind)
+        rows = rows_of(data, COLUMNS[kind])
         if len(rows) != part.rows:
             what = f"has {len(rows)} rows, its record says {part.rows}"
             self._found(path, what, f"{place}/record.json")
@@ -278,14 +282,3 @@ def _hash_of(folder: Path) -> str:
         return weights_sha256(folder)
     except OSError as error:
         raise StoreError(f"cannot read {folder}: {error.strerror or error}") from error
-
-
-def _rows_of(data: bytes, kind: StreamKind) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        "responses": ["key", "wording_key", "index", "weights"],
-        "judgements": ["key", "response"],
-    }
-    return list(pq.read_table(pa.BufferReader(data), columns=columns[kind]).to_pylist())
