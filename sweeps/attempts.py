@@ -109,22 +109,25 @@ class Beat:
     @contextlib.contextmanager
     def starting(self, what: str) -> Iterator[None]:
         """Note how long the start of `what` takes: it is no cell's work."""
-        began = time.time()
+        began, tick = time.time(), time.monotonic()
         yield
-        self._starts[what] = (began, time.time())
+        self._starts[what] = (began, began + time.monotonic() - tick)  # however the clock is set
 
     def close(self) -> None:
-        """Say that this driver has ended."""
+        """Say that this driver has ended; where that cannot be written, its beat just stops."""
         self._stop.set()
         self._thread.join()
-        self._write(finished=True)
+        self._try_to_write(finished=True)  # an error here would hide what the run ended with
 
     def _loop(self) -> None:
         while not self._stop.wait(BEAT_S):
-            try:
-                self._write(finished=False)
-            except Exception as error:  # noqa: BLE001  a store out of reach for a moment, of any kind
-                log.warning("the sign of life could not be written: %s", error)
+            self._try_to_write(finished=False)
+
+    def _try_to_write(self, *, finished: bool) -> None:
+        try:
+            self._write(finished=finished)
+        except Exception as error:  # noqa: BLE001  a store out of reach for a moment, of any kind
+            log.warning("the sign of life could not be written: %s", error)
 
     def _write(self, *, finished: bool) -> None:
         self._count += 1

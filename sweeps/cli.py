@@ -35,6 +35,7 @@ from sweeps.options import (
     open_sweep,
     open_to_run,
 )
+from sweeps.store_commands import store_app
 
 app = typer.Typer(
     help="How much of emergent misalignment is the model, how much the data, how much the seed?",
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app, name="data")
+app.add_typer(store_app, name="store")
 
 
 @app.command()

@@ -29,11 +29,17 @@ def noise_to(log_path: Path) -> Iterator[TextIO]:
     """Send this process's and its children's output to `log_path`; yield the real output.
 
     Works on the file descriptors, because Ray and vLLM write from native code and other processes.
+    Raises ValueError where the file cannot be written.
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    try:
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise ValueError(
+            f"the libraries' output cannot be written to {log_path}: {error.strerror}"
+        ) from error
     out, err = os.dup(1), os.dup(2)
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()

@@ -3,17 +3,21 @@
 Knows nothing of what the work is or where it runs.
 """
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from em.record import Record
 from sweeps.artefacts import Attempt
 from sweeps.attempts import CellLog
 from sweeps.failure_kinds import TRANSIENT, FailureKind, classify, deciding
+from sweeps.files import StoreError
 from sweeps.leases import HeldElsewhere, LeaseLost
 from sweeps.plan import Stage
 from sweeps.store import Store
 
+log = logging.getLogger(__name__)
 FIRST_WAIT_S = 1.0
 
 OnStage = Callable[[Stage], None]
@@ -69,30 +73,34 @@ def attempt_cell(
 ) -> Outcome:
     """Do `work`, trying again up to `tries` times after a transient error; return how it ended.
 
-    Each try is an attempt of the cell in the store; `work` says which stage it is in.
+    Each try is an attempt of the cell in the store; `work` says which stage it is in. Nothing is
+    begun that the store cannot note; how it ended is returned even where that cannot be noted.
     """
     for trial in range(1, tries + 1):
-        log = _open_log(store, sweep, cell_id, driver, first_stage)
+        attempt = _open_log(store, sweep, cell_id, driver, first_stage)
         stage: list[Stage] = [first_stage]
 
-        def on_stage(now: Stage, log: CellLog = log, stage: list[Stage] = stage) -> None:
+        def on_stage(now: Stage, attempt: CellLog = attempt, stage: list[Stage] = stage) -> None:
             stage[0] = now
-            log.write(now, "running")
+            attempt.write(now, "running")
 
         try:
             on_stage(first_stage)
             work(on_stage)
         except (HeldElsewhere, LeaseLost):
-            log.write(stage[0], "waiting")
+            with _noted_if_possible(cell_id):
+                attempt.write(stage[0], "waiting")
             return Elsewhere(cell_id=cell_id, stage=stage[0])
         except Exception as error:  # noqa: BLE001  any error of one cell must not end the others
             failure = failure_of(error, cell_id, stage[0])
-            log.failed(failure.stage, failure.message, failure.error_class, failure.kind)
+            with _noted_if_possible(cell_id):
+                attempt.failed(failure.stage, failure.message, failure.error_class, failure.kind)
             if not failure.transient or trial == tries:
                 return failure
             time.sleep(FIRST_WAIT_S * 2 ** (trial - 1))
         else:
-            log.write(stage[0], "finished")
+            with _noted_if_possible(cell_id):  # its artefacts are in the store: it is finished
+                attempt.write(stage[0], "finished")
             return None
     raise AssertionError("tries must be 1 or more")
 
@@ -115,8 +123,8 @@ def record_failure(store: Store, sweep: str, driver: str, failure: CellFailure) 
         return
     mine = last is not None and last.state == "running"
     number = last.attempt if last and mine else _next_number(store, sweep, failure.cell_id)
-    log = CellLog(store, sweep, failure.cell_id, driver=driver, attempt=number)
-    log.failed(failure.stage, failure.message, failure.error_class, failure.kind)
+    attempt = CellLog(store, sweep, failure.cell_id, driver=driver, attempt=number)
+    attempt.failed(failure.stage, failure.message, failure.error_class, failure.kind)
 
 
 def _open_log(store: Store, sweep: str, cell_id: str, driver: str, first: Stage) -> CellLog:
@@ -137,3 +145,11 @@ def last_attempt(store: Store, sweep: str, cell_id: str, driver: str) -> Attempt
     """Return a driver's last attempt at a cell, or None."""
     mine = [a for a in store.attempts(sweep, cell_id) if a.driver == driver]
     return mine[-1] if mine else None
+
+
+@contextlib.contextmanager
+def _noted_if_possible(cell_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, StoreError) as error:
+        log.warning("%s: how it ended could not be noted: %s", cell_id, error)

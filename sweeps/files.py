@@ -4,9 +4,12 @@ Knows nothing of what the files are (see sweeps.store).
 """
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import uuid
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +18,21 @@ from pydantic import ValidationError
 
 from em.record import Record
 
+log = logging.getLogger(__name__)
+
 PARTIAL = ".tmp"  # a file that is being written; never read
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of file systems that have none
 Item = TypeVar("Item", bound=Record)
 
 
 class StoreError(ValueError):
     """The store is not what it should be: another thing under a name, or a damaged file."""
+
+
+class Damaged(StoreError):
+    """A file is there, and is not what is written there: torn, or of another program."""
 
 
 class Files:
@@ -69,23 +81,40 @@ class Files:
     def read_json(self, path: str) -> dict[str, Any] | None:
         """Return a file's JSON object, or None. Raises StoreError where it is none."""
         data = self.read(path)
+        if data is None:
+            return None
+        damaged = Damaged(f"{self.url}/{path} is damaged: not a JSON object")
         try:
-            return dict(json.loads(data)) if data is not None else None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise StoreError(f"{self.url}/{path} is damaged: not a JSON object") from error
+            found = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise damaged from error
+        if not isinstance(found, dict):
+            raise damaged
+        return found
 
     def read_record(self, path: str, model: type[Item]) -> Item | None:
-        """Return a file's record, or None. Raises StoreError where it is another thing."""
+        """Return a file's record, or None. Raises Damaged where it is another thing."""
         data = self.read(path)
         if data is None:
             return None
         try:
             return model.model_validate_json(data)
         except ValidationError as error:
-            raise StoreError(
-                f"{self.url}/{path} is damaged ({error.errors()[0]['msg']}): remove this file, and "
-                "what it told is as if it had not happened"
+            raise Damaged(
+                f"{self.url}/{path} is damaged ({error.errors()[0]['msg']}): 'emsweep store check "
+                "--repair' moves it aside, and the next run makes again what is missing then"
             ) from error
+
+    def read_note(self, path: str, model: type[Item]) -> Item | None:
+        """As read_record, for what only tells how far work is: a damaged one is as if not there.
+
+        It is told once in each process. No artefact hangs on it, and its next writer mends it.
+        """
+        try:
+            return self.read_record(path, model)
+        except Damaged:
+            tell_once(f"{self.url}/{path} is damaged; it is read as if it were not there")
+            return None
 
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file: no reader ever sees a part of it. Raises StoreError if it cannot."""
@@ -94,20 +123,13 @@ class Files:
         except (ConnectionError, TimeoutError):
             raise  # another try may succeed
         except OSError as error:
-            raise StoreError(f"cannot write {self.url}/{path}: {error}") from error
+            raise cannot_write(f"{self.url}/{path}", error) from error
 
     def _write(self, path: str, data: bytes) -> None:
         if not self.is_local:
             self.fs.pipe_file(self._place(path), data)  # a put of an object is atomic
             return
-        target = self._place(path)
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
+        write_whole(Path(self._place(path)), data)
 
     def write_record(self, path: str, record: Record) -> None:
         """Write a record as JSON."""
@@ -123,7 +145,7 @@ class Files:
         except (ConnectionError, TimeoutError):
             raise  # another try may succeed
         except OSError as error:
-            raise StoreError(f"cannot write {self.url}/{path}: {error}") from error
+            raise cannot_write(f"{self.url}/{path}", error) from error
 
     def _create(self, target: str, data: bytes) -> bool:
         try:
@@ -141,10 +163,40 @@ class Files:
             return False
         return True
 
+    def move(self, path: str, target: str) -> None:
+        """Move a file or folder, if it is there. Raises StoreError where it cannot."""
+        try:
+            if self.is_local:
+                Path(self._place(target)).parent.mkdir(parents=True, exist_ok=True)
+                Path(self._place(path)).rename(self._place(target))
+            else:
+                self.fs.mv(self._place(path), self._place(target), recursive=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise cannot_write(f"{self.url}/{target}", error) from error
+
     def remove(self, path: str) -> None:
-        """Remove a file; nothing happens where there is none."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self._place(path))
+        """Remove a file or folder, if it is there. Raises StoreError where it cannot."""
+        try:
+            self.fs.rm(self._place(path), recursive=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise cannot_write(f"{self.url}/{path}", error) from error
+
+    def sizes(self, path: str) -> dict[str, tuple[int, float | None]]:
+        """Return size in bytes and time of change (seconds since 1970) of every file below `path`.
+
+        By path from the root; those that are being written, too. The time is None where the file
+        system does not say. Raises StoreError where it cannot be read.
+        """
+        try:
+            found = self.fs.find(self._place(path), detail=True)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        start = len(self.root.rstrip("/")) + 1
+        return {name[start:]: (info["size"], info.get("mtime")) for name, info in found.items()}
 
     def _place(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")
@@ -152,3 +204,66 @@ class Files:
 
 def _as_json(record: Record) -> bytes:
     return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Write a local file: it is there whole, also after a loss of power, or not at all.
+
+    Raises OSError where it cannot; then nothing is left behind.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    sync(target.parent)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that a user reads, as `write_whole`. Raises ValueError where it cannot."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk when this returns. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NO_FOLDER_SYNC):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(place: str, error: OSError) -> StoreError:
+    """Return what to tell of a place that could not be written, and what to do about it."""
+    if error.errno in FULL:
+        cure = (
+            "the disk, or what this user may use of it, is full. Make room ('emsweep store gc' "
+            "shows what can go) and give the same command again: what is finished is kept"
+        )
+    elif error.errno in CLOSED:
+        cure = (
+            "make it writable for this user, or name another store with --store (a report alone "
+            "can go elsewhere with --out)"
+        )
+    else:
+        cure = "when the cause is gone, give the same command again: what is finished is kept"
+    return StoreError(f"cannot write {place}: {error.strerror or error}. What to do: {cure}")
+
+
+@cache
+def tell_once(text: str) -> None:
+    """Warn of something, once in this process however often it is met."""
+    log.warning("%s", text)

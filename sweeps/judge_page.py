@@ -9,15 +9,18 @@ import jinja2
 from markupsafe import Markup
 
 from sweeps import figures
+from sweeps.files import write_output
 from sweeps.judge_commands import JudgeCheck
 
 
 def write_judge_check(check: JudgeCheck, folder: Path) -> Path:
-    """Write judge_check.html and judge_check.json; return the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "judge_check.json").write_text(check.model_dump_json(indent=1) + "\n")
+    """Write judge_check.html and judge_check.json; return the page's path.
+
+    Raises ValueError where they cannot be written.
+    """
+    write_output(folder / "judge_check.json", (check.model_dump_json(indent=1) + "\n").encode())
     path = folder / "judge_check.html"
-    path.write_text(render(check), encoding="utf-8")
+    write_output(path, render(check).encode())
     return path
 
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from sweeps.artefacts import Attempt
 from sweeps.attempts import Beat, kind_of
 from sweeps.failures import CellFailure, Outcome, last_attempt, record_failure
+from sweeps.files import StoreError
 from sweeps.plan import STAGES, CellPlan, stages_to_run, streams_of
 from sweeps.progress import SweepProgress
 from sweeps.spec import SweepSpec
@@ -78,7 +79,9 @@ class Outcomes:
         )
 
     def failed(self, cell: CellPlan, failure: CellFailure | None = None) -> None:
-        """Make sure that the store has the failure, and say it."""
+        """Make sure that the store has the failure, and say it. Raises StoreError if it cannot."""
+        self.ended.add(cell.cell_id)
+        own = failure
         failure = failure or CellFailure(
             cell_id=cell.cell_id,
             stage="train",
@@ -87,7 +90,12 @@ class Outcomes:
             f"{self._spec.retries + 1} times",
             kind="process died",
         )
-        record_failure(self._store, self._spec.name, self._beat.driver, failure)
+        try:
+            record_failure(self._store, self._spec.name, self._beat.driver, failure)
+        except StoreError:  # the run ends with this; what the cell failed with is told all the same
+            if own is not None:
+                self._progress.failed(cell.cell_id, own.stage, own.message)
+            raise
         last = last_attempt(self._store, self._spec.name, cell.cell_id, self._beat.driver)
         assert last is not None
         self.failed_elsewhere(cell, last)

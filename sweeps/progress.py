@@ -95,6 +95,27 @@ class SweepProgress:
         return time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - self._started))
 
 
+class Counted:
+    """Like things done one by one: a line every few seconds, with about how long the rest takes."""
+
+    def __init__(self, out: TextIO, done: str, total: int, *, every_s: float = 3.0) -> None:
+        """Say on `out` how many of `total` are `done` (a word such as checked)."""
+        self._out, self._done, self._total, self._every_s = out, done, total, every_s
+        self._count = 0
+        self._started = self._said = time.monotonic()
+
+    def step(self) -> None:
+        """Count one."""
+        self._count += 1
+        now = time.monotonic()
+        if now - self._said < self._every_s:
+            return
+        self._said = now
+        left = (now - self._started) / self._count * (self._total - self._count)
+        line = f"{self._done} {self._count}/{self._total}, about {duration(left)} left"
+        print(line, file=self._out, flush=True)
+
+
 def duration(seconds: float) -> str:
     """Return a time as people say it: 40 s, 12 min, 3.5 h."""
     if seconds < 90:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from sweeps.artefacts import Provenance
 
@@ -17,14 +18,34 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def provenance(*, started: float, gates: Mapping[str, str] | None = None) -> Provenance:
-    """Return the provenance of work that began at `started` (time.time()) and ends now."""
+class Moment(NamedTuple):
+    """When something began: `wall` in seconds since 1970, and `tick` of a clock that never jumps.
+
+    `tick` counts in this process only.
+    """
+
+    wall: float
+    tick: float
+
+    @classmethod
+    def now(cls) -> "Moment":
+        """Return this moment."""
+        return cls(wall=time.time(), tick=time.monotonic())
+
+    @property
+    def seconds_since(self) -> float:
+        """How long it is ago, whatever has been done to the wall clock meanwhile."""
+        return time.monotonic() - self.tick
+
+
+def provenance(*, started: Moment, gates: Mapping[str, str] | None = None) -> Provenance:
+    """Return the provenance of work that began at `started` and ends now."""
     return Provenance(
         commit=commit(),
         versions=versions(),
         host=platform.node(),
-        started=started,
-        seconds=time.time() - started,
+        started=started.wall,
+        seconds=started.seconds_since,
         device=device(),
         gates=dict(gates or {}),
     )

@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from sweeps.files import StoreError
+from sweeps.files import Damaged, StoreError, tell_once
 from sweeps.plan import SweepPlan
 from sweeps.resolved import Resolved
 from sweeps.spec import NOT_IN_KEY, SweepSpec
@@ -29,8 +29,15 @@ def check_same(plan: SweepPlan, store: Store) -> None:
 
 
 def registered(plan: SweepPlan, store: Store) -> SweepSpec | None:
-    """Return the spec of this name that the store holds. Raises StoreError where it is no spec."""
-    old = store.read_json(_place(plan, store))
+    """Return the spec of this name that the store holds. Raises StoreError where it is no spec.
+
+    A torn file tells of none: artefacts go by their keys, and the next run writes it anew.
+    """
+    try:
+        old = store.read_json(_place(plan, store))
+    except Damaged as error:
+        tell_once(f"{error}; whether it was the same sweep cannot be told")
+        return None
     try:
         return SweepSpec.model_validate(old) if old is not None else None
     except ValidationError as error:
@@ -51,7 +58,7 @@ def _place(plan: SweepPlan, store: Store, what: str = "spec") -> str:
 
 def known(plan: SweepPlan, store: Store) -> bool:
     """Whether the store holds a sweep of this name."""
-    return store.read_json(_place(plan, store)) is not None
+    return store.files.read(_place(plan, store)) is not None
 
 
 def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:

@@ -18,6 +18,7 @@ from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
+from sweeps.files import write_output
 from sweeps.gates_told import gate_warnings
 from sweeps.identities import identities
 from sweeps.judges_compared import JudgesCompared, compare_judges
@@ -97,11 +98,11 @@ def write_report(
     except OSError as error:
         raise ValueError(f"the report cannot be written to {folder}: {error.strerror}") from error
     data = report.model_dump(mode="json")
-    _replace(folder / "report.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
-    _replace(folder / "cells.parquet", cells_table(report.cells))
+    write_output(folder / "report.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
+    write_output(folder / "cells.parquet", cells_table(report.cells))
     places = {cell.cell_id: cell for cell in report.cells}
-    _replace(folder / "judgements.parquet", judgements_table(rows, places))
-    _replace(folder / "report.html", render(report, rows).encode())
+    write_output(folder / "judgements.parquet", judgements_table(rows, places))
+    write_output(folder / "report.html", render(report, rows).encode())
     return folder / "report.html"
 
 
@@ -285,9 +286,3 @@ def _by_judge(results: Sequence[CellResult]) -> dict[tuple[str, str], list[CellR
     for result in results:
         groups.setdefault((result.evaluation, result.judge), []).append(result)
     return groups
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -5,7 +5,6 @@ work as an argument, and knows nothing of Ray, of the grid, or of other cells.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import Part, StreamKind, TrainingRecord
 from sweeps.leases import ALONE, Holder, holding
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
-from sweeps.provenance import provenance
+from sweeps.provenance import Moment, provenance
 from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
 from sweeps.store import Store, is_failed
 
@@ -61,7 +60,7 @@ def _train(
     plan: CellPlan, train: Train, attempt: Path, *, model_dir: Path, rows: Sequence[Row]
 ) -> tuple[TrainingRecord, Path]:
     assert plan.cell.training is not None
-    started = time.time()
+    started = Moment.now()
     output = attempt / "output"
     result = train(
         TrainingJob(
@@ -216,7 +215,7 @@ async def _fill(
     """
     if not work:
         return
-    started = time.time()
+    started = Moment.now()
     wanted = {place(item) for item in work}
     parts, covered = _left_behind(store, kind, stream, wanted, found, model)
     rest = [item for item in work if place(item) not in covered]

@@ -36,11 +36,12 @@ from sweeps.artefacts import (
     StreamRecord,
     TrainingRecord,
 )
-from sweeps.files import Files, StoreError
+from sweeps.files import Damaged, Files, StoreError, cannot_write, sync
 from sweeps.ranges import condense, expand, holds, holds_all
 
 FORMAT = 2
 KEY_DIGITS = 32  # of a folder's name; the record holds all 64
+REPAIR = "'emsweep store check --repair' moves it aside, and the next run has it made again"
 Item = TypeVar("Item", bound=Record)
 Keyed = TypeVar("Keyed", TrainingRecord, StreamRecord)
 
@@ -60,7 +61,13 @@ class Store:
 
     def check(self) -> None:
         """Raise StoreError where the root holds something that is not a store of this format."""
-        marker = self.files.read_json("store.json")
+        try:
+            marker = self.files.read_json("store.json")
+        except Damaged as error:
+            whole = json.dumps({"format": FORMAT})
+            raise StoreError(
+                f"{error}. If this folder is a store of this version, write {whole} into that file"
+            ) from error
         if marker is not None:
             if marker.get("format") != FORMAT:
                 raise StoreError(
@@ -93,17 +100,15 @@ class Store:
         """Return a local folder for `driver`'s work on the training `key`, kept between attempts.
 
         What another driver left is taken over by renaming: were it still alive, its next write
-        would fail instead of mixing with ours.
+        would fail instead of mixing with ours. Raises StoreError where it cannot be made.
         """
         place = self._attempts(key)
         folder = place / f"attempt-{driver}"
         if not folder.is_dir():
-            place.mkdir(parents=True, exist_ok=True)
             left = sorted(place.glob("attempt-*"), key=lambda path: path.stat().st_mtime)
             if left:
                 left[-1].rename(folder)
-        folder.mkdir(exist_ok=True)
-        return folder
+        return _made(folder)
 
     def _attempts(self, key: str) -> Path:
         if self.files.is_local:
@@ -117,6 +122,8 @@ class Store:
         if self.files.fs.exists(target):
             self.files.fs.rm(target, recursive=True)
         if self.files.is_local:
+            for path in output_dir.rglob("*"):  # on the disk before a record says that they are
+                sync(path)
             output_dir.replace(target)
         else:
             self.files.fs.put(f"{output_dir}/", f"{target}/", recursive=True)
@@ -216,10 +223,8 @@ class Store:
         for name in self.files.names(place):
             if not name.startswith("part-") or name in known:
                 continue
-            data = self.files.read(f"{place}/{name}") or b""
-            sha256 = hashlib.sha256(data).hexdigest()
-            if name == f"part-{sha256[:16]}.parquet":
-                found.append(Part(name=name, rows=len(_rows(data)), sha256=sha256))
+            part = whole_part(name, self.files.read(f"{place}/{name}") or b"")
+            found += [part] if part else []
         return found
 
     def read_part(self, kind: StreamKind, key: str, part: Part, model: type[Item]) -> list[Item]:
@@ -227,13 +232,15 @@ class Store:
         place = f"{kind}/{key[:KEY_DIGITS]}/{part.name}"
         data = self.files.read(place)
         if data is None:
-            raise StoreError(f"{self.url}/{place} is recorded but cannot be read: it is gone")
+            raise StoreError(
+                f"{self.url}/{place} is recorded but cannot be read: it is gone; {REPAIR}"
+            )
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise StoreError(
                 f"{self.url}/{place} is damaged: its sha256 is not the recorded {part.sha256}; "
-                f"remove the folder {kind}/{key[:KEY_DIGITS]} to have it made again"
+                f"{REPAIR}"
             )
-        return [model.model_validate(row) for row in _rows(data)]
+        return [model.model_validate(row) for row in rows_of(data)]
 
     def read_stream(self, kind: StreamKind, key: str, model: type[Item]) -> list[Item]:
         """Return every recorded item of a stream, each key once: the first that is not failed."""
@@ -298,14 +305,14 @@ class Store:
 
     def driver(self, sweep: str, driver: str) -> DriverBeat | None:
         """Return the last sign of life of one driver, or None."""
-        return self.files.read_record(self.driver_path(sweep, driver), DriverBeat)
+        return self.files.read_note(self.driver_path(sweep, driver), DriverBeat)
 
     def driver_path(self, sweep: str, driver: str) -> str:
         """Return where a driver's sign of life is, relative to the root."""
         return f"{self.sweep_dir(sweep)}/drivers/{driver}.json"
 
     def _all_in(self, folder: str, model: type[Item]) -> list[Item]:
-        found = (self.files.read_record(f"{folder}/{n}", model) for n in self.files.names(folder))
+        found = (self.files.read_note(f"{folder}/{n}", model) for n in self.files.names(folder))
         return [record for record in found if record is not None]
 
     def read_json(self, path: str) -> dict[str, Any] | None:
@@ -323,15 +330,14 @@ class Store:
             if self.files.is_local
             else cache_dir("stores", _slug(self.url), path)
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return _made(folder)
 
     def _record(self, path: str, model: type[Keyed], key: str) -> Keyed | None:
         record = self.files.read_record(path, model)
         if record is not None and record.key != key:
             raise StoreError(
                 f"{self.url}/{path} holds another thing under this name: key {record.key}, "
-                f"expected {key}"
+                f"expected {key}; {REPAIR}"
             )
         return record
 
@@ -361,11 +367,30 @@ def open_store(url: str) -> Store:
     return store
 
 
-def _rows(data: bytes) -> list[dict[str, Any]]:
+def whole_part(name: str, data: bytes) -> Part | None:
+    """Return the part that the file `name` is, by its bytes; None where it is torn."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    if name != f"part-{sha256[:16]}.parquet":
+        return None
+    return Part(name=name, rows=len(rows_of(data)), sha256=sha256)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(str(folder), error) from error
+    return folder
+
+
+def rows_of(data: bytes, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a parquet file, with all columns or those named."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return list(pq.read_table(pa.BufferReader(data)).to_pylist())
+    # In this thread: pyarrow's own threads may abort a process that ends soon after a read.
+    file = pq.ParquetFile(pa.BufferReader(data))
+    return list(file.read(columns=columns, use_threads=False).to_pylist())
 
 
 def _slug(url: str) -> str:

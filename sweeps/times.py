@@ -25,7 +25,8 @@ def overhead(sweep: SweepPlan, store: Store) -> Overhead:
     """Wall time of the drivers, less what stages and starts cover; stages may overlap."""
     drivers = store.drivers(sweep.spec.name)
     work, cells = _stage_intervals(sweep.cells, store)
-    wall = sum(driver.updated - driver.started for driver in drivers)
+    # A clock that was set back has no say in how long a driver ran: that is then not known.
+    wall = sum(max(0.0, driver.updated - driver.started) for driver in drivers)
     busy = starts = 0.0
     for driver in drivers:
         inside = _clip(work, driver)

@@ -18,6 +18,7 @@ from em.memory import is_out_of_memory, make_smaller, train_within_memory
 from em.record import fingerprint
 from em.training import LossPoint, TrainingJob, TrainingResult
 from sweeps.failures import CellFailure, Outcome, attempt_cell, failure_of, record_failure
+from sweeps.files import StoreError
 from sweeps.leases import Holder
 from sweeps.plan import CellPlan
 from sweeps.settings import ResourcesConfig, TrackingConfig
@@ -49,6 +50,26 @@ class TrialFailed(RuntimeError):
     """A transient failure in a trial; Tune tries it again in a fresh process."""
 
 
+class Telling:
+    """Tells of cells, and keeps a StoreError: Tune would tell it as an error of its own."""
+
+    def __init__(self, on_done: Callable[[str], None]) -> None:
+        self._on_done = on_done
+        self._error: StoreError | None = None
+
+    def __call__(self, cell_id: str) -> None:
+        """Tell of one cell."""
+        try:
+            self._on_done(cell_id)
+        except StoreError as error:
+            self._error = self._error or error
+
+    def check(self) -> None:
+        """Raise the first StoreError there was."""
+        if self._error is not None:
+            raise self._error
+
+
 def train_cells(
     tasks: Sequence[TrainTask],
     rows: Mapping[str, Sequence[Row]],
@@ -59,7 +80,8 @@ def train_cells(
 ) -> None:
     """Train the cell of every task, `slots` at a time; `on_done` is told each cell's id.
 
-    `rows` are by content hash. Failures are in the store's attempts when this returns.
+    `rows` are by content hash. Failures are in the store's attempts when this returns. Raises
+    StoreError where `on_done` does; the other cells have come to their ends then.
     """
     import ray
     from ray import tune
@@ -67,6 +89,7 @@ def train_cells(
     from cluster.killed import count_memory_kills_as_lost_trials, error_of
 
     count_memory_kills_as_lost_trials()
+    tell = Telling(on_done)
 
     class Told(tune.Callback):  # type: ignore[misc]
         def __init__(self, on_done: Callable[[str], None]) -> None:
@@ -112,9 +135,10 @@ def train_cells(
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=retries),
-                callbacks=[Told(on_done)],
+                callbacks=[Told(tell)],
             ),
         ).fit()
+    tell.check()
 
 
 def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, Any]) -> None:

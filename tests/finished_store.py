@@ -1,0 +1,86 @@
+"""A store with the small sweep finished in it by stand-ins, each cell through all its stages.
+
+Knows nothing of what a test does to it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from small_sweep import FakeEndpoint, FakeReader
+
+from em.training import TrainingJob, TrainingResult
+from sweeps.artefacts import TrainingRecord
+from sweeps.plan import CellPlan, SweepPlan
+from sweeps.registry import register
+from sweeps.stages import generate_stage, judge_stage, run_cell, train_stage
+from sweeps.store import Store
+
+
+class Asked:
+    """How much work was done: trainings, answers and scores."""
+
+    def __init__(self) -> None:
+        self.trainings = self.answers = self.scores = 0
+
+
+def finish(plan: SweepPlan, store: Store, *, weights: str = "", size: int = 64) -> Asked:
+    """Do what is missing of every cell, with adapters of `size` bytes; return what was done.
+
+    `weights` makes trainings come out otherwise.
+    """
+    store.create()
+    register(plan, store)
+    asked = Asked()
+    for cell in plan.cells:
+        finish_cell(cell, store, asked, trainer(asked, weights, size))
+    return asked
+
+
+def finish_cell(
+    cell: CellPlan, store: Store, asked: Asked, train: Callable[[TrainingJob], TrainingResult]
+) -> None:
+    """Do what is missing of one cell."""
+
+    def speak(trained: TrainingRecord | None) -> FakeEndpoint:
+        endpoint = FakeEndpoint(trained.weights_sha256 if trained else "")
+        endpoints.append(endpoint)
+        return endpoint
+
+    endpoints: list[FakeEndpoint] = []
+    reader = FakeReader()
+    try:
+        run_cell(
+            cell,
+            store,
+            train=lambda c, s: train_stage(c, s, train, model_dir=Path("model"), rows=()),
+            generate=lambda c, s: asyncio.run(generate_stage(c, s, speak)),
+            judge=lambda c, s: asyncio.run(
+                judge_stage(c, s, {judging.judge: reader for judging in c.judgings})
+            ),
+        )
+    finally:
+        asked.answers += sum(len(endpoint.asked) for endpoint in endpoints)
+        asked.scores += len(reader.prompts)
+
+
+def trainer(asked: Asked, weights: str, size: int) -> Callable[[TrainingJob], TrainingResult]:
+    """Return a trainer that writes one file of `size` bytes for weights."""
+
+    def train(job: TrainingJob) -> TrainingResult:
+        asked.trainings += 1
+        job.output_dir.mkdir(exist_ok=True)
+        text = f"{weights}{job.seeds.init}".ljust(size)
+        (job.output_dir / "adapter_model.safetensors").write_text(text)
+        return TrainingResult(
+            steps=1, losses=(), num_rows=4, num_tokens=9, num_trained_tokens=3, num_cut_rows=0,
+            seconds=0.1,
+        )  # fmt: skip
+
+    return train
+
+
+def tree(store: Store) -> dict[str, bytes]:
+    """Return every file of a local store, by its path from the root."""
+    root = Path(store.url)
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
