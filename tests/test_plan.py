@@ -90,7 +90,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         ({"variants": [{"name": "renamed", "dataset": "ours.jsonl", "rows": 4}]}, set()),
         ({"variants": [{"name": "ours", "dataset": "ours.jsonl", "rows": 5}]}, ALL_STREAMS),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_which_setting_is_part_of_which_key(
     changes: dict[str, Any], changed: set[str], tmp_path: Path

@@ -20,7 +20,7 @@ from small_sweep import plan
 
 from em.record import Record
 from sweeps.artefacts import Attempt, DriverBeat, Provenance
-from sweeps.attempts import Beat, cells_to_run, statuses
+from sweeps.attempts import Beat, statuses
 from sweeps.failures import CellFailure, OnStage, attempt_cell, record_failure
 from sweeps.files import Files, StoreError, write_whole
 from sweeps.outcomes import Outcomes
@@ -29,6 +29,7 @@ from sweeps.progress import Counted, SweepProgress
 from sweeps.provenance import Moment, provenance
 from sweeps.registry import check_same, known, register
 from sweeps.report import write_report
+from sweeps.selection import cells_to_do
 from sweeps.store import Store
 from sweeps.store_check import check_store
 from sweeps.store_targets import everything
@@ -370,7 +371,7 @@ def test_torn_notes_stop_nothing_and_are_told_once(
         for _ in range(2):
             check_same(sweep, store)
             assert [status.state for status in statuses(sweep, store)] == ["finished"] * 4
-    assert cells_to_run(sweep, store, retry_failed=False) == []
+    assert cells_to_do(sweep, store, retry_failed=False) == []
     for path in torn:
         assert sum(f"{path} is damaged" in text for text in caplog.messages) == 1
     assert known(sweep, store)
