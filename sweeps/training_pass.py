@@ -64,7 +64,7 @@ def train_cells(
     import ray
     from ray import tune
 
-    from cluster.killed import count_memory_kills_as_lost_trials, error_of
+    from cluster.killed import count_memory_kills_as_lost_trials, killed_for_memory
 
     count_memory_kills_as_lost_trials()
 
@@ -79,10 +79,11 @@ def train_cells(
             self._on_done(trial.config["cell"])
 
         def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            if is_out_of_memory(error_of(trial)):
+            if killed_for_memory(trial):
                 _learn(next(t for t in tasks if t.plan.cell_id == trial.config["cell"]))
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.on_trial_recover(iteration, trials, trial)
             self._on_done(trial.config["cell"])
 
     ranks = max(task.plan.cell.training.ranks for task in tasks if task.plan.cell.training)
