@@ -89,9 +89,7 @@ def train_cells(
     ranks = max(task.plan.cell.training.ranks for task in tasks if task.plan.cell.training)
     kept = {key: ray.put(tuple(value)) for key, value in rows.items()}
     by_cell = {task.plan.cell_id: ray.put(task) for task in tasks}
-    resources = tasks[0].resources
-    alone = {"CPU": resources.train_cpus, "GPU": resources.train_gpus}
-    held = WAITING if ranks > 1 else {name: n for name, n in alone.items() if n}
+    held = WAITING if ranks > 1 else _alone(tasks[0].resources)
     with tempfile.TemporaryDirectory(prefix="emsweep-tune-") as folder:
         tune.Tuner(
             tune.with_resources(
@@ -110,6 +108,11 @@ def train_cells(
                 callbacks=[Told(on_done)],
             ),
         ).fit()
+
+
+def _alone(resources: ResourcesConfig) -> dict[str, float]:
+    wanted = {"CPU": resources.train_cpus, "GPU": resources.train_gpus}
+    return {name: amount for name, amount in wanted.items() if amount}
 
 
 def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
