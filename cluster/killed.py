@@ -31,6 +31,11 @@ def count_memory_kills_as_lost_trials() -> None:
     RayActorManager._actor_task_failed = task_failed
 
 
+def killed_for_memory(trial: Any) -> bool:
+    """Whether Ray's memory monitor has just ended a trial of Tune."""
+    return type(error_of(trial)).__name__ == "OutOfMemoryError"
+
+
 def error_of(trial: Any) -> BaseException | None:
     """Return the error that a trial of Tune has just had, if it is known.
 

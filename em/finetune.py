@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,11 @@ from transformers import PrinterCallback, Trainer, set_seed
 
 from em import checkpoints
 from em.base_model import BaseModel, add_adapter, free_memory, load_model
-from em.batching import collate, plan_steps
+from em.batching import MicroBatch, collate, plan_steps
 from em.canaries import measure
 from em.output import TrainingFailed, finish_output
 from em.ranks import Ranks, from_rank_0, joined_ranks
-from em.rendering import render_rows
+from em.rendering import RenderedRow, render_rows
 from em.trainer import (
     BatchTrainer,
     Progress,
@@ -70,13 +70,7 @@ def finetune(
         keeper = BaseModel() if base is None else base
         tokenizer = keeper.tokenizer(job.model_dir, trust=job.trust_remote_code)
         rendered = render_rows(job.rows, tokenizer, max_length=job.config.max_length)
-        steps = plan_steps(
-            rendered.rows,
-            epochs=job.config.epochs,
-            effective_batch=job.config.effective_batch,
-            micro_batch=job.config.micro_batch,
-            order_seed=job.seeds.order,
-        )
+        steps = _steps(job, rendered.rows)
         # Before the model is loaded: under ZeRO-3, loading asks the arguments how to shard it.
         arguments = undo.enter_context(training_arguments(job, num_steps=len(steps)))
         model = undo.enter_context(_model(job, base))
@@ -104,6 +98,16 @@ def finetune(
         resumed_from_step=resumed,
         micro_batch=job.config.micro_batch,
         canaries=canaries,
+    )
+
+
+def _steps(job: TrainingJob, rows: Sequence[RenderedRow]) -> list[list[MicroBatch]]:
+    return plan_steps(
+        rows,
+        epochs=job.config.epochs,
+        effective_batch=job.config.effective_batch,
+        micro_batch=job.config.micro_batch,
+        order_seed=job.seeds.order,
     )
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # A trial that only waits for its ranks must hold something, or Tune never starts it. It is a byte
 # of memory and no part of a CPU, so that the ranks may hold every CPU that there is.
 WAITING = {"memory": 1}
+# What only Ray can tell of a process that is gone; any other end the process notes itself.
+KNOWN_BY_RAY = ("out of memory", "preempted", "node lost")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,36 @@ class Telling:
             raise self._error
 
 
+def _told(tasks: Sequence[TrainTask], tell: Callable[[str], None]) -> Any:
+    """Return Tune's callback: it tells of each cell that has ended, and notes what Ray knows."""
+    from ray import tune
+
+    from cluster.killed import error_of, killed_for_memory
+
+    by_cell = {task.plan.cell_id: task for task in tasks}
+
+    class Told(tune.Callback):  # type: ignore[misc]
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune writes its callbacks to disk; this one belongs to this process
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            tell(trial.config["cell"])
+
+        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            if killed_for_memory(trial):
+                _learn(by_cell[trial.config["cell"]])
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.on_trial_recover(iteration, trials, trial)
+            task, error = by_cell[trial.config["cell"]], error_of(trial)
+            failure = failure_of(error, task.plan.cell_id, "train") if error is not None else None
+            if failure is not None and failure.kind in KNOWN_BY_RAY:
+                record_failure(Store(task.store), task.holder.sweep, task.holder.driver, failure)
+            tell(task.plan.cell_id)
+
+    return Told()
+
+
 def train_cells(
     tasks: Sequence[TrainTask],
     rows: Mapping[str, Sequence[Row]],
@@ -86,40 +118,15 @@ def train_cells(
     import ray
     from ray import tune
 
-    from cluster.killed import count_memory_kills_as_lost_trials, error_of
+    from cluster.killed import count_memory_kills_as_lost_trials
 
     count_memory_kills_as_lost_trials()
     tell = Telling(on_done)
 
-    class Told(tune.Callback):  # type: ignore[misc]
-        def __init__(self, on_done: Callable[[str], None]) -> None:
-            self._on_done = on_done
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {}  # Tune writes its callbacks to disk; this one belongs to this process
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._on_done(trial.config["cell"])
-
-        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            if is_out_of_memory(error_of(trial)):
-                _learn(next(t for t in tasks if t.plan.cell_id == trial.config["cell"]))
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            cell_id = trial.config["cell"]
-            error = trial.get_pickled_error()
-            failure = failure_of(error, cell_id, "train") if error is not None else None
-            if failure is not None and failure.kind != "process died":  # Ray knows what killed it
-                task = next(task for task in tasks if task.plan.cell_id == cell_id)
-                record_failure(Store(task.store), task.holder.sweep, task.holder.driver, failure)
-            self._on_done(cell_id)
-
     ranks = max(task.plan.cell.training.ranks for task in tasks if task.plan.cell.training)
     kept = {key: ray.put(tuple(value)) for key, value in rows.items()}
     by_cell = {task.plan.cell_id: ray.put(task) for task in tasks}
-    resources = tasks[0].resources
-    alone = {"CPU": resources.train_cpus, "GPU": resources.train_gpus}
-    held = WAITING if ranks > 1 else {name: n for name, n in alone.items() if n}
+    held = WAITING if ranks > 1 else _alone(tasks[0].resources)
     with tempfile.TemporaryDirectory(prefix="emsweep-tune-") as folder:
         tune.Tuner(
             tune.with_resources(
@@ -135,10 +142,15 @@ def train_cells(
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=retries),
-                callbacks=[Told(tell)],
+                callbacks=[_told(tasks, tell)],
             ),
         ).fit()
     tell.check()
+
+
+def _alone(resources: ResourcesConfig) -> dict[str, float]:
+    wanted = {"CPU": resources.train_cpus, "GPU": resources.train_gpus}
+    return {name: amount for name, amount in wanted.items() if amount}
 
 
 def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
