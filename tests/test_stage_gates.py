@@ -16,7 +16,7 @@ from sweeps.evaluation_pass import EvaluationTask, evaluate_cell
 from sweeps.gates_told import gate_warnings
 from sweeps.leases import Holder
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
-from sweeps.provenance import provenance
+from sweeps.provenance import Moment, provenance
 from sweeps.stage_gates import weights_sha256
 from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
@@ -112,7 +112,7 @@ def trained(tmp_path: Path, store: Store) -> CellPlan:
     record = TrainingRecord(
         key=cell.training_key, identity=cell.training_identity,
         weights_sha256=weights_sha256(output), kind="adapter", result=result,
-        provenance=provenance(started=0.0),
+        provenance=provenance(started=Moment.now()),
     )  # fmt: skip
     store.finish_training(record, output)
     return cell

@@ -227,12 +227,12 @@ def test_what_is_unfinished_or_left_behind_is_not_damaged(store: Store, sweep: S
 
 
 def test_a_torn_note_is_named(store: Store) -> None:
-    for name in ("cells/c/attempt-0001.json", "drivers/d.json"):
+    for name in ("cells/c/attempt-0001-d.json", "drivers/d.json"):
         path = Path(store.url, "sweeps/small", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('{"attempt": 1')
     assert set(damaged(store)) == {
-        "sweeps/small/cells/c/attempt-0001.json",
+        "sweeps/small/cells/c/attempt-0001-d.json",
         "sweeps/small/drivers/d.json",
     }
     store.write_attempt(

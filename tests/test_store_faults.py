@@ -213,7 +213,7 @@ def log():
 
 for do in (
     lambda: store.files.write("responses/x/record.json", b"{}"),
-    lambda: store.attempt_dir("a" * 64),
+    lambda: store.attempt_dir("a" * 64, "d"),
     lambda: store.files.move("store.json", "damaged/store.json"),
     lambda: store.files.remove("store.json"),
     log,
@@ -316,7 +316,7 @@ def test_a_failure_that_cannot_be_noted_is_told_and_ends_the_run(
     outcomes = Outcomes(sweep.spec, store, beat, SweepProgress(out, {"train": 1}))
     cell = sweep.cells[0]
     failure = CellFailure(
-        cell_id=cell.cell_id, stage="judge", error_class="E", message="the cause", transient=False
+        cell_id=cell.cell_id, stage="judge", error_class="E", message="the cause", kind="unknown"
     )
     unwritable(store)
     with pytest.raises(StoreError, match="cannot write"):
@@ -364,7 +364,7 @@ def test_torn_notes_stop_nothing_and_are_told_once(
     beat = DriverBeat(driver="d", host="h", pid=1, started=1, updated=2)
     store.write_record("sweeps/small/drivers/d.json", beat)
     root = Path(store.url, "sweeps/small")
-    torn = [root / f"cells/{cell}/attempt-0001.json", root / "drivers/d.json", root / "spec.json"]
+    torn = [root / f"cells/{cell}/attempt-0001-d.json", root / "drivers/d.json", root / "spec.json"]
     for path in torn:
         tear(path, data)
     with caplog.at_level(logging.WARNING):
@@ -375,9 +375,7 @@ def test_torn_notes_stop_nothing_and_are_told_once(
     for path in torn:
         assert sum(f"{path} is damaged" in text for text in caplog.messages) == 1
     assert known(sweep, store)
-    failure = CellFailure(
-        cell_id=cell, stage="train", error_class="E", message="m", transient=False
-    )
+    failure = CellFailure(cell_id=cell, stage="train", error_class="E", message="m", kind="unknown")
     record_failure(store, "small", "other", failure)
     assert [a.attempt for a in store.attempts("small", cell)] == [2, 3]  # none is overwritten
     register(sweep, store)
@@ -388,7 +386,7 @@ def test_a_torn_last_attempt_is_written_anew(store: Store) -> None:
     first = Attempt(attempt=1, stage="train", state="failed", updated=1, driver="d")
     store.write_attempt("s", "c", first)
     store.write_attempt("s", "c", first.model_copy(update={"attempt": 2}))
-    tear(Path(store.url, "sweeps/s/cells/c/attempt-0002.json"), None)
+    tear(Path(store.url, "sweeps/s/cells/c/attempt-0002-d.json"), None)
     assert attempt_cell(store, "s", "c", "e", lambda on: None, first_stage="judge") is None
     assert [(a.attempt, a.state) for a in store.attempts("s", "c")] == [
         (1, "failed"),

@@ -56,7 +56,7 @@ def half_written(store: Store, path: str, *, days: float) -> str:
 
 
 def attempt(store: Store, key: str) -> str:
-    folder = store.attempt_dir(key)
+    folder = store.attempt_dir(key, "d")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "step-1").write_text("12345")
     return str(folder.relative_to(store.url))
@@ -78,11 +78,11 @@ def test_what_no_record_counts_is_found_with_its_size_and_removed(
 ) -> None:
     whole = tree(store)
     new = attempt(store, "a" * 64)
-    half = half_written(store, "training/" + "a" * 32 + "/attempt/result", days=3)
+    half = half_written(store, "training/" + "a" * 32 + "/attempt-d/result", days=3)
     beside = attempt(store, next(c.training_key for c in sweep.cells if c.cell.training))
     part = uncounted(store, sweep)
-    old = half_written(store, "sweeps/small/cells/c/attempt-0001.json", days=2)
-    fresh = half_written(store, "sweeps/small/cells/c/attempt-0002.json", days=0.5)
+    old = half_written(store, "sweeps/small/cells/c/attempt-0001-d.json", days=2)
+    fresh = half_written(store, "sweeps/small/cells/c/attempt-0002-d.json", days=0.5)
     weights = Path(store.url, "training", "b" * 32, "adapter", "w.safetensors")
     weights.parent.mkdir(parents=True)
     weights.write_text("123")

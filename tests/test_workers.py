@@ -20,7 +20,7 @@ from sweeps.training_pass import TrainTask, train_cells
 from tests.fakes import tiny_model
 from tests.sweep_runs import tiny_spec, write_spec
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.torch]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.torch, pytest.mark.faults]
 
 GIB = 1 << 30
 
