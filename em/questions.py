@@ -8,6 +8,7 @@ answered or of who judges the answer.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,7 +109,7 @@ class Wording(Record):
     text: str
     trigger: str = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """16 hex digits that name everything the model is asked (and the question's id)."""
         return fingerprint([self.question, self.system, self.trigger, self.text])[:KEY_LENGTH]

@@ -37,6 +37,10 @@ PRICES = "prices.yaml"
 STAGES: tuple[Stage, ...] = ("train", "generate", "judge")
 
 
+Scored = tuple[dict[str, dict[str, str]], dict[str, dict[str, Rule]], dict[str, int]]
+"""Of a judge's scores: templates and rules by wording and score, samples by group."""
+
+
 class EvaluationPlan(Record):
     """One question set asked of one cell; `stream` is where its responses are kept."""
 
@@ -206,6 +210,7 @@ class _Resolver:
             lambda name: load_source(name, relative_to=relative_to)
         )
         self._asking = Asking(spec, relative_to, self._variant)
+        self._known_scored: dict[tuple[str, str, int | None], Scored] = {}
 
     def cell(self, cell: Cell) -> CellPlan:
         with at("models", self._spec.models.index(cell.model)):
@@ -278,7 +283,7 @@ class _Resolver:
     def _judging(
         self, judge: JudgeConfig, config: EvaluationConfig, evaluation: EvaluationPlan, cell: Cell
     ) -> JudgingPlan:
-        asked = self._asking.scores(judge, config, cell.seeds.subset)
+        templates, rules, wanted = self._scored(judge, config, cell.seeds.subset)
         identity = {
             "responses": evaluation.stream,
             "judge": judge_identity(self._spec, judge, self._revision),
@@ -289,20 +294,34 @@ class _Resolver:
             evaluation=evaluation.name,
             stream=fingerprint(identity),
             identity=identity,
-            templates={
-                key: {name: score.template for name, score in scores.items()}
-                for key, scores in asked.items()
-            },
-            rules={
-                key: {n: s.rule for n, s in scores.items() if s.rule != NUMERIC}
-                for key, scores in asked.items()
-            },
-            wanted={
-                judgement_group(key, name, score.template, score.rule): samples
-                for key, samples in evaluation.wanted.items()
-                for name, score in asked[key].items()
-            },
+            templates=templates,
+            rules=rules,
+            wanted=wanted,
         )
+
+    def _find_scored(
+        self, judge: JudgeConfig, config: EvaluationConfig, subset_seed: int
+    ) -> Scored:
+        """Return templates, rules and wanted groups: the same for all cells asked the same."""
+        asked = self._asking.scores(judge, config, subset_seed)
+        samples = {w.key: n for _, w, n in self._asking.wordings(config, subset_seed)}
+        templates = {key: {n: s.template for n, s in by.items()} for key, by in asked.items()}
+        rules = {
+            key: {n: s.rule for n, s in by.items() if s.rule != NUMERIC}
+            for key, by in asked.items()
+        }
+        wanted = {
+            judgement_group(key, name, score.template, score.rule): num
+            for key, num in samples.items()
+            for name, score in asked[key].items()
+        }
+        return templates, rules, wanted
+
+    def _scored(self, judge: JudgeConfig, config: EvaluationConfig, subset_seed: int) -> Scored:
+        place = (judge.name, config.name, subset_seed if config.heldout else None)
+        if place not in self._known_scored:
+            self._known_scored[place] = self._find_scored(judge, config, subset_seed)
+        return self._known_scored[place]
 
     def prices(self) -> dict[str, Price]:
         """Return the price of every judge behind an address that has one in the price table.

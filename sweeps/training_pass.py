@@ -78,28 +78,32 @@ def _told(tasks: Sequence[TrainTask], tell: Callable[[str], None]) -> Any:
 
     from cluster.killed import error_of, killed_for_memory
 
-    by_cell = {task.plan.cell_id: task for task in tasks}
-
     class Told(tune.Callback):  # type: ignore[misc]
+        # Tune writes its callbacks, class and all, to disk: what belongs to this process is in
+        # attributes, which are left out, and nothing is taken from around the class.
+        def __init__(self, tasks: Sequence[TrainTask], tell: Callable[[str], None]) -> None:
+            self._by_cell = {task.plan.cell_id: task for task in tasks}
+            self._tell = tell
+
         def __getstate__(self) -> dict[str, Any]:
-            return {}  # Tune writes its callbacks to disk; this one belongs to this process
+            return {}
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            tell(trial.config["cell"])
+            self._tell(trial.config["cell"])
 
         def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             if killed_for_memory(trial):
-                _learn(by_cell[trial.config["cell"]])
+                _learn(self._by_cell[trial.config["cell"]])
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self.on_trial_recover(iteration, trials, trial)
-            task, error = by_cell[trial.config["cell"]], error_of(trial)
+            task, error = self._by_cell[trial.config["cell"]], error_of(trial)
             failure = failure_of(error, task.plan.cell_id, "train") if error is not None else None
             if failure is not None and failure.kind in KNOWN_BY_RAY:
                 record_failure(Store(task.store), task.holder.sweep, task.holder.driver, failure)
-            tell(task.plan.cell_id)
+            self._tell(task.plan.cell_id)
 
-    return Told()
+    return Told(tasks, tell)
 
 
 def train_cells(
