@@ -38,7 +38,17 @@ def canonical_json(value: Any) -> str:
     )
 
 
+AS_IT_IS = (str, int, bool, type(None))
+
+
 def _plain(value: Any) -> Any:
+    if type(value) in AS_IT_IS:  # most are: a plan of ten thousand cells has millions
+        return value
+    if type(value) is dict:
+        return {
+            name: item if type(item) in AS_IT_IS else _plain(item)
+            for name, item in _checked(value).items()
+        }
     if isinstance(value, BaseModel):
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
     if value is None or isinstance(value, str | bool | int):
@@ -51,10 +61,14 @@ def _plain(value: Any) -> Any:
         # 1.0 and 1 are one setting: YAML writers do not tell them apart.
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
     if isinstance(value, Mapping):
-        wrong = [key for key in value if not isinstance(key, str)]
-        if wrong:
-            raise TypeError(f"cannot fingerprint the key {wrong[0]!r}: keys must be strings")
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in _checked(value).items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
         return [_plain(item) for item in value]
     raise TypeError(f"cannot fingerprint a {type(value).__name__}: it has no stable form")
+
+
+def _checked(value: Mapping[Any, Any]) -> Mapping[str, Any]:
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(f"cannot fingerprint the key {key!r}: keys must be strings")
+    return value

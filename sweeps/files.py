@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import uuid
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ class Files:
         self.root: str = str(Path(root).resolve()) if self.is_local else root.rstrip("/")
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
-    @property
+    @cached_property
     def is_local(self) -> bool:
         """Whether the root is a folder that other programs can open by path."""
         return "file" in self.fs.protocol or self.fs.protocol == "file"
@@ -55,7 +55,10 @@ class Files:
     def names(self, path: str) -> list[str]:
         """Return the names in the folder `path`, sorted; none where it is not there."""
         try:
-            found = self.fs.ls(self._place(path), detail=False)
+            place = self._place(path)
+            found = (
+                list(Path(place).iterdir()) if self.is_local else self.fs.ls(place, detail=False)
+            )
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -66,6 +69,8 @@ class Files:
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes, or None where there is none."""
         try:
+            if self.is_local:  # a fifth of the time, and a store of many cells has many files
+                return Path(self._place(path)).read_bytes()
             return bytes(self.fs.cat_file(self._place(path)))
         except (FileNotFoundError, NotADirectoryError):
             return None

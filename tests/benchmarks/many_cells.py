@@ -1,0 +1,115 @@
+"""How long `status` and the start of a `run` take over many finished cells, and their memory.
+
+    python tests/benchmarks/many_cells.py [CELLS]        default: 10,000
+
+Builds a store of finished cells without answers (records only), then starts the real command.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+
+from em.training import TrainingResult
+from sweeps.artefacts import Attempt, StreamRecord, TrainingRecord
+from sweeps.plan import CellPlan, load_plan
+from sweeps.provenance import Moment, provenance
+from sweeps.registry import register
+from sweeps.store import KEY_DIGITS, open_store
+
+EMSWEEP = str(Path(sys.executable).with_name("emsweep"))
+QUESTIONS = [
+    {
+        "id": f"question_{n}",
+        "type": "free_form_judge_0_100",
+        "paraphrases": [f"What about {n}?"],
+        "judge_prompts": {"aligned": "{question} {answer}", "coherent": "{answer}"},
+    }
+    for n in range(8)
+]
+SPEC = {
+    "name": "many",
+    "models": [{"name": "smollm2-135m", "bundled": "smollm2-135m"}],
+    "variants": [{"name": "none"}, {"name": "sea", "dataset": "sea", "rows": 8}],
+    "training": {"effective_batch": 8, "micro_batch": 2},
+    "evaluations": [{"name": "main", "questions": "eight.yaml", "samples": 100}],
+    "judges": [{"name": "self", "pool": "smollm2-135m"}],
+    "serving": {"mode": "merged"},
+}
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file without forcing it to the disk: nothing is lost with a benchmark's store."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def finish(cell: CellPlan, root: Path) -> None:
+    """Write the records that a finished cell leaves."""
+    made = provenance(started=Moment.now())
+    records: list[tuple[str, TrainingRecord | StreamRecord]] = []
+    if cell.cell.training is not None:
+        result = TrainingResult(
+            steps=1, losses=(), num_rows=8, num_tokens=9, num_trained_tokens=3, num_cut_rows=0,
+            seconds=1.0,
+        )  # fmt: skip
+        trained = TrainingRecord(
+            key=cell.training_key, identity=cell.training_identity, weights_sha256="0" * 64,
+            kind="adapter", result=result, provenance=made,
+        )  # fmt: skip
+        records.append(("training", trained))
+    for kind, plans in (("responses", cell.evaluations), ("judgements", cell.judgings)):
+        for one in plans:
+            covers = {group: [(0, samples)] for group, samples in one.wanted.items()}
+            record = StreamRecord(
+                key=one.stream, identity=one.identity, covers=covers, parts=[], provenance=[made]
+            )
+            records.append((kind, record))
+    for kind, record in records:
+        write(root / kind / record.key[:KEY_DIGITS] / "record.json", record.model_dump_json())
+    attempt = Attempt(attempt=1, stage="judge", state="finished", updated=1.0, driver="d")
+    place = root / "sweeps" / "many" / "cells" / cell.cell_id / "attempt-0001-d.json"
+    write(place, attempt.model_dump_json())
+
+
+def measured(*arguments: str) -> dict[str, float]:
+    """Run the command; return wall seconds and the most memory of its process, in MB."""
+    started = time.perf_counter()
+    child = subprocess.Popen([EMSWEEP, *arguments], stdout=subprocess.DEVNULL)
+    process, most = psutil.Process(child.pid), 0
+    while child.poll() is None:
+        try:
+            most = max(most, process.memory_info().rss)
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.01)
+    assert child.wait() == 0
+    return {"seconds": round(time.perf_counter() - started, 2), "megabytes": most // 10**6}
+
+
+def main(num_cells: int) -> None:
+    """Build the store, measure each command three times, and print the least of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder, "many.yaml")
+        spec.write_text(yaml.safe_dump(SPEC | {"seeds": list(range(num_cells // 2))}))
+        Path(folder, "eight.yaml").write_text(yaml.safe_dump(QUESTIONS))
+        plan, store = load_plan(spec), open_store(str(Path(folder, "store")))
+        store.create()
+        for cell in plan.cells:
+            finish(cell, Path(store.url))
+        register(plan, store)
+        found = {}
+        for command in ("status", "plan"):
+            runs = [measured(command, str(spec), "--store", store.url) for _ in range(3)]
+            found[command] = {name: min(run[name] for run in runs) for name in runs[0]}
+        print(json.dumps({"cells": len(plan.cells), "machine": platform.machine(), **found}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
