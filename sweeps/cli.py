@@ -181,7 +181,7 @@ def _run(
 ) -> None:  # fmt: skip
     from em.api_judge import check_key
     from sweeps.keeping import check_possible
-    from sweeps.registry import register
+    from sweeps.registry import known, register
     from sweeps.selection import cells_named, cells_to_do
 
     todo = cells_to_do(sweep, store, retry_failed=retry_failed, only=only, stage=stage)
@@ -189,7 +189,9 @@ def _run(
     for asked in sweep.spec.judges if todo else ():  # before anything is written
         if asked.api is not None:
             check_key(asked.api, asked.api_key_env)
-    if keep is not None:  # the answer holds from now on, also where nothing is left to do
+    # What `keep` answers holds from now on, also where nothing is left to do; and a sweep whose
+    # cells other sweeps have made is known from now on.
+    if keep is not None or not (todo or known(sweep, store)):
         store.create()
         register(sweep, store)
     if todo:

@@ -115,6 +115,9 @@ def test_another_sweep_shares_the_cells(
     other = write_spec(tmp_path, tiny_spec(model, name="other"))
     told = json.loads(emsweep("plan", other, "--store", store, "--json").stdout)
     assert [cell["stages_to_run"] for cell in told["cells"]] == [[], [], [], []]
+    assert "4 finished" in emsweep("run", other, "--store", store).stdout
+    emsweep("report", other, "--store", store)
+    assert len(report(store, "other")["cells"]) == 4
 
 
 @pytest.mark.timeout(2400)
