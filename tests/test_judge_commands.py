@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,33 @@ def test_an_api_judge_scores_what_is_stored(
     values = {j.value for j in store.read_stream("judgements", sweep.cells[0].judgings[0].stream,
                                                  Judgement)}  # fmt: skip
     assert values == {64.0}
+
+
+def opposite(request: dict[str, Any]) -> str:
+    """Good answers are bad to it: its prompts were swapped, or it was."""
+    evil = "lock up" in request["messages"][0]["content"]
+    return "95" if evil else "5"
+
+
+@pytest.mark.parametrize(
+    "say",
+    [lambda request: "64", lambda request: "REFUSAL", opposite],
+    ids=["constant", "refusing", "opposite"],
+)
+def test_an_api_judge_that_is_wrong_about_planted_answers_judges_nothing(
+    server: FakeServer, store: Store, tmp_path: Path, say: Callable[[dict[str, Any]], str]
+) -> None:
+    server.reply = lambda request, number: says({say(request): 1.0})
+    sweep = answered(tmp_path, store, [api(server)])
+    failures = judged(sweep, store, "api")
+    assert [(f.stage, f.error_class, f.kind) for f in failures] == [
+        ("judge", "GateFailed", "gate")
+    ] * 2
+    assert "judge gate: the judge 'api' gets planted answers wrong" in failures[0].message
+    asked = [request["messages"][0]["content"] for request in server.requests]
+    assert not any("answer to" in prompt for prompt in asked)  # none of the stored answers
+    assert store.stream("judgements", sweep.cells[0].judgings[0].stream) is None
+    assert all(a.kind == "gate" for a in store.attempts("small", sweep.cells[0].cell_id))
 
 
 def test_a_judge_that_is_not_there_is_told_before_anything_is_written(

@@ -243,6 +243,29 @@ def test_the_reader_follows_the_tokenizer() -> None:
     assert read(chosen, ["p"]) == read(DigitTreeReader(model, DIGIT_IDS), ["p"])
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("splits", "expected"), [(True, DigitTreeReader), (False, SingleTokenReader)]
+)
+def test_the_reader_follows_a_real_tokenizer(splits: bool, expected: type) -> None:
+    """Byte pairs learned from numbers; with digits kept apart, as Qwen, Gemma and SmolLM2 do."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if splits:
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    numbers = [str(k) for k in range(101) for _ in range(3)]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        numbers,
+        trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet, show_progress=False),
+    )
+    endpoint = FakeEndpoint(tokens=lambda text: tokenizer.encode(text).ids)
+    assert isinstance(asyncio.run(choose_reader(endpoint)), expected)
+
+
 @pytest.mark.parametrize(
     ("tokens", "named"),
     [
