@@ -9,7 +9,7 @@ from sweeps.artefacts import Attempt
 from sweeps.attempts import Beat, kind_of
 from sweeps.failures import CellFailure, Outcome, last_attempt, record_failure
 from sweeps.files import StoreError
-from sweeps.plan import STAGES, CellPlan, stages_to_run, streams_of
+from sweeps.plan import CellPlan, stages_to_run, streams_of
 from sweeps.progress import SweepProgress
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
@@ -63,8 +63,8 @@ class Outcomes:
     def done(self, cell: CellPlan) -> None:
         """Take down that everything of the cell is in the store."""
         self.ended.add(cell.cell_id)
-        for stage in STAGES:
-            self._progress.done(stage, cell.cell_id)
+        self._progress.done("generate", cell.cell_id)
+        self._progress.done("judge", cell.cell_id)
 
     def _failure_of(self, last: Attempt | None, cell: CellPlan) -> CellFailure | None:
         """Return the failed attempt `last`, of a cell with the same training, as one of `cell`."""

@@ -124,6 +124,8 @@ class _Driver:
             free = self._others.wait_for(waiting, self._holder)
             self._holder = replace(self._holder, dead=free.dead)
             for cell in free.done:
+                if cell in self._to_train:
+                    self._progress.done("train", cell.cell_id)
                 self._outcomes.done(cell)
             for cell, attempt in free.failed:
                 self._outcomes.failed_elsewhere(cell, attempt)
