@@ -69,6 +69,9 @@ def test_every_cell_is_finished_and_every_response_is_in_one_state(
     _, store, printed = undisturbed
     told = report(store)
     assert printed.rstrip().endswith("report/report.html")
+    assert "trained 2/2" in printed
+    assert "judged 4/4" in printed
+    assert "about -" not in printed
     assert len(told["cells"]) == 4
     for cell in told["cells"]:
         counts = cell["counts"]
