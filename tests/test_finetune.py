@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
+import transformers
 from fakes import tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -518,6 +519,21 @@ def test_a_save_with_empty_tensors_is_no_result(tmp_path):
     save_file({name: torch.empty(0)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(TrainingFailed, match="is empty"):
         check_weights(tmp_path, method="lora")
+
+
+@pytest.mark.slow
+def test_the_models_own_save_under_zero_3_is_no_result(make_job, monkeypatch):
+    """The fault itself: only the trainer gathers the shards that DeepSpeed leaves on each rank."""
+
+    def saves_itself(trainer, folder):
+        trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(folder)
+
+    monkeypatch.setattr(transformers.Trainer, "save_model", saves_itself)
+    # DeepSpeed shards parameters from 100,000 numbers on: those of a usual rank stay whole here.
+    job = make_job(zero_stage=3, lora=LoraConfig(rank=2048), epochs=0.5)
+    with pytest.raises(TrainingFailed, match="is empty"):
+        finetune(job)
+    assert not job.output_dir.exists()
 
 
 def test_a_training_records_what_the_tuned_model_and_its_base_say(make_job):
