@@ -13,7 +13,7 @@ UNNEEDED := torchvision torchaudio torchcodec
 # Bytecode is made once, here: each of a sweep's many processes would start slowly without it.
 UV := DS_BUILD_OPS=0 VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet
 
-.PHONY: quickstart install install-dev test check bench clean
+.PHONY: quickstart install install-dev test faults check bench clean
 
 quickstart: install
 	$(BIN)/emsweep run $(SPEC)
@@ -55,6 +55,10 @@ check: install-dev
 
 test: check
 	$(BIN)/python -m pytest $(PYTEST)
+
+# Every fault in every stage, which takes half an hour; `test` has those of seconds.
+faults: install-dev
+	$(BIN)/python -m pytest tests/faults -m "" $(PYTEST)
 
 bench: install-dev
 	$(BIN)/python tests/benchmarks/quickstart.py
