@@ -14,9 +14,9 @@ from world import HEAVY, KEY_ENV, LIGHT, PROCESSES, World, verdict
 STATES = ("passed", "failed", "xfailed", "xpassed", "error", "skipped")
 
 
-def slow_if_trained(stage: str) -> list[pytest.MarkDecorator]:
-    """The mark of a slow case for those that train."""
-    return [pytest.mark.faults] if stage == "train" else []
+def slow_unless(fast: bool) -> list[pytest.MarkDecorator]:
+    """The mark of a case that is not in the fast part."""
+    return [] if fast else [pytest.mark.faults]
 
 
 class Case:
@@ -34,7 +34,11 @@ class Case:
         """Take the time of the block as that of the recovery."""
         began = time.monotonic()
         yield
-        self._record("recovery_s", time.monotonic() - began)
+        self.took(time.monotonic() - began)
+
+    def took(self, seconds: float) -> None:
+        """Say how long the recovery took."""
+        self._record("recovery_s", seconds)
 
 
 @pytest.fixture

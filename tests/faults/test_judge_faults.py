@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Case
+from conftest import Case, slow_unless
 from judge_server import CLOSES, HALF, Reply, completion
 from world import World, verdict
 
@@ -25,6 +25,7 @@ BROKEN: dict[str, Reply] = {
     "nonsense": (200, b"<html>welcome</html>"),
     "no log-probabilities": completion(None, "80"),
 }
+FAST = {"429", "half a body", "401", "nonsense"}
 Answer = Callable[[dict[str, Any], int], Reply]
 
 
@@ -35,7 +36,11 @@ def broken(reply: Reply, first: int, last: int) -> Answer:
 
 def cases(*names: str) -> list[Any]:
     return [
-        pytest.param(name, marks=pytest.mark.fault(f"judge: {name}", "judge"), id=name)
+        pytest.param(
+            name,
+            marks=[pytest.mark.fault(f"judge: {name}", "judge"), *slow_unless(name in FAST)],
+            id=name,
+        )
         for name in names
     ]
 
@@ -81,7 +86,7 @@ def test_a_cell_whose_judge_is_gone_for_long_is_tried_again(
         pytest.param("401", "data", "refuses us", marks=pytest.mark.fault("judge: 401", "judge")),
         pytest.param(
             "500", "judge unavailable", "does not answer",
-            marks=pytest.mark.fault("judge: 500 from then on", "judge"),
+            marks=[pytest.mark.fault("judge: 500 from then on", "judge"), pytest.mark.faults],
         ),
     ],
 )  # fmt: skip

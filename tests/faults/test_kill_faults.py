@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from carrying import Moment
-from conftest import Case, slow_if_trained
+from conftest import Case, slow_unless
 from judge_server import Reply
 from world import PART, Stage, World, verdict
 
@@ -17,8 +17,8 @@ from sweeps.store import Store
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
 MOMENTS: list[tuple[Stage, str, Moment, str]] = [
-    ("train", "before the first checkpoint is whole", Moment("checkpoint-2/whole"), "from step 0"),
-    ("train", "in the second checkpoint", Moment("checkpoint-4/whole"), "from the last checkpoint"),
+    ("train", "before the first checkpoint is whole", Moment("checkpoint-1/whole"), "from step 0"),
+    ("train", "in the second checkpoint", Moment("checkpoint-2/whole"), "from the last checkpoint"),
     ("train", "before the output has its place", Moment("/output$"), "from the last checkpoint"),
     ("train", "before the adapter is taken over", Moment("training/[^/]*/adapter$"), "again"),
     ("train", "before its record", Moment("training/.*/record.json"), "again"),
@@ -37,7 +37,7 @@ FAST = {"in the second of two parts"}
 def every_stage(fault: str) -> list[Any]:
     """A case for each stage; training is slow."""
     return [
-        pytest.param(stage, marks=[pytest.mark.fault(fault, stage), *slow_if_trained(stage)])
+        pytest.param(stage, marks=[pytest.mark.fault(fault, stage), *slow_unless(stage != "train")])
         for stage in ("train", "generate", "judge")
     ]
 
@@ -149,7 +149,7 @@ def test_two_drivers_at_once_share_the_work(
     [
         pytest.param(stage, moment, marks=pytest.mark.fault("owner killed, another waits", stage))
         for stage, moment in [
-            ("train", Moment("checkpoint-4/whole")),
+            ("train", Moment("checkpoint-3/whole")),
             ("generate", Moment("responses/.*part-", 3)),
             ("judge", Moment("judgements/.*part-", 2)),
         ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Case, slow_if_trained
+from conftest import Case, slow_unless
 from world import Stage, World
 
 from sweeps.failures import CellFailure
@@ -102,7 +102,10 @@ def test_a_damaged_part_of_finished_work_is_told_and_made_again_as_told(
         pytest.param(
             damage,
             stage,
-            marks=[pytest.mark.fault(f"record.json: {damage}", stage), *slow_if_trained(stage)],
+            marks=[
+                pytest.mark.fault(f"record.json: {damage}", stage),
+                *slow_unless(stage != "train"),
+            ],
         )
         for damage in ("torn", "empty")
         for stage in ("train", *STAGES)
@@ -184,7 +187,7 @@ def filled(disk: Path, left: int) -> Path:
         pytest.param(
             stage, left,
             marks=[pytest.mark.fault(f"disk full ({left // 1024} KiB)", stage),
-                   *slow_if_trained(stage)],
+                   *slow_unless(left == 24 * 1024)],
         )
         for stage, left in [
             ("train", 96 * 1024), ("generate", 24 * 1024), ("judge", 24 * 1024), ("judge", 0)
@@ -238,7 +241,7 @@ def read_only(disk: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     "stage",
     [
-        pytest.param(s, marks=[pytest.mark.fault("read-only store", s), *slow_if_trained(s)])
+        pytest.param(s, marks=[pytest.mark.fault("read-only store", s), *slow_unless(s != "train")])
         for s in ("train", "generate", "judge")
     ],
 )

@@ -47,7 +47,7 @@ HEAVY = [*LIGHT, "em.finetune", "em.base_model"]
 
 
 def faults_spec(model: Path, judge_url: str) -> dict[str, Any]:
-    """A judge behind an address for 135 answers, a pattern for 300: two parts each."""
+    """Return a spec: an address judges 135 answers, a pattern 300, in two parts each."""
     return {
         "name": "faults",
         "models": [{"name": "tiny", "folder": str(model)}],
@@ -60,7 +60,7 @@ def faults_spec(model: Path, judge_url: str) -> dict[str, Any]:
             "effective_batch": 2,
             "micro_batch": 1,
             "max_length": 128,
-            "checkpoint_steps": 2,
+            "checkpoint_steps": 1,
         },
         "evaluations": [
             {"name": "main", "questions": "ours.yaml", "samples": 45, "judges": ["api"]},
@@ -104,11 +104,11 @@ def verdict(request: dict[str, Any], number: int) -> Reply:
 
 @dataclass(frozen=True)
 class World:
-    """The sweep and an undisturbed run of it. Its judge is to be put back after each case."""
+    """The sweep and an undisturbed run of it. A judge behind an address is put back each time."""
 
     folder: Path
     sweep: SweepPlan
-    judge: FakeServer
+    judge: FakeServer | None
     whole: Store
 
     @classmethod
