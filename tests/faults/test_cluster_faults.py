@@ -34,8 +34,9 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-HEAD = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 128 * 2**20}
-SECOND = {"num_cpus": 2, "object_store_memory": 128 * 2**20}  # the only one with room to train
+# The pool takes one node, training the other.
+HEAD = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 128 * 2**20}
+SECOND = {"num_cpus": 2, "object_store_memory": 128 * 2**20}
 WAIT_S = 420
 
 
@@ -51,7 +52,7 @@ def cluster_spec(model: Path, **training: Any) -> dict[str, Any]:
         "seeds": [0],
         "training": base["training"] | training,
         "evaluations": [evaluation | {"samples": 6, "sampling": {"max_tokens": 200}}],
-        "resources": {"train_cpus": 2 / training.get("ranks", 1), "serve_cpus": 1},
+        "resources": {"train_cpus": 2 / training.get("ranks", 1), "serve_cpus": 2},
         "tracking": {"mode": "off"},
         "retries": 2,
     }
@@ -199,12 +200,13 @@ def test_a_killed_driver_is_followed_by_another(
     check(served, store)
 
 
-@pytest.mark.fault("driver: SIGKILL, room for its pool only", "generate")
+@pytest.mark.fault("driver: SIGKILL, its pool holds all", "generate")
 def test_the_pool_of_a_killed_driver_is_not_in_the_way_of_training(
     ray: Ray, served: Served, tiny: Path, case: Case, tmp_path: Path
 ) -> None:
-    """Pool and training need the same node; the training is to be made again, then."""
-    tight = cluster_spec(tiny) | {"resources": {"train_cpus": 2, "serve_cpus": 2}}
+    """Two replicas hold both nodes; the training is to be made again, then."""
+    base = cluster_spec(tiny)
+    tight = base | {"serving": base["serving"] | {"replicas": 2}}
     world = served.world
     turns = Served(ray, world, write_spec(tmp_path, tight), tmp_path)
     store = world.store_before("generate", tmp_path / "store")
