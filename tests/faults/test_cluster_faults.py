@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Case
+from matrix import Case
 from processes import family, in_stage, named, once, worked_s
 from sweep_runs import EMSWEEP, tiny_spec, write_spec
 from world import Stage, World, check_same

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 from carrying import carry_out
-from conftest import Case
+from matrix import Case
 from processes import family, in_stage, named, once, worked_s
 from sweep_runs import tiny_spec
 from world import Stage, World, check_same

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Case, slow_unless
 from judge_server import CLOSES, HALF, Reply, completion
+from matrix import Case, slow_unless
 from world import World, verdict
 
 from sweeps.failures import CellFailure

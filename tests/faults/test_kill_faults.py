@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from carrying import Moment
-from conftest import Case, slow_unless
 from judge_server import Reply
+from matrix import Case, slow_unless
 from world import PART, Stage, World, verdict
 
 from sweeps.store import Store

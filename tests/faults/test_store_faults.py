@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Case, slow_unless
+from matrix import Case, slow_unless
 from world import Stage, World
 
 from sweeps.failures import CellFailure

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Case
+from matrix import Case
 from wandb_server import Mood, wandb_server
 from world import World
 
