@@ -67,6 +67,7 @@ class Ray:
         self._cluster = Cluster(initialize_head=True, head_node_args=HEAD)
         self._second = self._cluster.add_node(**SECOND)
         self.address = str(self._cluster.address)
+        self.drivers: list[subprocess.Popen[bytes]] = []
 
     def raylets(self) -> list[psutil.Process]:
         nodes = [self._cluster.head_node, self._second]
@@ -86,6 +87,9 @@ class Ray:
         self._second = self._cluster.add_node(**SECOND)
 
     def close(self) -> None:
+        for driver in self.drivers:  # a case that failed may have left one
+            driver.kill()
+            driver.wait()
         left = [process for raylet in self.raylets() for process in family(raylet)]
         self._cluster.shutdown()
         for process in left:
@@ -111,9 +115,11 @@ class Served:
         """Start a driver; what it says is in a file."""
         command = [EMSWEEP, "run", str(self.spec), "--store", store.url]
         with (self.logs / f"driver-{time.monotonic_ns()}.log").open("wb") as log:
-            return subprocess.Popen(
+            driver = subprocess.Popen(
                 [*command, "--address", self.ray.address], stdout=log, stderr=subprocess.STDOUT
             )
+        self.ray.drivers.append(driver)
+        return driver
 
     def finish(self, driver: "subprocess.Popen[bytes]") -> None:
         """Wait for a driver to end well."""
