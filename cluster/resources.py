@@ -26,6 +26,9 @@ class Totals:
         return math.fsum(gpus for _, gpus in self.nodes)
 
 
+MOST_WAYS = 2000  # of placing pools that are looked at; 16 replicas on equal nodes have 231
+
+
 @dataclass(frozen=True)
 class Demand:
     """`count` pieces that each hold `cpus` and `gpus` on one node."""
@@ -90,12 +93,32 @@ def plan_resources(
         groups = tuple((pool.name, *(c.name for c in common if c is not pool)) for pool in others)
     if train is None:
         return ResourcePlan(mode="two-pass", train_slots=0, pool_groups=groups)
-    overlap = len(groups) == 1 and _fits(totals, [train, *pools])
+    overlap = len(groups) == 1 and _fits_wherever(totals, train, pools)
     return ResourcePlan(
         mode="overlap" if overlap else "two-pass",
         train_slots=_slots(totals, train, beside=pools if overlap else ()),
         pool_groups=groups,
     )
+
+
+def _fits_wherever(totals: Totals, train: Demand, pools: Sequence[Demand]) -> bool:
+    """Whether `train` finds room beside `pools`, on whatever nodes the scheduler has put them.
+
+    Else it would wait for room that the pools, which wait for it, never give. Where there are more
+    ways than MOST_WAYS to place them, no.
+    """
+    ways = {tuple(sorted(totals.nodes))}
+    for pool in pools:
+        for _ in range(pool.count):
+            ways = {
+                tuple(sorted([*way[:n], (cpus - pool.cpus, gpus - pool.gpus), *way[n + 1 :]]))
+                for way in ways
+                for n, (cpus, gpus) in enumerate(way)
+                if cpus >= pool.cpus - 1e-9 and gpus >= pool.gpus - 1e-9
+            }
+            if len(ways) > MOST_WAYS:
+                return False
+    return bool(ways) and all(_fits(Totals(nodes=way), [train]) for way in ways)
 
 
 def _slots(totals: Totals, train: Demand, *, beside: Sequence[Demand]) -> int:

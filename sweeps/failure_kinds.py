@@ -60,6 +60,7 @@ KIND_OF_CLASS: Mapping[str, FailureKind] = {
     "GateFailed": "gate",
     "TrainingFailed": "gate",
     "BudgetSpent": "judge budget",
+    "JudgeRefusesUs": "data",  # a key, a model's name or an address
     "JudgingStopped": "judge unavailable",
     "JudgeUnavailable": "judge unavailable",
     "EngineDead": "engine dead",

@@ -37,7 +37,7 @@ def pools(
     """
     names = {model.name: f"{_prefix(spec, store, model)}{beat.driver}" for model in models}
     if joined:
-        _stop_left_behind(spec, store, models)
+        stop_left_behind(spec, store, models)
     try:
         with beat.starting(f"pool {' + '.join(names)}"):
             for model in models:
@@ -56,8 +56,8 @@ def _prefix(spec: SweepSpec, store: Store, model: ModelConfig) -> str:
     return f"pool-{fingerprint([store.url, spec.name, model.name])[:12]}-"
 
 
-def _stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig]) -> None:
-    """Stop the pools of drivers of this sweep that have ended: they hold GPUs for nobody."""
+def stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig]) -> None:
+    """Stop the pools of drivers of this sweep that were killed: they hold GPUs for nobody."""
     live = {beat.driver for beat in live_drivers(store, spec.name)}
     for name in running_pools():
         for model in models:

@@ -22,11 +22,11 @@ from sweeps.attempts import Beat
 from sweeps.console import QUIET
 from sweeps.engines import Engines, start_engine
 from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
-from sweeps.layout import feasible, pool_models
+from sweeps.layout import feasible, judge_models, pool_models
 from sweeps.leases import HeldElsewhere
 from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
-from sweeps.pools import pools
+from sweeps.pools import pools, stop_left_behind
 from sweeps.progress import SweepProgress
 from sweeps.registry import register
 from sweeps.spend import budget_plans
@@ -145,6 +145,9 @@ class _Driver:
             with self.beat.starting("Ray"):
                 totals = stack.enter_context(session(address, environment=QUIET))
             for _ in self._rounds():
+                if self._joined:  # before training, which may need what they hold
+                    models = [*self._spec.models, *judge_models(self._spec)]
+                    stop_left_behind(self._spec, self._store, models)
                 self._round(feasible(self._plan, list(self._todo.values()), self._store, totals))
 
     def _round(self, layout: ResourcePlan) -> None:

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = tuple[int, Any]
+HALF: Reply = (200, b'{"half": "a body"')  # announced as twice as long
+CLOSES: Reply = (0, b"")  # no answer at all
 
 
 @dataclass
@@ -52,13 +54,17 @@ def judge_server() -> Iterator[FakeServer]:
             finally:
                 with lock:
                     fake.at_once -= 1
+            if (status, body) == CLOSES:
+                self.close_connection = True
+                return
             if self.path.split("?")[0] != fake.path:
                 status, body = 404, {"error": {"message": f"no {self.path}"}}
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             plain = isinstance(body, bytes) and not body.startswith(b"{")
             self.send_header("Content-Type", "text/plain" if plain else "application/json")
-            self.send_header("Content-Length", str(len(data)))
+            length = len(data) * (2 if (status, body) == HALF else 1)
+            self.send_header("Content-Length", str(length))
             for name, value in fake.headers.items():  # by default, waits are not what is tested
                 self.send_header(name, value)
             self.end_headers()

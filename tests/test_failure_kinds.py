@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 
 from cluster.requests import EngineDead, PromptsTooLong
+from em.api_judge import JudgeRefusesUs
 from em.budget import BudgetSpent
 from em.generation import GateFailed
 from em.judging import JudgeUnavailable, JudgingStopped
@@ -57,6 +58,7 @@ ERRORS: list[tuple[Exception, FailureKind]] = [
     (StoreError("damaged"), "disk or store"),
     (JudgeUnavailable("away"), "judge unavailable"),
     (JudgingStopped("stopped"), "judge unavailable"),
+    (JudgeRefusesUs("wrong key"), "data"),
     (BudgetSpent("spent"), "judge budget"),
     (GateFailed("adapter gate"), "gate"),
     (named("TrainingFailed", RuntimeError)("not finite"), "gate"),

@@ -25,6 +25,16 @@ def test_two_passes_where_they_do_not() -> None:
     assert "training first" in str(plan)
 
 
+def test_both_at_once_only_where_the_pool_is_in_the_way_on_no_node() -> None:
+    """Ray may put a pool on the only node that has room to train: both would wait for ever."""
+    train, pool = Demand("training", cpus=2, gpus=0), Demand("base", cpus=1, gpus=0)
+    assert plan_resources(nodes((1, 0), (2, 0)), train, [pool]).mode == "two-pass"
+    assert plan_resources(nodes((1, 0), (3, 0)), train, [pool]).mode == "overlap"
+    assert plan_resources(nodes((2, 0), (2, 0)), train, [pool]).mode == "overlap"
+    replicas = Demand("base", cpus=1, gpus=0, count=40)
+    assert plan_resources(nodes(*[(8, 0)] * 64), train, [replicas]).mode == "two-pass"
+
+
 def test_slots_are_bounded_by_what_is_scarce() -> None:
     assert plan_resources(nodes((64, 4)), TRAIN, []).train_slots == 4
     assert plan_resources(nodes((5, 8)), TRAIN, []).train_slots == 2
