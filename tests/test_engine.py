@@ -67,6 +67,7 @@ def running(loop: asyncio.Runner, config: EngineConfig) -> Iterator[Callable[...
         yield say
     finally:
         engine.close()
+        psutil.wait_procs(family, timeout=5)  # of a core that was killed, the worker polls for it
         assert [process for process in family if "VLLM" in _name(process)] == []
 
 
