@@ -66,9 +66,10 @@ def running(loop: asyncio.Runner, config: EngineConfig) -> Iterator[Callable[...
         loop.run(engine.check())
         yield say
     finally:
+        of_vllm = [process for process in family if "VLLM" in _name(process)]
         engine.close()
-        psutil.wait_procs(family, timeout=5)  # of a core that was killed, the worker polls for it
-        assert [process for process in family if "VLLM" in _name(process)] == []
+        psutil.wait_procs(of_vllm, timeout=5)  # where the core was killed, its worker polls for it
+        assert [process for process in of_vllm if _name(process)] == []
 
 
 def _name(process: psutil.Process) -> str:
