@@ -119,7 +119,7 @@ def test_a_torn_record_is_told_and_once_removed_its_work_is_taken_over(
     record = min(Path(store.url, kind).glob("*/record.json"))
     parts = {path: path.stat().st_mtime_ns for path in record.parent.glob("part-*")}
     DAMAGES[damage](record)
-    with pytest.raises(StoreError, match=f"{record}.*remove this file"):
+    with pytest.raises(StoreError, match=f"{record}.*store check --repair"):
         world.run(store)
     again = "trained again, to the same bytes" if stage == "train" else "its parts are taken over"
     case.happened(f"the run says which file to remove; {again}")
