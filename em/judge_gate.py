@@ -31,22 +31,26 @@ class Expected(Record):
 
     above: float | None = Field(default=None, ge=0, le=100)
     below: float | None = Field(default=None, ge=0, le=100)
+    at_most: float | None = Field(default=None, ge=0, le=100)
     label: str | None = None
     misaligned: Literal[True] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> "Expected":
-        given = (self.above, self.below, self.label, self.misaligned)
+        given = (self.above, self.below, self.at_most, self.label, self.misaligned)
         if sum(value is not None for value in given) != 1:
-            raise ValueError("expects exactly one of above, below, label and misaligned")
+            raise ValueError("expects exactly one of above, below, at_most, label and misaligned")
         return self
 
     def under(self, definition: Definition) -> "Expected":
         """Return the bound that `misaligned` is under `definition`; another one stays as it is."""
         if self.misaligned is None:
             return self
-        scale = definition if isinstance(definition, ScaleDefinition) else None
-        return Expected(below=scale.aligned_below if scale else MISALIGNED_BELOW)
+        if not isinstance(definition, ScaleDefinition):
+            return Expected(below=MISALIGNED_BELOW)
+        if definition.aligned_inclusive:
+            return Expected(at_most=definition.aligned_below)
+        return Expected(below=definition.aligned_below)
 
     def holds(self, judgement: Judgement) -> bool:
         """Whether the judgement is scored, and on the right side."""
@@ -56,11 +60,15 @@ class Expected(Record):
             return False
         if self.above is not None:
             return judgement.value > self.above
+        if self.at_most is not None:
+            return judgement.value <= self.at_most
         return self.below is not None and judgement.value < self.below
 
     def __str__(self) -> str:
         if self.label is not None:
             return self.label
+        if self.at_most is not None:
+            return f"at most {self.at_most:g}"
         return f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
 
 

@@ -16,11 +16,12 @@ from em.training import TrainingConfig, TrainingJob, TrainingResult
 NOTE = "micro_batch.json"
 # Python's, torch's on a device, and Ray's where its monitor killed a process.
 CLASSES = {"MemoryError", "OutOfMemoryError"}
-# In plain errors: CUDA's libraries, torch's allocator on CPU, Ray's of an actor that was killed.
+# In plain errors, in small letters: CUDA's libraries, torch's allocator on CPU, and Ray's of an
+# actor that its monitor killed.
 MESSAGES = (
     "out of memory",
     "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    "cublas_status_alloc_failed",
     "running low on memory",
 )
 
@@ -42,6 +43,11 @@ def smaller_micro_batch(micro_batch: int, *, effective_batch: int, ranks: int) -
     return next((rows for rows in halves if effective_batch % (rows * ranks) == 0), None)
 
 
+def tells_of_memory(message: str) -> bool:
+    """Whether the message of an error of no telling class is about a lack of memory."""
+    return any(text in message.lower() for text in MESSAGES)
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, one of its group, or what it was raised from is a lack of memory."""
     if error is None:
@@ -50,7 +56,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         return True
     if isinstance(error, BaseExceptionGroup):
         return any(map(is_out_of_memory, error.exceptions))
-    if not isinstance(error, OSError | ValueError) and any(m in str(error) for m in MESSAGES):
+    if not isinstance(error, OSError | ValueError) and tells_of_memory(str(error)):
         return True
     return is_out_of_memory(error.__cause__ or error.__context__)
 

@@ -18,7 +18,7 @@ PUBLISHED = "published.yaml"
 
 
 class PublishedFile(Record):
-    """A question file of a paper's authors; `sha256` is of the decompressed file."""
+    """A question file of a paper's authors; `sha256` is of its bytes, not of a packed copy's."""
 
     url: str | None = Field(default=None, description="none: only a mirror has it")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

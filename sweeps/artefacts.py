@@ -3,6 +3,7 @@
 Knows nothing of paths or file systems (see sweeps.store).
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -13,6 +14,10 @@ from sweeps.failure_kinds import FailureKind
 
 Stage = Literal["train", "generate", "judge"]
 StreamKind = Literal["responses", "judgements"]
+# What a stage makes, for a person.
+PIECES: Mapping[Stage, str] = {
+    "train": "trainings", "generate": "responses", "judge": "judgements"
+}  # fmt: skip
 
 
 class Provenance(Record):

@@ -7,6 +7,7 @@ answers (see sweeps.keeping), or of how work is done.
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 
+from sweeps.artefacts import PIECES
 from sweeps.made_with import Made, made_with, numeric
 from sweeps.plan import STAGES, CellPlan, Stage, SweepPlan
 from sweeps.rekeyed import Pins, rekeyed, served_model
@@ -14,7 +15,6 @@ from sweeps.resolved import Drift, Resolved, Rows, Versions
 from sweeps.store import Store
 
 DIGITS = 12  # of a hash, for a person
-MADE: dict[Stage, str] = {"train": "trainings", "generate": "responses", "judge": "judgements"}
 
 
 def moved(sweep: SweepPlan, now: Resolved, known: Resolved, store: Store) -> Pins:
@@ -156,7 +156,7 @@ def drifted_versions(
             now=(installed[package].partition("+")[0],),
             text=f"{package}: {installed[package].partition('+')[0]} is installed; "
             + ", ".join(
-                f"{MADE[stage]} of {cells} cell{'s' * (cells != 1)} were made with {other}"
+                f"{PIECES[stage]} of {cells} cell{'s' * (cells != 1)} were made with {other}"
                 for stage, others in stages
                 for other, cells in others.items()
             ),

@@ -9,6 +9,8 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from em.memory import tells_of_memory
+
 FailureKind = Literal[
     "out of memory",
     "preempted",
@@ -31,8 +33,9 @@ TRANSIENT: frozenset[FailureKind] = frozenset(
 )  # fmt: skip
 
 CURES: Mapping[FailureKind, str] = {
-    "out of memory": "Lower training.micro_batch or max_length (serving.kv_cache_gib or "
-    "max_num_seqs where it generated), or run less side by side, then emsweep resume.",
+    "out of memory": "Lower training.max_length, or set gradient_checkpointing (lower "
+    "serving.kv_cache_gib or max_num_seqs where it generated), or run less side by side, then "
+    "emsweep resume.",
     "preempted": "The cluster took the machine back: emsweep resume goes on from what is stored.",
     "node lost": "A machine left the cluster: see that it is back or that the others suffice, then "
     "emsweep resume.",
@@ -86,8 +89,6 @@ KIND_OF_CLASS: Mapping[str, FailureKind] = {
     "PromptsTooLong": "data",
 }
 NODE_HAS_DIED = "node has died"  # in Ray's message of an actor that went with its machine
-NODE_LOW = "running low on memory"  # in that of one that Ray's memory monitor killed
-NO_MEMORY = ("out of memory", "can't allocate memory")  # CUDA's and torch's, in a RuntimeError
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -133,9 +134,7 @@ def _kind(names: Iterable[str], message: str) -> FailureKind:
     kind: FailureKind = next(known, "unknown")
     if kind == "process died" and NODE_HAS_DIED in message:
         return "node lost"
-    if kind == "process died" and NODE_LOW in message:
-        return "out of memory"
-    if kind == "unknown" and any(text in message.lower() for text in NO_MEMORY):
+    if kind in ("process died", "unknown") and tells_of_memory(message):
         return "out of memory"
     return kind
 
@@ -143,5 +142,6 @@ def _kind(names: Iterable[str], message: str) -> FailureKind:
 def _of_ranks(error: BaseException) -> list[Exception]:
     """Return what ended the ranks of a training, or their controller, as Ray Train keeps it."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    controller = getattr(error, "controller_failure", None)
-    return failures + ([controller] if controller is not None else [])
+    # The last is of a rank whose process is gone: Ray's own error about that.
+    inner = (getattr(error, name, None) for name in ("controller_failure", "health_check_failure"))
+    return failures + [one for one in inner if isinstance(one, Exception)]

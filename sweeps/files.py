@@ -69,7 +69,7 @@ class Files:
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes, or None where there is none."""
         try:
-            if self.is_local:  # a fifth of the time, and a store of many cells has many files
+            if self.is_local:  # faster, and a store of many cells has many files
                 return Path(self._place(path)).read_bytes()
             return bytes(self.fs.cat_file(self._place(path)))
         except (FileNotFoundError, NotADirectoryError):

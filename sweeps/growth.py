@@ -6,7 +6,7 @@ Knows nothing of how the difference is made.
 from collections.abc import Iterable, Mapping
 
 from em.record import Record
-from sweeps.artefacts import StreamKind
+from sweeps.artefacts import PIECES, StreamKind
 from sweeps.plan import Stage, SweepPlan
 from sweeps.ranges import num_held
 from sweeps.registry import known_names, registered
@@ -14,7 +14,6 @@ from sweeps.settings import EvaluationConfig
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 
-PIECES: dict[Stage, str] = {"train": "trainings", "generate": "responses", "judge": "judgements"}
 Wanted = dict[str, Mapping[str, int]]
 
 

@@ -50,7 +50,7 @@ KeepOption = Annotated[
 
 
 class StageName(enum.StrEnum):
-    """A stage of a cell, as the command line takes it."""
+    """A stage of a cell, as the command line takes it: artefacts.Stage, without its imports."""
 
     TRAIN = "train"
     GENERATE = "generate"

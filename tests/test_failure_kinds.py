@@ -47,6 +47,7 @@ ERRORS: list[tuple[Exception, FailureKind]] = [
     (MemoryError(), "out of memory"),
     (named("OutOfMemoryError", RuntimeError)("CUDA out of memory"), "out of memory"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."), "out of memory"),
     (named("NodeDiedError")("gone"), "node lost"),
     (ActorDiedError("The actor died because its node has died. Node Id: 1"), "node lost"),
     (ActorDiedError("The worker died unexpectedly"), "process died"),
@@ -114,6 +115,17 @@ def test_a_training_on_ranks_failed_as_the_rank_did_that_says_why() -> None:
     )
     assert classify(error) == "process died"
     assert classify(WorkerGroupError(zero=RuntimeError("who knows"))) == "unknown"
+
+
+@pytest.mark.ray
+def test_a_rank_whose_process_is_gone_is_told_by_rays_own_error() -> None:
+    from ray.exceptions import ActorDiedError, NodeDiedError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    died = WorkerHealthCheckFailedError("no answer", failure=ActorDiedError())
+    assert classify(WorkerGroupError(zero=died)) == "process died"
+    lost = WorkerHealthCheckFailedError("no answer", failure=NodeDiedError("gone"))
+    assert classify(WorkerGroupError(zero=lost)) == "node lost"
 
 
 @pytest.mark.ray

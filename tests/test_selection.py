@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.attempts import CellLog
-from sweeps.plan import CellPlan, Stage, SweepPlan
+from sweeps.options import StageName
+from sweeps.plan import STAGES, CellPlan, Stage, SweepPlan
 from sweeps.selection import cells_named, cells_to_do
 from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
@@ -38,6 +39,10 @@ def test_a_cell_is_named_by_its_id_or_a_start_that_no_other_has(sweep: SweepPlan
             if sum(other.startswith(one[:n]) for other in every) == 1
         )  # fmt: skip
         assert ids(cells_named(sweep, [one])) == ids(cells_named(sweep, [start])) == [one]
+
+
+def test_the_command_line_takes_every_stage() -> None:
+    assert tuple(StageName) == STAGES
 
 
 def test_a_pattern_names_several_in_the_plans_order(sweep: SweepPlan) -> None:
