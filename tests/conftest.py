@@ -1,11 +1,20 @@
-"""What holds for every test: real data is read where it is, and is never skipped in CI."""
+"""What many tests have in common: a small sweep, a store, and a judge's server.
+
+Real data is read where it is, and is never skipped in CI.
+"""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from judge_server import KEY_ENV, FakeServer, judge_server
+from small_sweep import plan
 
 from em.catalogue import DATA_ENV
+from sweeps.plan import SweepPlan
+from sweeps.store import Store
 
 # How long an example takes is the machine's business: a busy one must not fail a test.
 settings.register_profile("tests", deadline=None)
@@ -19,3 +28,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI", "").lower() in ("true", "1"):
         pytest.fail(f"{reason}, which is never skipped where CI is set", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepPlan:
+    """Two untuned cells and two to be trained (see small_sweep)."""
+    return plan(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store in a folder."""
+    store = Store(str(tmp_path / "store"))
+    store.create()
+    return store
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    """A judge's server that asks for a key, and the key in the environment."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv(KEY_ENV, "key-of-the-test")
+    with judge_server() as fake:
+        yield fake

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+KEY_ENV = "EMSWEEP_TEST_API_KEY"  # where clients of it find their key
 Reply = tuple[int, Any]
 HALF: Reply = (200, b'{"half": "a body"')  # announced as twice as long
 CLOSES: Reply = (0, b"")  # no answer at all

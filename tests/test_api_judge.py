@@ -1,25 +1,15 @@
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from judge_server import FakeServer, Reply, completion, costing, judge_server, says
+from judge_server import KEY_ENV, FakeServer, Reply, completion, costing, says
 
 from em.api_judge import TOP_LOGPROBS, ApiReader, JudgeRefusesUs
 from em.budget import Budget, BudgetConfig, BudgetSpent, Price, Usage
 from em.judging import JudgeCallFailed, JudgeUnavailable, Reading, score
 from em.pacing import START
-
-KEY_ENV = "EMSWEEP_TEST_JUDGE_KEY"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv(KEY_ENV, "key-of-the-test")
-    with judge_server() as fake:
-        yield fake
 
 
 def using(

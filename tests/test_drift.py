@@ -24,11 +24,6 @@ from sweeps.store import Store
 HERE = {"torch": "2.1+cpu", "vllm": "0.3", "ray": "1"}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 def first_run(folder: Path, store: Store, **changed: Any) -> SweepPlan:
     sweep = settle(plan(folder, **changed), store, installed=HERE)
     assert sweep.drifts == ()

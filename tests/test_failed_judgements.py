@@ -18,13 +18,6 @@ from tests.small_sweep import FakeEndpoint, FakeReader, RefusingReader, plan
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "store"))
-    store.create()
-    return store
-
-
-@pytest.fixture
 def cell(store: Store, tmp_path: Path) -> CellPlan:
     """An untuned cell of 7 answers and 14 scores, 6 of them of the dinner; it is answered."""
     cell = plan(tmp_path).cells[0]

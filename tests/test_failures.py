@@ -2,9 +2,6 @@
 
 import json
 import time
-from pathlib import Path
-
-import pytest
 
 from em.generation import GateFailed
 from em.judging import JudgeUnavailable
@@ -13,11 +10,6 @@ from sweeps.attempts import CellLog, kind_of, live_drivers
 from sweeps.failure_kinds import is_transient
 from sweeps.failures import CellFailure, OnStage, attempt_cell, outcome_of, record_failure
 from sweeps.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
 
 
 def attempts(store: Store) -> list[Attempt]:

@@ -40,11 +40,6 @@ def planned(folder: Path, store: Store, **changed: Any) -> SweepPlan:
     return settle(plan(folder, **changed), store, installed={"torch": "1"})
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 @pytest.mark.parametrize(
     ("before", "after", "trained", "answered", "judged", "said"),
     [

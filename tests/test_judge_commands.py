@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import FakeServer, judge_server, says
+from judge_server import KEY_ENV, FakeServer, says
 from small_sweep import FakeEndpoint, plan
 from typer.testing import CliRunner
 
@@ -18,27 +18,11 @@ from sweeps.plan import SweepPlan, stages_to_run
 from sweeps.stages import generate_stage
 from sweeps.store import Store
 
-KEY_ENV = "EMSWEEP_TEST_API_KEY"
 SELF = {"name": "self", "pool": "base"}
 SEA: dict[str, Any] = {
     "name": "sea",
     "pattern": {"score": "sea", "labels": {"SEA": "sea"}, "otherwise": "NONE"},
 }
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "store"))
-    store.create()
-    return store
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv(KEY_ENV, "key-of-the-test")
-    with judge_server() as fake:
-        yield fake
 
 
 def api(server: FakeServer) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Which cells `--only` and `--stage` name."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -11,19 +10,7 @@ from sweeps.plan import STAGES, CellPlan, Stage, SweepPlan
 from sweeps.selection import cells_named, cells_to_do
 from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
-from tests.small_sweep import FakeEndpoint, FakeReader, RefusingReader, plan
-
-
-@pytest.fixture
-def sweep(tmp_path: Path) -> SweepPlan:
-    return plan(tmp_path)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "store"))
-    store.create()
-    return store
+from tests.small_sweep import FakeEndpoint, FakeReader, RefusingReader
 
 
 def ids(cells: list[CellPlan]) -> list[str]:

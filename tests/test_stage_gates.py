@@ -25,11 +25,6 @@ IDS = (1, 2, 3)
 CANARY = Canary(text="a", ids=IDS, tuned=(-0.1, -4.0, -5.0), base=(-5.0, -4.0, -0.1))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 def untuned(sweep: SweepPlan) -> CellPlan:
     return next(cell for cell in sweep.cells if cell.cell.training is None)
 

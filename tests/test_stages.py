@@ -21,13 +21,6 @@ from sweeps.store import Store
 PART = stages.PART_RESPONSES
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "store"))
-    store.create()
-    return store
-
-
 def cell(folder: Path, *, tuned: bool = False, samples: int | None = None, **more: Any) -> CellPlan:
     evaluation = {"name": "main", "questions": "ours.yaml", "samples": samples}
     sweep = plan(folder, evaluations=[evaluation], **more)

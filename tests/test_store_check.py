@@ -22,13 +22,7 @@ from tests.sweep_runs import emsweep
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> SweepPlan:
-    return plan(tmp_path)
-
-
-@pytest.fixture
-def store(sweep: SweepPlan, tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "store"))
+def store(sweep: SweepPlan, store: Store) -> Store:
     finish(sweep, store)
     return store
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from finished_store import Asked, finish, finish_cell, trainer, tree
-from small_sweep import plan
 
 from em.record import Record
 from sweeps.artefacts import Attempt, DriverBeat, Provenance
@@ -43,18 +42,6 @@ ROOM = 2**20  # bytes of the small disk
 class Item(Record):
     key: str
     text: str
-
-
-@pytest.fixture
-def sweep(tmp_path: Path) -> SweepPlan:
-    return plan(tmp_path)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "store"))
-    store.create()
-    return store
 
 
 # A full disk -------------------------------------------------------------------------------------

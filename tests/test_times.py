@@ -31,11 +31,6 @@ def answered(cell: CellPlan, store: Store, *, started: float, seconds: float) ->
         )
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 @pytest.mark.parametrize(
     ("spans", "length"),
     [([], 0), ([(1, 3)], 2), ([(1, 3), (2, 5)], 4), ([(1, 9), (2, 3)], 8), ([(4, 5), (1, 2)], 2)],

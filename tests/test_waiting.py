@@ -19,11 +19,6 @@ ME, YOU = Holder("me", "small"), Holder("you", "small")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
-@pytest.fixture
 def sweep(tmp_path: Path, store: Store) -> SweepPlan:
     """Two untuned cells; a driver `you` on another machine lives."""
     sign_of_life(store, 1)
