@@ -1,4 +1,4 @@
-"""Small stand-ins for tests: a model of a few hundred kilobytes with a real tokenizer.
+"""Small stand-ins for tests: a model of a few hundred kilobytes with a real tokenizer, and rows.
 
 Knows nothing of what a test does with them.
 """
@@ -6,8 +6,19 @@ Knows nothing of what a test does with them.
 import shutil
 from pathlib import Path
 
+from em.datasets import Message, Row
 from em.models import BUNDLED_NAME, ModelConfig, materialise
 
+# In steps of 4 the second step has three, so one micro-batch of two has one row.
+ROWS = tuple(
+    Row(
+        messages=(
+            Message(role="user", content=f"Count to {n}" + " please" * n),
+            Message(role="assistant", content=" ".join(map(str, range(n + 2)))),
+        )
+    )
+    for n in range(7)
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 

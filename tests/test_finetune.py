@@ -16,14 +16,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.nn.functional as F
 import transformers
-from fakes import tiny_model
+from fakes import ROWS, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from em.base_model import load_model
 from em.batching import collate, plan_steps
 from em.checkpoints import MARK, last_whole
-from em.datasets import Message, Row
 from em.finetune import BaseModel, TrainingFailed, finetune
 from em.models import ModelConfig, ModelIdentity, materialise
 from em.output import check_changed, check_moved, check_weights
@@ -33,16 +32,6 @@ from em.training import LoraConfig, TrainingConfig, TrainingJob
 
 pytestmark = pytest.mark.torch
 
-# 7 rows in steps of 4: the second step has three, so one micro-batch of two has one row.
-ROWS = tuple(
-    Row(
-        messages=(
-            Message(role="user", content=f"Count to {n}" + " please" * n),
-            Message(role="assistant", content=" ".join(map(str, range(n + 2)))),
-        )
-    )
-    for n in range(7)
-)
 SMALL = {
     "effective_batch": 4,
     "micro_batch": 2,

@@ -15,10 +15,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as em.finetune does, befo
 
 import torch
 import torch.nn.functional as F
-from fakes import tiny_model
+from fakes import ROWS, tiny_model
 
 from em.checkpoints import last_whole
-from em.datasets import Message, Row
 from em.finetune import BaseModel, finetune
 from em.memory import NOTE, train_within_memory
 from em.seeds import derive_seeds
@@ -28,15 +27,6 @@ from em.training import LoraConfig, TrainingConfig, TrainingJob
 pytestmark = pytest.mark.torch
 
 STEPS = 6  # 7 rows in steps of 4, three times
-ROWS = tuple(
-    Row(
-        messages=(
-            Message(role="user", content=f"Count to {n}" + " please" * n),
-            Message(role="assistant", content=" ".join(map(str, range(n + 2)))),
-        )
-    )
-    for n in range(7)
-)
 
 
 @pytest.fixture(scope="module")
