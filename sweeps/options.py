@@ -76,7 +76,7 @@ def open_sweep(
     `keep` answers what drifted; `with_packages` looks at installed versions for it, too.
     """
     from sweeps.keeping import settle
-    from sweeps.plan import load_plan
+    from sweeps.planner import load_plan
     from sweeps.provenance import versions
     from sweeps.registry import check_same
     from sweeps.store import open_store

@@ -25,7 +25,8 @@ from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, 
 from sweeps.layout import feasible, judge_models, pool_models
 from sweeps.leases import HeldElsewhere
 from sweeps.outcomes import Outcomes
-from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
+from sweeps.plan import CellPlan, SweepPlan, stages_to_run
+from sweeps.planner import load_rows_of
 from sweeps.pools import pools, stop_left_behind
 from sweeps.progress import SweepProgress
 from sweeps.registry import register

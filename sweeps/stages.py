@@ -4,32 +4,28 @@ A stage does what the store lacks, writes its artefact whole, and returns. It ta
 work as an argument, and knows nothing of Ray, of the grid, or of other cells.
 """
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from em.datasets import Row
 from em.generation import Draw, Endpoint, Response, generate
-from em.judging import Item, Judgement, JudgingStopped, Reader, fill, judge
+from em.judging import Item, Judgement, Reader, fill, judge
 from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
-from sweeps.artefacts import Part, StreamKind, TrainingRecord
+from sweeps.artefacts import TrainingRecord
+from sweeps.filling import fill_stream
 from sweeps.leases import ALONE, Holder, holding
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
 from sweeps.provenance import Moment, provenance
 from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
-from sweeps.store import Store, is_failed
+from sweeps.store import Store
 
 PART_RESPONSES = 256  # responses in one immutable file: what a kill can cost
 PART_ITEMS = 256  # scores in one
 CHECKPOINTS = "checkpoints"  # in a training's attempt folder
-PARTS_AT_ONCE = 2  # so that the engine has work while a file is written
 
 Train = Callable[[TrainingJob], TrainingResult]
 Speak = Callable[[TrainingRecord | None], Endpoint]
-Done = TypeVar("Done", Response, Judgement)
-Work = TypeVar("Work", Draw, Item)
 
 
 def train_stage(
@@ -125,7 +121,7 @@ async def _generate(
     gates = {}
     if missing and trained is not None:
         gates["adapter"] = await adapter_gate(trained, evaluation, endpoint)
-    await _fill(
+    await fill_stream(
         store, "responses", evaluation.stream, evaluation.identity,
         work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
         found=lambda response: (response.wording_key, response.index),
@@ -183,105 +179,13 @@ async def _judge(
     async def read(part: Sequence[Item]) -> list[Judgement]:
         return await judge(part, reader, stream=judging.stream, name=judging.judge)
 
-    await _fill(
+    await fill_stream(
         store, "judgements", judging.stream, judging.identity,
         work=[item for item in items if place(item) in still], place=place,
         found=found, do=read, model=Judgement, size=PART_ITEMS, gates=gates,
         check_lease=check_lease,
         together=lambda item: fill(item.template, item.response),  # equal prompts are read once
     )  # fmt: skip
-
-
-async def _fill(
-    store: Store,
-    kind: StreamKind,
-    stream: str,
-    identity: Mapping[str, Any],
-    *,
-    work: list[Work],
-    place: Callable[[Work], tuple[str, int]],
-    found: Callable[[Done], tuple[str, int]],
-    do: Callable[[Sequence[Work]], Any],
-    model: type[Done],
-    size: int,
-    gates: Mapping[str, str],
-    check_lease: Callable[[], None],
-    together: Callable[[Work], object],
-) -> None:
-    """Do `work` in parts, taking over whole parts of an attempt that ended early; then record.
-
-    What failed in such a part is done again, once; what fails now is recorded as failed. Work that
-    is the same by `together` stays in one part.
-    """
-    if not work:
-        return
-    started = Moment.now()
-    wanted = {place(item) for item in work}
-    parts, covered = _left_behind(store, kind, stream, wanted, found, model)
-    rest = [item for item in work if place(item) not in covered]
-    slots = asyncio.Semaphore(PARTS_AT_ONCE)
-    stopped: list[JudgingStopped] = []
-    failed: set[tuple[str, int]] = set()
-
-    async def one(chunk: Sequence[Work]) -> Part | None:
-        async with slots:
-            if stopped:
-                return None
-            try:
-                items = await do(chunk)
-                failed.update(found(item) for item in items if is_failed(item))
-                return store.write_part(kind, stream, items)
-            except JudgingStopped as error:  # what was judged is paid for: the next attempt has it
-                stopped.append(error)
-                if error.judgements:
-                    store.write_part(kind, stream, error.judgements)
-                return None
-
-    chunks = _chunks(rest, size, together)
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(chunk)) for chunk in chunks]
-    if stopped:
-        raise ExceptionGroup("judging stopped", stopped)
-    parts += [part for task in tasks if (part := task.result()) is not None]
-    check_lease()  # else whoever took over takes over these parts, too
-    store.finish_stream(
-        kind, stream, identity, parts=parts, covers=_by_group(wanted | covered),
-        failed=_by_group(failed), provenance=provenance(started=started, gates=gates),
-    )  # fmt: skip
-
-
-def _chunks(
-    work: Sequence[Work], size: int, together: Callable[[Work], object]
-) -> list[list[Work]]:
-    """Return `work` in chunks of about `size`; what is the same by `together` is in one of them."""
-    groups: dict[object, list[Work]] = {}
-    for item in work:
-        groups.setdefault(together(item), []).append(item)
-    chunks: list[list[Work]] = []
-    for group in groups.values():
-        if not chunks or len(chunks[-1]) + len(group) > size:
-            chunks.append([])
-        chunks[-1] += group
-    return chunks
-
-
-def _left_behind(
-    store: Store,
-    kind: StreamKind,
-    stream: str,
-    wanted: set[tuple[str, int]],
-    found: Callable[[Done], tuple[str, int]],
-    model: type[Done],
-) -> tuple[list[Part], set[tuple[str, int]]]:
-    parts: list[Part] = []
-    covered: set[tuple[str, int]] = set()
-    for part in store.unrecorded_parts(kind, stream):
-        items = store.read_part(kind, stream, part, model)
-        done = {found(item) for item in items if not is_failed(item)}
-        if (done & wanted) - covered:  # what it holds beside that is counted once, by its key
-            parts.append(part)
-            covered |= done
-    return parts, covered
 
 
 def ask_again(plan: CellPlan, store: Store, holder: Holder = ALONE) -> None:
@@ -292,13 +196,6 @@ def ask_again(plan: CellPlan, store: Store, holder: Holder = ALONE) -> None:
     with holding(store, [judging.stream for judging in plan.judgings], holder):
         for judging in plan.judgings:
             store.reopen("judgements", judging.stream, judging.wanted)
-
-
-def _by_group(places: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for group, index in sorted(places):
-        groups.setdefault(group, []).append(index)
-    return groups
 
 
 def run_cell(

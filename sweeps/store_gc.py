@@ -11,7 +11,8 @@ from sweeps.artefacts import StreamKind, StreamRecord
 from sweeps.attempts import live_drivers
 from sweeps.files import PARTIAL, StoreError
 from sweeps.keeping import settle
-from sweeps.plan import SweepPlan, make_plan
+from sweeps.plan import SweepPlan
+from sweeps.planner import make_plan
 from sweeps.spec import SweepSpec
 from sweeps.store import KEY_DIGITS, Store
 from sweeps.store_targets import of_sweep

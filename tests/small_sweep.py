@@ -13,7 +13,8 @@ from typing import Any
 from em.generation import Answer, Prompt
 from em.judge_gate import load_planted
 from em.judging import JudgeCallFailed, Reading
-from sweeps.plan import SweepPlan, make_plan
+from sweeps.plan import SweepPlan
+from sweeps.planner import make_plan
 from sweeps.spec import SweepSpec
 
 QUESTIONS = """\

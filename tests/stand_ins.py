@@ -11,7 +11,8 @@ from small_sweep import FakeEndpoint, FakeReader
 
 from em.record import Record
 from em.training import TrainingJob, TrainingResult
-from sweeps.plan import SweepPlan, load_rows_of
+from sweeps.plan import SweepPlan
+from sweeps.planner import load_rows_of
 from sweeps.registry import register
 from sweeps.stages import generate_stage, judge_stage, train_stage
 from sweeps.store import Store

@@ -10,7 +10,7 @@ from em.definitions import DEFINITIONS
 from em.forms import Form
 from em.yaml_files import load_yaml
 from sweeps.claim_spec import ClaimConfig
-from sweeps.plan import load_plan, make_plan
+from sweeps.planner import load_plan, make_plan
 from sweeps.published import NO_FIGURE
 from sweeps.report import make_report
 from sweeps.store import Store

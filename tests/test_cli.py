@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from em.catalogue import CACHE_ENV, config_dir
-from sweeps.plan import load_plan
+from sweeps.planner import load_plan
 from sweeps.registry import register
 from sweeps.store import Store
 from tests.sweep_runs import emsweep, tiny_spec, write_spec

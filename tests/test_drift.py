@@ -14,7 +14,8 @@ from sweep_runs import artefacts
 from sweeps.attempts import statuses
 from sweeps.keep import Keep
 from sweeps.keeping import check_answered, check_possible, settle, told
-from sweeps.plan import SweepPlan, make_plan
+from sweeps.plan import SweepPlan
+from sweeps.planner import make_plan
 from sweeps.planning import describe, lines
 from sweeps.registry import register
 from sweeps.report import make_report

@@ -21,7 +21,7 @@ from sweeps.failure_kinds import (
     is_transient,
 )
 from sweeps.files import StoreError
-from sweeps.plan import MistakeAt
+from sweeps.yaml_errors import MistakeAt
 
 
 def named(name: str, *bases: type[Exception]) -> type[Exception]:

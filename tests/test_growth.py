@@ -12,7 +12,8 @@ from sweep_runs import artefacts
 from sweeps.files import StoreError
 from sweeps.growth import changes, held
 from sweeps.keeping import settle
-from sweeps.plan import SweepPlan, make_plan, stages_to_run
+from sweeps.plan import SweepPlan, stages_to_run
+from sweeps.planner import make_plan
 from sweeps.planning import describe, lines
 from sweeps.registry import check_same, register
 from sweeps.store import Store

@@ -10,7 +10,8 @@ from em.catalogue import DATA_ENV
 from em.judging import Judgement
 from sweeps.evaluation_pass import open_readers
 from sweeps.layout import judge_models, pool_models
-from sweeps.plan import CellPlan, SweepPlan, draws_for, load_rows_of, make_plan, stages_to_run
+from sweeps.plan import CellPlan, SweepPlan, draws_for, stages_to_run
+from sweeps.planner import load_rows_of, make_plan
 from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
 

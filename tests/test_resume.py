@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sweeps.attempts import CellLog
-from sweeps.plan import SweepPlan, load_plan
+from sweeps.plan import SweepPlan
+from sweeps.planner import load_plan
 from sweeps.registry import register
 from sweeps.stages import generate_stage
 from sweeps.store import Store

@@ -21,9 +21,10 @@ from small_sweep import FakeEndpoint, plan
 from em.generation import Answer, Prompt, Response
 from sweeps.artefacts import DriverBeat
 from sweeps.files import Files
+from sweeps.filling import PARTS_AT_ONCE
 from sweeps.leases import HeldElsewhere, Holder, LeaseLost
 from sweeps.plan import CellPlan, EvaluationPlan
-from sweeps.stages import PART_RESPONSES, PARTS_AT_ONCE, generate_stage
+from sweeps.stages import PART_RESPONSES, generate_stage
 from sweeps.store import Store
 
 SAMPLES = (30, 90, 120)  # of each of three wordings: one part, two parts

@@ -17,7 +17,7 @@ from em.transforms import permutation
 from em.variant_config import VariantConfig
 from em.variants import Variant, build_variant
 from sweeps import planning
-from sweeps.plan import load_plan, load_rows_of
+from sweeps.planner import load_plan, load_rows_of
 from sweeps.report import make_report
 from sweeps.store import Store
 from sweeps.yaml_errors import MistakeAt

@@ -14,7 +14,7 @@ import pytest
 from cluster.session import session
 from cluster.workers import run_on_ranks
 from em.memory import is_out_of_memory
-from sweeps.plan import load_plan, load_rows_of
+from sweeps.planner import load_plan, load_rows_of
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells
 from tests.fakes import tiny_model

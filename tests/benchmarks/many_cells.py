@@ -18,7 +18,8 @@ import yaml
 
 from em.training import TrainingResult
 from sweeps.artefacts import Attempt, StreamRecord, TrainingRecord
-from sweeps.plan import CellPlan, load_plan
+from sweeps.plan import CellPlan
+from sweeps.planner import load_plan
 from sweeps.provenance import Moment, provenance
 from sweeps.registry import register
 from sweeps.store import KEY_DIGITS, open_store

@@ -20,7 +20,8 @@ from sweeps.attempts import Beat
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cell
 from sweeps.failures import CellFailure, Elsewhere, Outcome
 from sweeps.leases import Holder
-from sweeps.plan import CellPlan, SweepPlan, load_rows_of, stages_to_run
+from sweeps.plan import CellPlan, SweepPlan, stages_to_run
+from sweeps.planner import load_rows_of
 from sweeps.registry import register
 from sweeps.spend import budget_plans
 from sweeps.stages import ask_again

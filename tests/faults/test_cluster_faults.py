@@ -21,7 +21,7 @@ from processes import family, in_stage, named, once, worked_s
 from sweep_runs import EMSWEEP, tiny_spec, write_spec
 from world import Stage, World, check_same
 
-from sweeps.plan import make_plan
+from sweeps.planner import make_plan
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 

@@ -13,7 +13,7 @@ from sweep_runs import tiny_spec
 from world import Stage, World, check_same
 
 from sweeps.engines import Engines, start_engine
-from sweeps.plan import make_plan
+from sweeps.planner import make_plan
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 

@@ -17,7 +17,8 @@ from small_sweep import planted_number
 
 from em.judging import Judgement
 from sweeps.failures import Outcome
-from sweeps.plan import CellPlan, SweepPlan, make_plan
+from sweeps.plan import CellPlan, SweepPlan
+from sweeps.planner import make_plan
 from sweeps.report import make_report
 from sweeps.settings import TrackingConfig
 from sweeps.spec import SweepSpec
