@@ -171,6 +171,12 @@ def judgement_group(wording_key: str, score_name: str, template: str, rule: Rule
     return fingerprint([wording_key, score_name, template, *rule.identity])[:16]
 
 
+def place_of(judgement_key: str) -> tuple[str, int]:
+    """Return the group of a judgement (see judgement_group) and its answer's index, by its key."""
+    _, group, index = judgement_key.split("-")
+    return group, int(index)
+
+
 async def judge(
     items: Sequence[Item], reader: Reader, *, stream: str, name: str
 ) -> list[Judgement]:

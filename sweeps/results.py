@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from em.generation import Response
-from em.judging import Judgement, fill
+from em.judging import Judgement, fill, place_of
 from em.record import Record, fingerprint
 from em.scoring import Counts, Definition, Scored, count, count_by_question, em_rate
 from em.training import LossPoint
@@ -75,7 +75,7 @@ def scored_responses(plan: CellPlan, judging: JudgingPlan, store: Store) -> list
     order = {w.key: (n, samples) for n, (w, samples) in enumerate(evaluation.asked)}
     judged: dict[str, dict[str, Judgement]] = {}
     for item in store.read_stream("judgements", judging.stream, Judgement):
-        if item.key.split("-")[1] in judging.wanted:
+        if place_of(item.key)[0] in judging.wanted:
             judged.setdefault(item.response, {})[item.score] = item
     found = []
     spoke = _weights(plan, store)

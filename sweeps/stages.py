@@ -9,7 +9,7 @@ from pathlib import Path
 
 from em.datasets import Row
 from em.generation import Draw, Endpoint, Response, generate
-from em.judging import Item, Judgement, Reader, fill, judge
+from em.judging import Item, Judgement, Reader, fill, judge, place_of
 from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import TrainingRecord
@@ -173,8 +173,7 @@ async def _judge(
 
     def found(judgement: Judgement) -> tuple[str, int]:
         # From its own key: a part left behind may answer to another prompt of the same judge.
-        _, group, index = judgement.key.split("-")
-        return group, int(index)
+        return place_of(judgement.key)
 
     async def read(part: Sequence[Item]) -> list[Judgement]:
         return await judge(part, reader, stream=judging.stream, name=judging.judge)

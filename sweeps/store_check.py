@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
+from em.judging import place_of
 from em.record import Record, fingerprint
 from sweeps.artefacts import (
     Attempt,
@@ -32,7 +33,7 @@ from sweeps.store_targets import Targets
 ASIDE = "damaged"
 COLUMNS: dict[StreamKind, list[str]] = {
     "responses": ["key", "wording_key", "index", "weights"],
-    "judgements": ["key", "response"],
+    "judgements": ["key", "response", "state"],
 }
 
 
@@ -193,6 +194,7 @@ class _Check:
         """Check a stream of judgements against `responses`, the keys that there are."""
         place = f"judgements/{name}"
         covered: set[tuple[str, int]] = set()
+        answered: set[tuple[str, int]] = set()  # of those, the ones that did not fail
         sound = True
         for part, recorded in self._parts("judgements", name, record) if record else ():
             rows = self._rows("judgements", name, part, recorded)
@@ -207,11 +209,10 @@ class _Check:
             if rows is None or lost:
                 sound = False
             elif recorded:
-                for row in rows:
-                    _, group, index = row["key"].split("-")
-                    covered.add((group, int(index)))
+                covered |= {place_of(row["key"]) for row in rows}
+                answered |= {place_of(row["key"]) for row in rows if row["state"] != "failed"}
         if record is not None and sound:
-            self._covers(place, record, covered)
+            self._covers(place, record, covered, covered - answered)
         self._on_checked()
 
     def _parts(
@@ -246,14 +247,24 @@ class _Check:
             return None
         return rows
 
-    def _covers(self, place: str, record: StreamRecord, found: set[tuple[str, int]]) -> None:
-        """Compare what a record says that it covers with what its parts hold."""
+    def _covers(
+        self,
+        place: str,
+        record: StreamRecord,
+        found: set[tuple[str, int]],
+        failed: Set[tuple[str, int]] = frozenset(),
+    ) -> None:
+        """Compare what a record says that it covers with what its parts hold.
+
+        What `failed` is there or not, as a resume takes it out to ask again.
+        """
         said = {(g, i) for g, ranges in record.covers.items() for i in expand(ranges)}
-        if said != found:
+        lacking = found - said - failed
+        if said - found or lacking:
             self._found(
                 f"{place}/record.json",
                 f"covers {len(said - found)} samples that its parts do not hold, and lacks "
-                f"{len(found - said)} that they do",
+                f"{len(lacking)} that they do",
                 f"{place}/record.json",
             )
 

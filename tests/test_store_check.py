@@ -1,5 +1,6 @@
 """`emsweep store check`: what is damaged is named, and after a repair a run makes it again."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -8,13 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 from finished_store import finish, tree
-from small_sweep import SPEC, plan
+from small_sweep import SPEC, FakeEndpoint, FakeReader, RefusingReader, plan
 
 from em.generation import Response
 from em.judging import Judgement
 from sweeps.artefacts import Attempt, StreamRecord
 from sweeps.plan import SweepPlan, stages_to_run
 from sweeps.results import scored_responses
+from sweeps.stages import ask_again, generate_stage, judge_stage
 from sweeps.store import Store
 from sweeps.store_check import StoreCheck, check_store, set_aside
 from sweeps.store_targets import everything, of_sweep
@@ -218,6 +220,26 @@ def test_what_is_unfinished_or_left_behind_is_not_damaged(store: Store, sweep: S
     store.write_part("judgements", "f" * 64, [])
     found = check(store)
     assert (found.damages, found.num_unfinished) == ((), 1)
+
+
+def test_judgements_that_a_resume_is_about_to_ask_again_are_not_damaged(
+    sweep: SweepPlan, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "other"))
+    cell = sweep.cells[0]
+    readers = {judging.judge: RefusingReader("dinner") for judging in cell.judgings}
+    asyncio.run(generate_stage(cell, store, lambda trained: FakeEndpoint()))
+    asyncio.run(judge_stage(cell, store, readers))
+    assert check(store).damages == ()
+    ask_again(cell, store)  # and the driver is killed here
+    assert stages_to_run(cell, store) == ["judge"]
+    assert check(store).damages == ()
+    asyncio.run(judge_stage(cell, store, {name: FakeReader() for name in readers}))
+    assert check(store).damages == ()
+    ask_again(cell, store)
+    record = one(store, "judgements/*/record.json")
+    rewrite(record, covers={})
+    assert damaged(store).keys() == {relative(record, store)}
 
 
 def test_a_torn_note_is_named(store: Store) -> None:
