@@ -32,12 +32,12 @@ def fingerprint(value: Any) -> str:
 
 def canonical_json(value: Any) -> str:
     """Return `value` as JSON with sorted keys, no spaces, and non-ASCII text as it is."""
-    plain = _plain(value)
-    return json.dumps(
-        plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    return CANONICAL.encode(_plain(value))
 
 
+CANONICAL = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+)
 AS_IT_IS = (str, int, bool, type(None))
 
 

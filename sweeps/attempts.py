@@ -11,13 +11,15 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field
 
 from em.record import Record
 from sweeps.artefacts import Attempt, DriverBeat
 from sweeps.failure_kinds import CURES, FailureKind, classify_stored
 from sweeps.leases import LOST_AFTER_S, Holder, has_ended, place_of_process, process_ticks
-from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
+from sweeps.plan import CellPlan, Stage, SweepPlan, left_of
 from sweeps.store import Store
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,12 @@ class CellStatus(Record):
     kind: FailureKind | None = None
     cure: str | None = None
     failed_judgements: int = 0
+    stages_left: list[Stage] = Field(default_factory=list)
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What a user is shown, as plain values."""
+        return self.model_dump(exclude={"error_class", "stages_left"})
 
 
 class CellLog:
@@ -168,7 +176,7 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, live: Collection[str])
     kept = store.attempts(sweep, plan.cell_id)
     attempts = [attempt for attempt in kept if attempt.state != "waiting"]
     last = attempts[-1] if attempts else None
-    stages = stages_to_run(plan, store)
+    stages, failed_judgements = left_of(plan, store)
     state: State = "missing"
     if not stages:
         state = "finished"
@@ -190,11 +198,8 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, live: Collection[str])
         error_class=failed.error_class if failed else None,
         kind=kind,
         cure=CURES[kind] if kind else None,
-        failed_judgements=sum(
-            len(indices)
-            for judging in plan.judgings
-            for indices in store.failed("judgements", judging.stream, judging.wanted).values()
-        ),
+        stages_left=stages,
+        failed_judgements=failed_judgements,
     )
 
 

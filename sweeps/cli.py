@@ -37,6 +37,10 @@ from sweeps.options import (
 )
 from sweeps.store_commands import store_app
 
+# A plan of ten thousand cells is millions of values without a cycle: at its own thresholds the
+# collector would walk them over and over, for a quarter of the time of `status`.
+COLLECT_AFTER = (50_000, 20, 50)
+
 app = typer.Typer(
     help="How much of emergent misalignment is the model, how much the data, how much the seed?",
     no_args_is_help=True,
@@ -110,7 +114,7 @@ def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None
     from sweeps.keeping import told
 
     sweep, target = open_sweep(spec, store)
-    cells = [item.model_dump(exclude={"error_class"}) for item in statuses(sweep, target)]
+    cells = [item.shown for item in statuses(sweep, target)]
     if as_json:
         print(json.dumps({"sweep": sweep.spec.name, "store": target.url, "cells": cells}, indent=1))
         return
@@ -264,8 +268,11 @@ def main() -> None:
     0: all that was asked is done; 1: some cells are not finished; 2: the user's input or the
     cluster is at fault; 130: interrupted.
     """
+    import gc
+
     from pydantic import ValidationError
 
+    gc.set_threshold(*COLLECT_AFTER)
     try:
         code = app(standalone_mode=False)  # typer.Exit comes back as its code
         sys.exit(code if isinstance(code, int) else OK)

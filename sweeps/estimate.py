@@ -34,6 +34,9 @@ def estimate(
 ) -> Estimate:
     """Return the time that the cells `todo` need; finished ones of `everything` give the rates."""
     work: dict[str, float] = {"train": 0.0, "generate": 0.0, "judge": 0.0}
+    todo = list(todo)
+    if not todo:
+        return Estimate(seconds=0.0, by_stage=work, basis="nothing to run")
     for cell in todo:
         for stage in stages_to_run(cell, store):
             work[stage] += _pieces(cell, stage) * _share_left(cell, stage, store)

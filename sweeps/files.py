@@ -56,9 +56,7 @@ class Files:
         """Return the names in the folder `path`, sorted; none where it is not there."""
         try:
             place = self._place(path)
-            found = (
-                list(Path(place).iterdir()) if self.is_local else self.fs.ls(place, detail=False)
-            )
+            found = _listed(place) if self.is_local else self.fs.ls(place, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -69,8 +67,8 @@ class Files:
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes, or None where there is none."""
         try:
-            if self.is_local:  # faster, and a store of many cells has many files
-                return Path(self._place(path)).read_bytes()
+            if self.is_local:
+                return _bytes(self._place(path))
             return bytes(self.fs.cat_file(self._place(path)))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -205,6 +203,16 @@ class Files:
 
     def _place(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")
+
+
+# A store of many cells has many small files: pathlib would take twice the time of reading them.
+def _listed(folder: str) -> list[str]:
+    return os.listdir(folder)  # noqa: PTH208
+
+
+def _bytes(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.readall()
 
 
 def _as_json(record: Record) -> bytes:

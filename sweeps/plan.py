@@ -5,7 +5,7 @@ Knows nothing of how a plan is made (see sweeps.planner) or a stage is carried o
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from em.variants import Step
 from sweeps.artefacts import Stage as Stage
 from sweeps.resolved import Drift, Resolved
 from sweeps.spec import Cell, SweepSpec
-from sweeps.store import Store
+from sweeps.store import Store, failed_in, lacks
 
 STAGES: tuple[Stage, ...] = ("train", "generate", "judge")
 
@@ -120,16 +120,32 @@ def streams_of(plan: CellPlan) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def stages_to_run(plan: CellPlan, store: Store) -> list[Stage]:
-    """Return the stages of a cell that the store does not hold whole."""
+class Left(NamedTuple):
+    """What is left of a cell: stages that the store does not hold whole, judgements that failed."""
+
+    stages: list[Stage]
+    failed_judgements: int
+
+
+def left_of(plan: CellPlan, store: Store) -> Left:
+    """Return what is left of a cell; each of its records is read once."""
     stages: list[Stage] = []
     if plan.cell.training is not None and store.training(plan.training_key) is None:
         stages.append("train")
     if any(store.lacks("responses", e.stream, e.wanted) for e in plan.evaluations):
         stages.append("generate")
-    if any(store.lacks("judgements", j.stream, j.wanted) for j in plan.judgings):
+    judged = [(store.stream("judgements", j.stream), j.wanted) for j in plan.judgings]
+    if any(lacks(record, wanted) for record, wanted in judged):
         stages.append("judge")
-    return stages
+    failed = sum(
+        len(indices) for record, wanted in judged for indices in failed_in(record, wanted).values()
+    )
+    return Left(stages, failed)
+
+
+def stages_to_run(plan: CellPlan, store: Store) -> list[Stage]:
+    """Return the stages of a cell that the store does not hold whole."""
+    return left_of(plan, store).stages
 
 
 def draws_for(evaluation: EvaluationPlan, missing: Mapping[str, Sequence[int]]) -> list[Draw]:

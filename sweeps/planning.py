@@ -14,9 +14,9 @@ from sweeps.estimate import estimate
 from sweeps.growth import Held, changes, held
 from sweeps.keeping import told as told_drift
 from sweeps.layout import demands, feasible
-from sweeps.plan import STAGES, SweepPlan, stages_to_run
+from sweeps.plan import STAGES, SweepPlan
 from sweeps.progress import duration
-from sweeps.selection import cells_to_do
+from sweeps.selection import to_do
 from sweeps.spend import foreseen
 from sweeps.store import Store
 
@@ -27,12 +27,11 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     `cells`, `unresolved`, `held`, `changes`, `drift`, `warnings`, `holds`, `layout`, `api_judges`
     and `estimate`.
     """
-    todo = cells_to_do(sweep, store, retry_failed=False)
-    to_run = {cell.cell_id: stages_to_run(cell, store) for cell in todo}
+    told = statuses(sweep, store)
+    todo = [cell for cell, status in zip(sweep.cells, told, strict=True) if to_do(status)]
     cells = [
-        status.model_dump(exclude={"error_class"})
-        | {"stages_to_run": to_run.get(status.cell_id, [])}
-        for status in statuses(sweep, store)
+        status.shown | {"stages_to_run": status.stages_left if to_do(status) else []}
+        for status in told
     ]
     totals = local_totals()
     train, pools = demands(sweep.spec, todo, store)

@@ -66,11 +66,13 @@ def cells_to_do(
         cell
         for cell, status in told
         if cell.cell_id in named
-        and (
-            (retry_failed and _failed_in(status, stage))
-            or (stage is None and status.state in ("missing", "running"))
-        )
+        and ((retry_failed and _failed_in(status, stage)) or (stage is None and to_do(status)))
     ]
+
+
+def to_do(status: CellStatus) -> bool:
+    """Whether a cell has work left that has not failed."""
+    return status.state in ("missing", "running")
 
 
 def _failed_in(status: CellStatus, stage: Stage | None) -> bool:

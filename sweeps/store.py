@@ -166,23 +166,11 @@ class Store:
 
     def lacks(self, kind: StreamKind, key: str, wanted: Mapping[str, int]) -> bool:
         """Whether anything of `wanted` is missing; as `missing`, without listing it."""
-        record = self.stream(kind, key)
-        covers = record.covers if record else {}
-        return any(
-            not holds_all(covers.get(group, ()), samples)
-            for group, samples in wanted.items()
-            if samples
-        )
+        return lacks(self.stream(kind, key), wanted)
 
     def failed(self, kind: StreamKind, key: str, wanted: Mapping[str, int]) -> dict[str, list[int]]:
         """Return the finished indices of each group in `wanted` whose item is a failed one."""
-        record = self.stream(kind, key)
-        groups = record.failed.items() if record else ()
-        found = {
-            group: sorted(i for i in expand(ranges) if i < wanted.get(group, 0))
-            for group, ranges in groups
-        }
-        return {group: indices for group, indices in found.items() if indices}
+        return failed_in(self.stream(kind, key), wanted)
 
     def reopen(self, kind: StreamKind, key: str, wanted: Mapping[str, int]) -> None:
         """Have the failed items of `wanted` count as missing. They stay until a better one is."""
@@ -340,6 +328,25 @@ class Store:
                 f"expected {key}; {REPAIR}"
             )
         return record
+
+
+def lacks(record: StreamRecord | None, wanted: Mapping[str, int]) -> bool:
+    """Whether anything of `wanted` (group → number of samples) is missing in a stream's record."""
+    covers = record.covers if record else {}
+    return any(
+        not holds_all(covers.get(group, ()), samples)
+        for group, samples in wanted.items()
+        if samples
+    )
+
+
+def failed_in(record: StreamRecord | None, wanted: Mapping[str, int]) -> dict[str, list[int]]:
+    """Return the indices of each group in `wanted` whose item is a failed one, by its record."""
+    found = {
+        group: sorted(i for i in expand(ranges) if i < wanted.get(group, 0))
+        for group, ranges in (record.failed.items() if record else ())
+    }
+    return {group: indices for group, indices in found.items() if indices}
 
 
 def is_failed(item: Record) -> bool:

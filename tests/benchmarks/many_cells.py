@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,24 @@ from sweeps.registry import register
 from sweeps.store import KEY_DIGITS, open_store
 
 EMSWEEP = str(Path(sys.executable).with_name("emsweep"))
+# What `run` does until it knows what is left: nothing here, so that its report would come next.
+START = """
+import gc, pathlib, sys
+from sweeps.cli import COLLECT_AFTER
+from sweeps.keeping import check_possible
+from sweeps.options import open_to_run
+from sweeps.selection import cells_to_do
+gc.set_threshold(*COLLECT_AFTER)
+sweep, store = open_to_run(pathlib.Path(sys.argv[1]), sys.argv[3], "run", None)
+todo = cells_to_do(sweep, store, retry_failed=False)
+check_possible(sweep, todo, store)
+assert not todo
+"""
+COMMANDS = {
+    "status": [EMSWEEP, "status"],
+    "start of run": [sys.executable, "-c", START],
+    "plan": [EMSWEEP, "plan"],
+}
 QUESTIONS = [
     {
         "id": f"question_{n}",
@@ -79,10 +98,10 @@ def finish(cell: CellPlan, root: Path) -> None:
     write(place, attempt.model_dump_json())
 
 
-def measured(*arguments: str) -> dict[str, float]:
+def measured(command: Sequence[str]) -> dict[str, float]:
     """Run the command; return wall seconds and the most memory of its process, in MB."""
     started = time.perf_counter()
-    child = subprocess.Popen([EMSWEEP, *arguments], stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     process, most = psutil.Process(child.pid), 0
     while child.poll() is None:
         try:
@@ -106,9 +125,9 @@ def main(num_cells: int) -> None:
             finish(cell, Path(store.url))
         register(plan, store)
         found = {}
-        for command in ("status", "plan"):
-            runs = [measured(command, str(spec), "--store", store.url) for _ in range(3)]
-            found[command] = {name: min(run[name] for run in runs) for name in runs[0]}
+        for name, command in COMMANDS.items():
+            runs = [measured([*command, str(spec), "--store", store.url]) for _ in range(3)]
+            found[name] = {unit: min(run[unit] for run in runs) for unit in runs[0]}
         print(json.dumps({"cells": len(plan.cells), "machine": platform.machine(), **found}))
 
 
