@@ -1,5 +1,6 @@
 """The judge misbehaves in the middle of judging: the table is that of an undisturbed run."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from judge_server import CLOSES, HALF, Reply, completion
 from matrix import Case, slow_unless
 from world import World, verdict
 
+from em.api_judge import TIMEOUT_S
 from sweeps.failures import CellFailure
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
@@ -56,6 +58,31 @@ def test_what_passes_is_asked_again_by_itself(
     with case.recovery():
         assert world.run(store) == {world.cell.cell_id: None}
     case.happened("six calls are made again; nothing fails")
+    assert world.calls() == WHOLE + 6
+    world.check_as_undisturbed(store)
+
+
+@pytest.mark.faults
+@pytest.mark.fault("judge: hangs", "judge")
+def test_calls_that_hang_are_given_up_and_made_again(
+    world: World, case: Case, tmp_path: Path
+) -> None:
+    store = world.store_before("judge", tmp_path / "store")
+    ended = threading.Event()
+
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        if 100 <= number <= 105:
+            ended.wait(10 * TIMEOUT_S)
+            return CLOSES
+        return verdict(request, number)
+
+    world.judge.reply = reply
+    try:
+        with case.recovery():
+            assert world.run(store) == {world.cell.cell_id: None}
+    finally:
+        ended.set()
+    case.happened("six calls are given up after a minute and made again")
     assert world.calls() == WHOLE + 6
     world.check_as_undisturbed(store)
 
