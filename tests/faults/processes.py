@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -57,7 +58,8 @@ def in_stage(store: Store, stage: str) -> bool:
 def once(reached: Callable[[], bool], hit: Callable[[], None]) -> Iterator[list[float]]:
     """Have `hit` called as soon as `reached` is true during the block; fail where it never was.
 
-    Yields a list that then holds the moment of the hit, in seconds of the monotonic clock.
+    Yields a list that then holds the moment of the hit, in seconds of the monotonic clock. What
+    either raises is raised at the end of the block.
     """
     ended, hits = threading.Event(), list[float]()
 
@@ -68,11 +70,11 @@ def once(reached: Callable[[], bool], hit: Callable[[], None]) -> Iterator[list[
                 hit()
                 return
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield hits
-    finally:
-        ended.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as beside:
+        watching = beside.submit(watch)
+        try:
+            yield hits
+        finally:
+            ended.set()
+    watching.result()
     assert hits, "the moment of the fault was never reached"
