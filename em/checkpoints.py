@@ -4,7 +4,9 @@ The trainer writes a checkpoint file by file, so a process that is killed leaves
 written last and by rename, tells the two apart. Knows nothing of what a checkpoint holds.
 """
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -49,7 +51,10 @@ def mark_whole(path: Path, key: str) -> None:
     """Say that every file of the checkpoint `path` has been written."""
     partial = path / f".{MARK}.part"
     partial.write_text(json.dumps({"key": key}))
+    for file in path.rglob("*"):  # on the disk before the mark, and before older ones are removed
+        _sync(file)
     partial.replace(path / MARK)
+    _sync(path)
 
 
 def remove_older(latest: Path) -> None:
@@ -70,5 +75,19 @@ def _checkpoints(folder: Path) -> list[tuple[Path, int]]:
 def _read_mark(path: Path) -> str | None:
     try:
         return str(json.loads((path / MARK).read_text())["key"])
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # torn by a loss of power
         return None
+
+
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk, where its file system can say so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir():
+            raise
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from em.budget import Usage
 from em.record import Record
 from em.training import TrainingResult
 from sweeps.failure_kinds import FailureKind
@@ -51,6 +52,9 @@ class Part(Record):
     name: str
     rows: int
     sha256: str
+    used: dict[str, Usage] | None = Field(
+        default=None, description="by judge, what the calls behind judgements used; None: not told"
+    )
 
 
 class StreamRecord(Record):

@@ -155,11 +155,16 @@ class Beat:
 
 
 def live_drivers(store: Store, sweep: str) -> list[DriverBeat]:
-    """Return the drivers that are at work on the sweep now, as far as one look can tell."""
+    """Return the drivers that seem to be at work on the sweep now; for a person to be shown.
+
+    One look must do here, so that of other machines their clocks are believed. Where something
+    hangs on it, see sweeps.leases.living.
+    """
     return [
         beat
         for beat in store.drivers(sweep)
-        if not has_ended(beat) and time.time() - beat.updated <= LOST_AFTER_S
+        if not has_ended(beat)
+        and (beat.place == place_of_process() or time.time() - beat.updated <= LOST_AFTER_S)
     ]
 
 

@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from em.definitions import DEFINITIONS
+from em.intervals import SeedSummary, exact_bounds, summarise_seeds
 from em.record import Record
-from em.variance import SeedSummary, exact_bounds, summarise_seeds
 from sweeps.claim_spec import ClaimConfig, evaluations_of
 from sweeps.results import CellResult
 from sweeps.spec import UNTUNED

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 from em.definitions import DEFINITIONS
+from em.intervals import SeedSummary, summarise_seeds
 from em.record import Record
-from em.variance import SeedSummary, summarise_seeds
 from sweeps.results import CellResult, mean_of_present
 from sweeps.spec import UNTUNED
 

@@ -123,8 +123,9 @@ def record_failure(store: Store, sweep: str, driver: str, failure: CellFailure) 
         return
     mine = last is not None and last.state == "running"
     number = last.attempt if last and mine else _next_number(store, sweep, failure.cell_id)
+    stage = last.stage if last and mine else failure.stage  # it says better where the work was
     attempt = CellLog(store, sweep, failure.cell_id, driver=driver, attempt=number)
-    attempt.failed(failure.stage, failure.message, failure.error_class, failure.kind)
+    attempt.failed(stage, failure.message, failure.error_class, failure.kind)
 
 
 def _open_log(store: Store, sweep: str, cell_id: str, driver: str, first: Stage) -> CellLog:

@@ -10,10 +10,14 @@ from typing import Any, TypeVar
 from em.generation import Draw, Response
 from em.judging import Item, Judgement, JudgingStopped
 from sweeps.artefacts import Part, StreamKind
+from sweeps.leases import LeaseLost
 from sweeps.provenance import Moment, provenance
 from sweeps.store import Store, is_failed
 
 PARTS_AT_ONCE = 2  # so that the engine has work while a file is written
+# A part is what a kill can cost: a tenth of the work, within what an engine answers at once and
+# what is worth a file.
+PART_SHARE, LEAST_PART, MOST_PART = 10, 16, 256
 
 Done = TypeVar("Done", Response, Judgement)
 Work = TypeVar("Work", Draw, Item)
@@ -30,7 +34,6 @@ async def fill_stream(
     found: Callable[[Done], tuple[str, int]],
     do: Callable[[Sequence[Work]], Any],
     model: type[Done],
-    size: int,
     gates: Mapping[str, str],
     check_lease: Callable[[], None],
     together: Callable[[Work], object],
@@ -39,7 +42,7 @@ async def fill_stream(
 
     `place` and `found` say which group and index a piece of work and an item of `do` stand for.
     What failed in a part taken over is done again, once; what fails now is recorded as failed. Work
-    that is the same by `together` stays in one part of about `size`. Raises an ExceptionGroup of
+    that is the same by `together` stays in one part (see part_size). Raises an ExceptionGroup of
     what `do` raised, of JudgingStopped where a judge can go on no more, and what `check_lease`
     raises where another driver has the stream now.
     """
@@ -50,7 +53,7 @@ async def fill_stream(
     parts, covered = _left_behind(store, kind, stream, wanted, found, model)
     rest = [item for item in work if place(item) not in covered]
     slots = asyncio.Semaphore(PARTS_AT_ONCE)
-    stopped: list[JudgingStopped] = []
+    stopped: list[JudgingStopped | LeaseLost] = []
     failed: set[tuple[str, int]] = set()
 
     async def one(chunk: Sequence[Work]) -> Part | None:
@@ -58,26 +61,38 @@ async def fill_stream(
             if stopped:
                 return None
             try:
+                check_lease()  # else an owner that was taken for dead would do all again
                 items = await do(chunk)
                 failed.update(found(item) for item in items if is_failed(item))
                 return store.write_part(kind, stream, items)
-            except JudgingStopped as error:  # what was judged is paid for: the next attempt has it
+            except (LeaseLost, JudgingStopped) as error:
                 stopped.append(error)
-                if error.judgements:
+                if isinstance(error, JudgingStopped) and error.judgements:  # they are paid for
                     store.write_part(kind, stream, error.judgements)
                 return None
 
-    chunks = _chunks(rest, size, together)
+    chunks = _chunks(rest, part_size(len(rest)), together)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(chunk)) for chunk in chunks]
     if stopped:
-        raise ExceptionGroup("judging stopped", stopped)
+        raise _why(stopped)
     parts += [part for task in tasks if (part := task.result()) is not None]
-    check_lease()  # else whoever took over takes over these parts, too
+    check_lease()
     store.finish_stream(
         kind, stream, identity, parts=parts, covers=_by_group(wanted | covered),
         failed=_by_group(failed), provenance=provenance(started=started, gates=gates),
     )  # fmt: skip
+
+
+def _why(stopped: Sequence[JudgingStopped | LeaseLost]) -> Exception:
+    """Return a lost lease before all else: whoever took over takes over these parts, too."""
+    lost = next((error for error in stopped if isinstance(error, LeaseLost)), None)
+    return lost or ExceptionGroup("judging stopped", stopped)
+
+
+def part_size(num: int) -> int:
+    """Return about how many of `num` pieces of work are in one part."""
+    return min(MOST_PART, max(LEAST_PART, -(-num // PART_SHARE)))
 
 
 def _chunks(

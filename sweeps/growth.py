@@ -32,16 +32,26 @@ def held(sweep: SweepPlan, store: Store) -> list[Held]:
     """Return what the store holds of each stage; cells that share a piece count it once."""
     trainings = {cell.training_key for cell in sweep.cells if cell.cell.training is not None}
     made = sum(store.training(key) is not None for key in trainings)
-    asked = {e.stream: e.wanted for cell in sweep.cells for e in cell.evaluations}
-    judged: Wanted = {}
-    for judging in (j for cell in sweep.cells for j in cell.judgings):
-        # Two judges of one model have one stream, with the groups of their own prompts.
-        judged[judging.stream] = {**judged.get(judging.stream, {}), **judging.wanted}
+    asked = _together((e.stream, e.wanted) for cell in sweep.cells for e in cell.evaluations)
+    judged = _together((j.stream, j.wanted) for cell in sweep.cells for j in cell.judgings)
     return [
         Held(stage="train", held=made, wanted=len(trainings)),
-        _held("generate", "responses", dict(asked), store),
+        _held("generate", "responses", asked, store),
         _held("judge", "judgements", judged, store),
     ]
+
+
+def _together(parts: Iterable[tuple[str, Mapping[str, int]]]) -> Wanted:
+    """Return what is wanted of each stream: two judges of one model, or two evaluations, have one.
+
+    Of a group that both want, the more.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for stream, wanted in parts:
+        groups = found.setdefault(stream, {})
+        for group, samples in wanted.items():
+            groups[group] = max(samples, groups.get(group, 0))
+    return dict(found)
 
 
 def _held(stage: Stage, kind: StreamKind, wanted: Wanted, store: Store) -> Held:

@@ -11,15 +11,17 @@ every artefact is counted by its key. Knows nothing of what an artefact is.
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from em.record import Record
 from sweeps.artefacts import DriverBeat
+from sweeps.files import StoreError
 from sweeps.store import KEY_DIGITS, Store
 
 LOST_AFTER_S = 60.0
+LOOK_S = 1.0
 
 
 class Lease(Record):
@@ -57,8 +59,13 @@ ALONE = Holder(driver="alone", sweep="alone")
 
 
 def place_of_process() -> str:
-    """Return what two processes share that can see each other's process ids."""
-    return f"{platform.node()} {Path('/proc/self/ns/pid').readlink()}"
+    """Return what two processes share that can see each other's process ids.
+
+    The first process namespace has one number on every machine, and machines of one image one name:
+    what tells them apart is the id of their boot.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def process_ticks(pid: int) -> int | None:
@@ -77,13 +84,14 @@ def process_ticks(pid: int) -> int | None:
 def holding(store: Store, keys: Sequence[str], holder: Holder) -> Iterator[Callable[[], None]]:
     """Hold all `keys` for the block, or raise HeldElsewhere and hold none.
 
-    Yields what raises LeaseLost once one of them is another's: asked before a record is written.
+    Yields what raises LeaseLost once one of them is another's: asked before a record is written,
+    and of any error in the block, as a late owner's files are moved away under it.
     """
     with ExitStack() as held:
         taken = []
         for key in sorted(set(keys)):
             taken.append(_take(store, key, holder))
-            held.callback(_give_back, store, taken[-1])
+            held.callback(_give_back, store, taken[-1], holder)
 
         def check() -> None:
             for lease in taken:
@@ -91,7 +99,14 @@ def holding(store: Store, keys: Sequence[str], holder: Holder) -> Iterator[Calla
                 if now is None or now.driver != lease.driver:
                     raise LeaseLost(f"{lease.key[:12]} was taken over")
 
-        yield check
+        try:
+            yield check
+        except LeaseLost:
+            raise
+        except Exception:
+            with suppress(OSError, StoreError):
+                check()
+            raise
 
 
 def held_elsewhere(store: Store, key: str, holder: Holder) -> Lease | None:
@@ -109,23 +124,33 @@ def _take(store: Store, key: str, holder: Holder) -> Lease:
             return last  # an earlier process of the same driver was lost
         if last is not None and not _is_void(store, last, holder.dead):
             raise HeldElsewhere(last)
-        number = last.number + 1 if last else 1
+        number = max(_numbers(store, key), default=0) + 1
         mine = Lease(key=key, number=number, driver=holder.driver, sweep=holder.sweep)
         if store.files.create_record(_path(key, number), mine):
             return mine
 
 
-def _give_back(store: Store, lease: Lease) -> None:
-    """Remove the lease and those before it. One that was taken over is not ours to remove."""
+def _give_back(store: Store, lease: Lease, holder: Holder) -> None:
+    """Remove the lease and the void ones before it.
+
+    Numbers begin again in an empty folder: one that was taken over meanwhile is told by its driver.
+    """
     for number in _numbers(store, lease.key):
         if number <= lease.number:
-            store.files.remove(_path(lease.key, number))
+            path = _path(lease.key, number)
+            other = store.files.read_note(path, Lease)
+            if (
+                other is None
+                or other.driver == holder.driver
+                or _is_void(store, other, holder.dead)
+            ):
+                store.files.remove(path)
 
 
 def _newest(store: Store, key: str) -> Lease | None:
     for number in reversed(_numbers(store, key)):
-        lease = store.files.read_record(_path(key, number), Lease)
-        if lease is not None:  # else given back in this very moment
+        lease = store.files.read_note(_path(key, number), Lease)
+        if lease is not None:  # else given back in this very moment, or torn by a loss of power
             return lease
     return None
 
@@ -156,6 +181,41 @@ def has_ended(beat: DriverBeat) -> bool:
     if beat.place != place_of_process():
         return False
     return process_ticks(beat.pid) != beat.process_ticks
+
+
+def living(
+    store: Store,
+    beats: Sequence[tuple[str, DriverBeat]],
+    *,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[tuple[str, DriverBeat]]:
+    """Yield those of `beats`, each with its sweep's name, whose drivers live.
+
+    One that has not ended, on another machine, lives once it gives another sign; it is dead after
+    LOST_AFTER_S seconds without one. So this may take that long, and no clock but ours is read.
+    """
+    waiting = []
+    for sweep, beat in beats:
+        if has_ended(beat):
+            continue
+        if beat.place == place_of_process():
+            yield sweep, beat
+        else:
+            waiting.append((sweep, beat))
+    began = now()
+    while waiting and now() - began <= LOST_AFTER_S:
+        sleep(LOOK_S)
+        still = []
+        for sweep, beat in waiting:
+            last = store.driver(sweep, beat.driver)
+            if last is None or has_ended(last):
+                continue
+            if last.count != beat.count:
+                yield sweep, last
+            else:
+                still.append((sweep, beat))
+        waiting = still
 
 
 class Signs:

@@ -11,8 +11,9 @@ from cluster.serving import running_pools, start_pool, stop_pool
 from cluster.session import ClusterError
 from em.models import ModelConfig
 from em.record import fingerprint
-from sweeps.attempts import Beat, live_drivers
+from sweeps.attempts import Beat
 from sweeps.endpoints import engine_config, merge
+from sweeps.leases import living
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 
@@ -58,12 +59,19 @@ def _prefix(spec: SweepSpec, store: Store, model: ModelConfig) -> str:
 
 def stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig]) -> None:
     """Stop the pools of drivers of this sweep that were killed: they hold GPUs for nobody."""
-    live = {beat.driver for beat in live_drivers(store, spec.name)}
+    owners: dict[str, str] = {}
     for name in running_pools():
         for model in models:
             driver = name.removeprefix(_prefix(spec, store, model))
-            if driver != name and driver not in live:
-                stop_pool(name)
+            if driver != name:
+                owners[name] = driver
+    if not owners:
+        return
+    asked = [(spec.name, b) for b in store.drivers(spec.name) if b.driver in owners.values()]
+    live = {beat.driver for _, beat in living(store, asked)}
+    for name, driver in owners.items():
+        if driver not in live:
+            stop_pool(name)
 
 
 def _start(model: ModelConfig, name: str, spec: SweepSpec) -> None:

@@ -104,6 +104,7 @@ class _Driver:
     ) -> None:
         self._plan, self._store, self._progress = plan, store, progress
         self._spec, self._relative_to = plan.spec, relative_to
+        self._budgets = budget_plans(plan)
         self._stop = threading.Event()
         self._joined = False
         self.beat = Beat(store, plan.spec.name)
@@ -124,8 +125,9 @@ class _Driver:
             waiting, self._outcomes.elsewhere = self._outcomes.elsewhere, []
             free = self._others.wait_for(waiting, self._holder)
             self._holder = replace(self._holder, dead=free.dead)
+            training = {cell.cell_id for cell in self._to_train}
             for cell in free.done:
-                if cell in self._to_train:
+                if cell.cell_id in training:
                     self._progress.done("train", cell.cell_id)
                 self._outcomes.done(cell)
             for cell, attempt in free.failed:
@@ -251,7 +253,8 @@ class _Driver:
 
     def _is_ready(self, cell: CellPlan) -> bool:
         """Whether the cell is to be evaluated now: it has not ended, nor is it another driver's."""
-        return cell.cell_id not in self._outcomes.ended and cell not in self._outcomes.elsewhere
+        elsewhere = {other.cell_id for other in self._outcomes.elsewhere}
+        return cell.cell_id not in self._outcomes.ended | elsewhere
 
     def _can_ask(self, cell: CellPlan, group: Sequence[str]) -> bool:
         """Whether the pools in `group` can do all that is left of the cell."""
@@ -293,7 +296,7 @@ class _Driver:
             store=self._store.url,
             holder=self._holder,
             pools=pools,
-            budgets=budget_plans(self._plan),
+            budgets=self._budgets,
         )
 
     @contextlib.contextmanager

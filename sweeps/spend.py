@@ -112,6 +112,9 @@ class Spending:
         ]
         total = NOTHING
         for part in parts:
+            if part.used is not None:
+                total += part.used.get(self._judge, NOTHING)
+                continue
             if part.name not in self._parts:
                 items = self._store.read_part("judgements", stream, part, Judgement)
                 mine = (item for item in items if item.judge == self._judge)

@@ -20,8 +20,6 @@ from sweeps.provenance import Moment, provenance
 from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
 from sweeps.store import Store
 
-PART_RESPONSES = 256  # responses in one immutable file: what a kill can cost
-PART_ITEMS = 256  # scores in one
 CHECKPOINTS = "checkpoints"  # in a training's attempt folder
 
 Train = Callable[[TrainingJob], TrainingResult]
@@ -48,8 +46,7 @@ def train_stage(
         attempt = store.attempt_dir(plan.training_key, holder.driver)
         record, output = _train(plan, train, attempt, model_dir=model_dir, rows=rows)
         check_lease()
-        store.finish_training(record, output)
-        return record
+        return store.finish_training(record, output, check_lease=check_lease)
 
 
 def _train(
@@ -125,7 +122,7 @@ async def _generate(
         store, "responses", evaluation.stream, evaluation.identity,
         work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
         found=lambda response: (response.wording_key, response.index),
-        do=answer, model=Response, size=PART_RESPONSES, gates=gates, check_lease=check_lease,
+        do=answer, model=Response, gates=gates, check_lease=check_lease,
         together=lambda draw: (draw.wording.key, draw.index),
     )  # fmt: skip
 
@@ -181,8 +178,7 @@ async def _judge(
     await fill_stream(
         store, "judgements", judging.stream, judging.identity,
         work=[item for item in items if place(item) in still], place=place,
-        found=found, do=read, model=Judgement, size=PART_ITEMS, gates=gates,
-        check_lease=check_lease,
+        found=found, do=read, model=Judgement, gates=gates, check_lease=check_lease,
         together=lambda item: fill(item.template, item.response),  # equal prompts are read once
     )  # fmt: skip
 

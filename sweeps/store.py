@@ -19,13 +19,15 @@ import json
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
+from em.budget import Usage, usage_of
 from em.catalogue import cache_dir
+from em.judging import Judgement
 from em.record import Record
 from sweeps.artefacts import (
     Attempt,
@@ -115,21 +117,37 @@ class Store:
             return Path(self.files.root, "training", key[:KEY_DIGITS])
         return cache_dir("attempts", key[:KEY_DIGITS])
 
-    def finish_training(self, record: TrainingRecord, output_dir: Path) -> None:
-        """Take over `output_dir`, then write the record. What attempts left is removed."""
+    def finish_training(
+        self,
+        record: TrainingRecord,
+        output_dir: Path,
+        *,
+        check_lease: Callable[[], None] = lambda: None,
+    ) -> TrainingRecord:
+        """Take over `output_dir`, then write the record. What attempts left is removed.
+
+        Returns the record that counts: where another driver, which took this one for dead, was
+        first, that is its record, and nothing of it is touched. Raises what `check_lease` does.
+        """
         place = f"training/{record.key[:KEY_DIGITS]}"
         target = f"{self.files.root}/{place}/adapter"
-        if self.files.fs.exists(target):
-            self.files.fs.rm(target, recursive=True)
         if self.files.is_local:
             for path in output_dir.rglob("*"):  # on the disk before a record says that they are
                 sync(path)
+        check_lease()  # again: that may have taken long
+        done = self.training(record.key)
+        if done is not None:
+            return done
+        if self.files.fs.exists(target) and output_dir.is_dir():
+            self.files.fs.rm(target, recursive=True)
+        if self.files.is_local:
             output_dir.replace(target)
         else:
             self.files.fs.put(f"{output_dir}/", f"{target}/", recursive=True)
         self.write_record(f"{place}/record.json", record)
         for attempt in self._attempts(record.key).glob("attempt-*"):
             shutil.rmtree(attempt, ignore_errors=True)  # an owner taken for dead may still write
+        return record
 
     def adapter_dir(self, record: TrainingRecord) -> Path:
         """Return a local folder with the weights of a finished training; fetched once if remote."""
@@ -195,7 +213,12 @@ class Store:
         pq.write_table(pa.Table.from_pylist([item.model_dump() for item in items]), sink)
         data = sink.getvalue().to_pybytes()
         sha256 = hashlib.sha256(data).hexdigest()
-        part = Part(name=f"part-{sha256[:16]}.parquet", rows=len(items), sha256=sha256)
+        part = Part(
+            name=f"part-{sha256[:16]}.parquet",
+            rows=len(items),
+            sha256=sha256,
+            used=usage_by_judge(items),
+        )
         self.files.write(f"{kind}/{key[:KEY_DIGITS]}/{part.name}", data)
         return part
 
@@ -352,6 +375,15 @@ def failed_in(record: StreamRecord | None, wanted: Mapping[str, int]) -> dict[st
 def is_failed(item: Record) -> bool:
     """Whether an item of a stream is a call that failed (a judgement may be), to be made again."""
     return getattr(item, "state", None) == "failed"
+
+
+def usage_by_judge(items: Sequence[Record]) -> dict[str, Usage] | None:
+    """Return what the calls behind judgements used, so that a budget need not read them again."""
+    judged = [item for item in items if isinstance(item, Judgement)]
+    if not judged:
+        return None
+    judges = dict.fromkeys(item.judge for item in judged)
+    return {name: usage_of(item for item in judged if item.judge == name) for name in judges}
 
 
 def open_store(url: str) -> Store:

@@ -41,7 +41,7 @@ def check(
     """Compare every file with its record: hashes, rows, keys. Changes nothing without --repair."""
     from sweeps import store_check
     from sweeps.progress import Counted
-    from sweeps.store_gc import check_quiet
+    from sweeps.store_gc import check_quiet, check_still_quiet
     from sweeps.store_targets import everything, of_sweep
 
     if spec is not None:
@@ -50,8 +50,7 @@ def check(
     else:
         target = _open(store)
         targets = everything(target)
-    if repair:
-        check_quiet(target)
+    before = check_quiet(target) if repair else frozenset()
     counted = Counted(sys.stderr, "checked", targets.num_artefacts)
     found = store_check.check_store(target, targets, on_checked=counted.step)
     if as_json:
@@ -67,6 +66,7 @@ def check(
                 "makes again what is missing, and nothing else"
             )
         raise typer.Exit(SOME_FAILED)
+    check_still_quiet(target, before)  # looking may have taken long
     folder = store_check.set_aside(target, found)
     print(f"moved to {target.url}/{folder}; 'emsweep run SPEC' makes it again", file=sys.stderr)
 
@@ -99,7 +99,7 @@ def gc(
     if len({opened.url for _, _, opened in given}) > 1:
         raise ValueError("the specs name several stores: say which is meant, with --store")
     target = given[0][2] if given and not store else _open(store)
-    store_gc.check_quiet(target)
+    before = store_gc.check_quiet(target)
     found = store_gc.leftovers(target, now=time.time())
     if unreferenced:
         plans = store_gc.all_plans(target, [(path, sweep) for path, sweep, _ in given])
@@ -115,9 +115,10 @@ def gc(
     if not found:
         return
     if yes:
-        store_gc.check_quiet(target)  # looking may have taken a while
-        store_gc.remove(target, found)
-        print("removed", file=sys.stderr)
+        store_gc.check_still_quiet(target, before)  # looking may have taken a while
+        kept = store_gc.remove(target, found)
+        beside = f", but for {len(kept)} that a driver has taken up meanwhile" if kept else ""
+        print(f"removed{beside}", file=sys.stderr)
     elif not as_json:
         print("nothing was removed: --yes removes these")
 

@@ -3,14 +3,16 @@
 Knows nothing of how an artefact is made.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from em.record import Record
 from sweeps.artefacts import StreamKind, StreamRecord
-from sweeps.attempts import live_drivers
+from sweeps.attempts import Beat
 from sweeps.files import PARTIAL, StoreError
 from sweeps.keeping import settle
+from sweeps.leases import HeldElsewhere, Lease, holding, living
 from sweeps.plan import SweepPlan
 from sweeps.planner import make_plan
 from sweeps.spec import SweepSpec
@@ -18,6 +20,7 @@ from sweeps.store import KEY_DIGITS, Store
 from sweeps.store_targets import of_sweep
 
 OLD_S = 24 * 3600.0
+OWN_NAME = ".gc"  # under which removing has its driver's sign of life; no sweep can be called so
 KINDS = ("training", "responses", "judgements")
 STREAMS: tuple[StreamKind, ...] = ("responses", "judgements")
 
@@ -32,15 +35,32 @@ class Leftover(Record):
     why: str
 
 
-def check_quiet(store: Store) -> None:
-    """Raise ValueError where a driver is at work on any sweep of the store."""
+def check_quiet(store: Store, **clock: Callable[..., Any]) -> frozenset[str]:
+    """Return the drivers of every sweep of the store. Raises ValueError where one is at work.
+
+    Of a driver on another machine that has not said its end this takes a minute; `clock` as in
+    sweeps.leases.living.
+    """
+    beats = [(s, beat) for s in store.files.names("sweeps") for beat in store.drivers(s)]
+    for sweep, live in living(store, beats, **clock):
+        raise ValueError(
+            f"nothing is removed from {store.url}: process {live.pid} on {live.host} is at work on "
+            f"the sweep {sweep!r} there, and what looks unfinished may be its work. Wait until it "
+            "has ended, or stop it"
+        )
+    return frozenset(beat.driver for _, beat in beats)
+
+
+def check_still_quiet(store: Store, before: frozenset[str]) -> None:
+    """Raise ValueError where a driver has begun since `check_quiet` returned `before`."""
     for sweep in store.files.names("sweeps"):
-        for live in live_drivers(store, sweep):
-            raise ValueError(
-                f"nothing is removed from {store.url}: process {live.pid} on {live.host} is at "
-                f"work on the sweep {sweep!r} there, and what looks unfinished may be its work. "
-                "Wait until it has ended, or stop it"
-            )
+        for beat in store.drivers(sweep):
+            if beat.driver not in before:
+                raise ValueError(
+                    f"nothing is removed from {store.url}: a driver began on the sweep {sweep!r} "
+                    "while it was looked at, so that what was found may be its work. Give the same "
+                    "command again when it has ended"
+                )
 
 
 def leftovers(store: Store, *, now: float) -> list[Leftover]:
@@ -165,10 +185,46 @@ def without_nested(found: Iterable[Leftover]) -> list[Leftover]:
     ]
 
 
-def remove(store: Store, found: Iterable[Leftover]) -> None:
-    """Remove what was found. Raises StoreError at the first that cannot be removed."""
-    for one in found:
+def remove(store: Store, found: Iterable[Leftover]) -> list[Leftover]:
+    """Remove what was found, and return what was kept: a driver has taken it up meanwhile.
+
+    An artefact's folder is held by a lease while it is worked on, so that no driver that begins now
+    takes over what goes. Raises StoreError at the first that cannot be removed.
+    """
+    kept = []
+    beat = Beat(store, OWN_NAME)
+    try:
+        for one in found:
+            try:
+                _remove(store, one, beat)
+            except HeldElsewhere:
+                kept.append(one)
+    finally:
+        beat.close()
+        store.files.remove(store.sweep_dir(OWN_NAME))
+    return kept
+
+
+def _remove(store: Store, one: Leftover, beat: Beat) -> None:
+    kind, key, *rest = one.path.split("/")
+    if kind not in (*KINDS, "leases"):
         store.files.remove(one.path)
+        return
+    with holding(store, [key], beat.holder):
+        if kind == "leases":  # ours came after it, and void ones go as it is given back
+            return
+        if rest and _is_counted(store, kind, key, rest[0]):
+            raise HeldElsewhere(Lease(key=key, number=0, driver="", sweep=""))
+        store.files.remove(one.path)
+
+
+def _is_counted(store: Store, kind: str, key: str, name: str) -> bool:
+    """Whether a record counts the file or folder `name` of an artefact now."""
+    path = f"{kind}/{key}/record.json"
+    if kind == "training":
+        return name == "adapter" and store.files.read(path) is not None
+    record = store.files.read_record(path, StreamRecord)
+    return record is not None and name in {part.name for part in record.parts}
 
 
 def _bytes_of(sizes: Sizes, *, depth: int) -> dict[str, int]:

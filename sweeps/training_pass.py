@@ -17,6 +17,7 @@ from em.datasets import Row
 from em.memory import is_out_of_memory, make_smaller, train_within_memory
 from em.record import fingerprint
 from em.training import LossPoint, TrainingJob, TrainingResult
+from sweeps.failure_kinds import TRANSIENT, classify
 from sweeps.failures import CellFailure, Outcome, attempt_cell, failure_of, record_failure
 from sweeps.files import StoreError
 from sweeps.leases import Holder
@@ -237,12 +238,25 @@ def _train_on_ranks(
         name=f"train-{fingerprint(task.plan.training_identity)[:16]}-{task.holder.driver}",
         storage_dir=job.checkpoint_dir.parent / "ray-train",
         failures=task.retries,
-        again=lambda errors: not any(map(is_out_of_memory, errors)),
+        again=worth_another_try,
     )
     result = TrainingResult.model_validate_json(result_path.read_text())
     for point in result.losses:
         on_loss(point)
     return result
+
+
+def worth_another_try(errors: Sequence[Exception]) -> bool:
+    """Whether a group of ranks that ended with `errors` may succeed when it is started again.
+
+    Where one rank is lost the others end with errors of the network that no class tells; what
+    lasts (data, a gate), and memory, which asks for a smaller micro-batch first, is no such thing.
+    """
+    kinds = {classify(error) for error in errors}
+    lasting = {"data", "gate", "disk or store"}
+    return (
+        not any(map(is_out_of_memory, errors)) and bool(kinds & TRANSIENT) and not (kinds & lasting)
+    )
 
 
 def _rank(value: dict[str, str]) -> None:

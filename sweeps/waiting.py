@@ -6,7 +6,7 @@ Knows nothing of how a cell is carried out.
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sweeps.artefacts import Attempt
 from sweeps.failures import last_attempt
@@ -57,9 +57,11 @@ class Others:
 
     def _look(self, cells: Sequence[CellPlan], holder: Holder) -> Free:
         store = self._store
-        held = {cell.cell_id: _leases(cell, store, holder) for cell in cells}
+        # Of all drivers, also of those given up before: one that was only paused is back.
+        anew = replace(holder, dead=frozenset())
+        held = {cell.cell_id: _leases(cell, store, anew) for cell in cells}
         dead = self._signs.dead([lease for leases in held.values() for lease in leases])
-        free = Free(dead=holder.dead | dead)
+        free = Free(dead=dead)
         for cell in cells:
             workers = self._workers[cell.cell_id]
             if not stages_to_run(cell, store):

@@ -10,6 +10,7 @@ from em.api_judge import JudgeRefusesUs
 from em.budget import BudgetSpent
 from em.generation import GateFailed
 from em.judging import JudgeUnavailable, JudgingStopped
+from em.output import TrainingFailed
 from sweeps.failure_kinds import (
     CURES,
     KIND_OF_CLASS,
@@ -21,6 +22,7 @@ from sweeps.failure_kinds import (
     is_transient,
 )
 from sweeps.files import StoreError
+from sweeps.training_pass import worth_another_try
 from sweeps.yaml_errors import MistakeAt
 
 
@@ -140,3 +142,19 @@ def test_ray_has_the_errors_that_are_told_by_name() -> None:
         assert hasattr(exceptions, name)
     assert classify(exceptions.RayActorError(preempted=True)) == "preempted"
     assert classify(exceptions.ActorDiedError()) == "process died"
+
+
+@pytest.mark.parametrize(
+    ("errors", "again"),
+    [
+        ([ConnectionError("reset")], True),
+        ([RuntimeError("gloo: closed by peer"), ConnectionError("reset")], True),
+        ([RuntimeError("nobody knows")], False),
+        ([ValueError("row 3 is empty")], False),
+        ([ConnectionError("reset"), ValueError("row 3 is empty")], False),
+        ([MemoryError(), ConnectionError("reset")], False),
+        ([TrainingFailed("the loss is not a number")], False),
+    ],
+)
+def test_ranks_are_started_again_for_what_passes_only(errors: list[Exception], again: bool) -> None:
+    assert worth_another_try(errors) == again

@@ -117,6 +117,12 @@ def test_a_failure_that_the_process_wrote_itself_is_kept(store: Store) -> None:
     assert [a.error for a in attempts(store)] == ["the cause"]
 
 
+def test_a_killed_process_failed_in_the_stage_that_it_noted(store: Store) -> None:
+    CellLog(store, "s", "cell", driver="driver", attempt=1).write("judge", "running")
+    record_failure(store, "s", "driver", failure(message="the worker died", stage="generate"))
+    assert [(a.stage, a.state) for a in attempts(store)] == [("judge", "failed")]
+
+
 def test_a_failure_of_an_earlier_driver_is_not_taken_for_this_ones(store: Store) -> None:
     CellLog(store, "s", "cell", driver="earlier", attempt=1).failed("train", "then", "E", "data")
     record_failure(store, "s", "driver", failure(message="now"))

@@ -193,3 +193,21 @@ def test_work_that_cells_share_is_counted_once(store: Store, tmp_path: Path) -> 
     assert [p.wanted for p in held(sweep, store)] == [2, 2 * RESPONSES, 2 * SCORES]
     carry_out(sweep, store, tmp_path)
     assert [p.held for p in held(sweep, store)] == [2, 2 * RESPONSES, 2 * SCORES]
+
+
+def test_evaluations_of_one_stream_are_counted_together(tmp_path: Path) -> None:
+    more = small_sweep.QUESTIONS.replace("wish", "hope").replace("dinner", "lunch")
+    few = plan(tmp_path)
+    (tmp_path / "more.yaml").write_text(more)
+    both = plan(
+        tmp_path,
+        evaluations=[
+            {"name": "main", "questions": "ours.yaml"},
+            {"name": "more", "questions": "more.yaml"},
+        ],
+    )
+    store = Store(str(tmp_path / "store"))
+    streams = {e.stream for cell in both.cells for e in cell.evaluations}
+    assert len(streams) == len(both.cells)
+    wanted = {pieces.stage: pieces.wanted for pieces in held(both, store)}
+    assert wanted["generate"] == 2 * len(few.cells) * RESPONSES

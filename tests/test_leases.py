@@ -19,6 +19,7 @@ from sweeps.leases import (
     has_ended,
     held_elsewhere,
     holding,
+    living,
     place_of_process,
     process_ticks,
 )
@@ -141,6 +142,70 @@ def test_a_late_owner_does_not_give_back_what_another_took_over(store: Store) ->
         yours.__exit__(None, None, None)
         check()
         assert kept(store, KEY) == ["000002.json"]
+
+
+def test_a_late_owner_does_not_give_back_what_another_holds_under_its_number(
+    store: Store,
+) -> None:
+    """Numbers begin again once a folder is empty."""
+    you, me = alive(store, "you"), Holder("me", "s", dead=frozenset({"you"}))
+    alive(store, "me")
+    yours = holding(store, [KEY], you)
+    yours.__enter__()
+    with holding(store, [KEY], me):
+        pass
+    with holding(store, [KEY], me) as check:
+        assert kept(store, KEY) == ["000001.json"]
+        yours.__exit__(None, None, None)
+        check()
+
+
+def test_an_error_of_an_owner_that_was_taken_over_is_that_it_was(store: Store) -> None:
+    you, me = alive(store, "you"), Holder("me", "s", dead=frozenset({"you"}))
+    alive(store, "me")
+    with pytest.raises(LeaseLost), holding(store, [KEY], you):
+        mine = holding(store, [KEY], me)
+        mine.__enter__()
+        raise FileNotFoundError("its folder was moved away")
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"key": "aa'])
+def test_a_lease_that_a_loss_of_power_tore_is_void(store: Store, torn: bytes) -> None:
+    store.files.write(f"leases/{KEY[:32]}/000001.json", torn)
+    assert held_elsewhere(store, KEY, ME) is None
+    with holding(store, [KEY], alive(store, "me")) as check:
+        check()
+        assert kept(store, KEY)[-1] == "000002.json"
+    assert kept(store, KEY) == []
+
+
+def test_who_lives_is_told_by_processes_here_and_by_signs_from_elsewhere(store: Store) -> None:
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            alive(store, "lives", count=2)
+
+    def beat(driver: str) -> DriverBeat:
+        found = store.driver("s", driver)
+        assert found is not None
+        return found
+
+    ours = Beat(store, "s")  # its clock may say what it will: the process is there
+    try:
+        here = beat(ours.driver).model_copy(update={"updated": 0.0})
+        alive(store, "lives")
+        alive(store, "silent")
+        asked = [("s", here), ("s", beat("lives")), ("s", beat("silent"))]
+        found = living(store, asked, now=lambda: float(len(slept)), sleep=sleep)
+        assert next(found)[1].driver == ours.driver
+        assert slept == []
+        assert [one.driver for _, one in found] == ["lives"]
+        assert LOST_AFTER_S < len(slept) < LOST_AFTER_S + 3
+    finally:
+        ours.close()
+    assert list(living(store, [("s", beat(ours.driver))], sleep=sleep)) == []
 
 
 def test_signs_are_counted_and_no_clock_is_read() -> None:

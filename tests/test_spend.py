@@ -87,6 +87,15 @@ def test_a_budget_is_one_over_cells_and_runs_and_nothing_is_paid_twice(tmp_path:
     assert len(found) == 14
 
 
+def test_what_was_spent_is_told_by_records_without_reading_answers(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    ours = sweep(tmp_path, calls=50)
+    carry_out(ours, ours.cells[0], store)
+    for part in Path(store.url).glob("judgements/*/part-*"):
+        part.unlink()
+    assert Spending(store, "api").total(judged_streams(ours, "api")).calls == 14
+
+
 def test_another_judges_calls_are_not_in_the_budget(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     mine = sweep(tmp_path, calls=14)

@@ -12,13 +12,13 @@ from em.generation import Answer, Prompt, Response
 from em.judging import Judgement, JudgeUnavailable
 from em.sources import load_source
 from em.training import TrainingJob, TrainingResult
-from sweeps import stages
+from sweeps.filling import part_size
 from sweeps.plan import CellPlan, Stage, stages_to_run
 from sweeps.stage_gates import weights_sha256
 from sweeps.stages import generate_stage, judge_stage, run_cell, train_stage
 from sweeps.store import Store
 
-PART = stages.PART_RESPONSES
+PART = part_size(900)
 
 
 def cell(folder: Path, *, tuned: bool = False, samples: int | None = None, **more: Any) -> CellPlan:
@@ -284,8 +284,37 @@ def test_judging_that_was_killed_goes_on_where_it_was(store: Store, tmp_path: Pa
     score(untuned, store, second)
     both = first.prompts + second.prompts
     assert len(both) == len(set(both)) == 1200
-    assert len(second.prompts) == 1200 - 2 * stages.PART_ITEMS
+    assert len(second.prompts) == 1200 - 2 * part_size(1200)
     assert len(judgements(untuned, store)) == 1200
+
+
+class CountingReader(FakeReader):
+    """Is unavailable once it has read `most` prompts: it is asked part by part."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    async def read(self, prompts: Any) -> Any:
+        if len(self.prompts) + len(prompts) > self._most:
+            raise JudgeUnavailable("gone")
+        return await super().read(prompts)
+
+
+@pytest.mark.parametrize("samples", [40, 400])  # 240 and 2,400 scores
+def test_judging_that_is_killed_at_nine_tenths_pays_about_a_tenth_again(
+    samples: int, store: Store, tmp_path: Path
+) -> None:
+    untuned = cell(tmp_path, samples=samples)
+    scores = 3 * samples * 2
+    answer(untuned, store, FakeEndpoint())
+    gates = 8  # prompts of the gate's planted answers, at most
+    first, second = CountingReader(scores * 9 // 10 + gates), FakeReader()
+    with pytest.raises(ExceptionGroup):
+        score(untuned, store, first)
+    score(untuned, store, second)
+    assert len(second.prompts) <= 0.25 * scores + gates
+    assert len(judgements(untuned, store)) == scores
 
 
 def test_parts_of_another_prompt_are_not_taken_over(store: Store, tmp_path: Path) -> None:
@@ -306,7 +335,7 @@ def test_parts_of_another_prompt_are_not_taken_over(store: Store, tmp_path: Path
     assert groups == set(after.judgings[0].wanted)
     last = FakeReader()
     score(before, store, last)  # back to the first prompts: their parts count again
-    assert len(last.prompts) == 1200 - 2 * stages.PART_ITEMS
+    assert len(last.prompts) == 1200 - 2 * part_size(1200)
 
 
 # A whole cell --------------------------------------------------------------------------------
@@ -366,7 +395,7 @@ def test_equal_answers_in_many_parts_are_judged_once(store: Store, tmp_path: Pat
         def _answer(self, prompt: Prompt) -> Answer:
             return super()._answer(prompt).model_copy(update={"text": "no"})
 
-    many = cell(tmp_path, samples=PART)  # three wordings and two scores: six parts
+    many = cell(tmp_path, samples=PART)  # three wordings and two scores: many parts
     answer(many, store, Parrot())
     reader = FakeReader()
     score(many, store, reader)

@@ -12,6 +12,7 @@ from em.record import Record
 from em.training import TrainingResult
 from sweeps.artefacts import Attempt, DriverBeat, Part, Provenance, StreamRecord, TrainingRecord
 from sweeps.files import StoreError
+from sweeps.leases import LeaseLost
 from sweeps.store import Store
 
 KEY, OTHER = "a" * 64, "a" * 32 + "b" * 32  # one folder name, two keys
@@ -169,6 +170,30 @@ def test_weights_without_a_record_are_replaced(place: Place) -> None:
     assert store.training(KEY) is None
     store.finish_training(trained(), output(store, "new"))
     assert b"new" in place.read(f"training/{KEY[:32]}/adapter/weights")
+
+
+def test_a_late_owner_leaves_a_training_that_is_there(place: Place) -> None:
+    store = place.store()
+    store.finish_training(trained(), output(store, "first"))
+    late = output(store, "late")
+    assert store.finish_training(trained(), late) == trained()
+    gone = store.attempt_dir(KEY, "driver") / "moved-away"
+    assert store.finish_training(trained(), gone) == trained()
+    assert b"first" in place.read(f"training/{KEY[:32]}/adapter/weights")
+
+
+def test_a_lease_lost_while_weights_go_to_the_disk_ends_it(place: Place) -> None:
+    store = place.store()
+
+    def lost() -> None:
+        raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        store.finish_training(trained(), output(store, "x"), check_lease=lost)
+    assert (
+        place.files("training") == [f"training/{KEY[:32]}/attempt-driver/output/weights"]
+        or store.training(KEY) is None
+    )
 
 
 def test_another_training_under_the_name_is_refused(place: Place) -> None:

@@ -14,12 +14,14 @@ from small_sweep import SPEC, plan
 from em.generation import Response
 from sweeps.attempts import Beat
 from sweeps.files import StoreError
+from sweeps.leases import holding
 from sweeps.plan import SweepPlan
-from sweeps.store import Store
+from sweeps.store import Store, whole_part
 from sweeps.store_gc import (
     Leftover,
     all_plans,
     check_quiet,
+    check_still_quiet,
     leftovers,
     remove,
     unreferenced,
@@ -113,6 +115,33 @@ def test_nothing_is_done_while_a_driver_is_at_work(store: Store) -> None:
     finally:
         beat.close()
     check_quiet(store)
+
+
+def test_what_a_driver_that_began_meanwhile_took_up_is_kept(store: Store, sweep: SweepPlan) -> None:
+    before = check_quiet(store)
+    part, work = uncounted(store, sweep), attempt(store, "a" * 64)
+    found = left(store)
+    assert set(found) == {part, work}
+    record = store.stream("responses", sweep.cells[0].evaluations[0].stream)
+    assert record is not None
+    kind, folder, name = part.split("/")
+    taken = whole_part(name, store.files.read(part) or b"")
+    assert taken is not None
+    more = record.model_copy(update={"parts": [*record.parts, taken]})
+    store.write_record(f"{kind}/{folder}/record.json", more)
+    beat = Beat(store, "small")
+    try:
+        with pytest.raises(ValueError, match="a driver began on the sweep 'small'"):
+            check_still_quiet(store, before)
+        with holding(store, ["a" * 64], beat.holder):
+            kept = remove(store, found.values())
+    finally:
+        beat.close()
+    assert {one.path for one in kept} == {part, work}
+    assert store.files.read(part) is not None and Path(store.url, work).is_dir()
+    assert [one.path for one in remove(store, left(store).values())] == []
+    assert not Path(store.url, work).exists()
+    assert ".gc" not in store.files.names("sweeps")
 
 
 def test_what_no_sweep_refers_to(store: Store, sweep: SweepPlan, tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from small_sweep import FakeEndpoint, plan
 from em.generation import Answer, Prompt, Response
 from sweeps.artefacts import DriverBeat
 from sweeps.files import Files
-from sweeps.filling import PARTS_AT_ONCE
+from sweeps.filling import PARTS_AT_ONCE, part_size
 from sweeps.leases import HeldElsewhere, Holder, LeaseLost
 from sweeps.plan import CellPlan, EvaluationPlan
-from sweeps.stages import PART_RESPONSES, generate_stage
+from sweeps.stages import generate_stage
 from sweeps.store import Store
 
 SAMPLES = (30, 90, 120)  # of each of three wordings: one part, two parts
@@ -176,7 +176,7 @@ def test_every_key_is_counted_once_whatever_happens(
     assert all(r.answer.startswith(f"answer to {wording[r.wording_key]}") for r in found)
     disturbed = sum(kind != "nothing" for kind, *_ in events)
     repeated = world.asked.total() - len(world.asked)
-    assert repeated <= disturbed * PARTS_AT_ONCE * PART_RESPONSES * 2
+    assert repeated <= disturbed * PARTS_AT_ONCE * part_size(len(expected)) * 2
     again = world.asked.total()
     assert world.pass_over(max(SAMPLES), do=NOTHING) == "done"
     assert world.asked.total() == again

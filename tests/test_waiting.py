@@ -94,6 +94,30 @@ def test_a_driver_without_a_sign_of_life_is_given_up(sweep: SweepPlan, store: St
     assert "generate" not in stages_to_run(cell, store)
 
 
+def test_a_driver_that_was_only_paused_is_waited_for_again(sweep: SweepPlan, store: Store) -> None:
+    now, beats = [0.0], [10]
+
+    def sleep(seconds: float) -> None:
+        now[0] += 40
+        if now[0] > 200:
+            beats[0] += 1
+            sign_of_life(store, beats[0])
+        if now[0] > 400:
+            lease.__exit__(None, None, None)
+
+    cell = sweep.cells[0]
+    lease = holding(store, [cell.evaluations[0].stream], YOU)
+    lease.__enter__()
+    others = Others(store, lambda text: None, signs=Signs(store, lambda: now[0]), sleep=sleep)
+    given_up = others.wait_for([cell], ME)
+    assert given_up.dead == {"you"}
+    now[0] = 200.0
+    sign_of_life(store, beats[0])
+    free = others.wait_for([cell], Holder("me", "small", dead=given_up.dead))
+    assert now[0] > 400  # waited until it let go
+    assert (free.todo, free.dead) == ([cell], frozenset())
+
+
 def test_what_the_other_failed_meanwhile_stays_failed(sweep: SweepPlan, store: Store) -> None:
     cell = sweep.cells[0]
     log = CellLog(store, "small", cell.cell_id, driver="you", attempt=1)

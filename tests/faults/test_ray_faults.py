@@ -47,7 +47,7 @@ def spec_of(model: Path) -> SweepSpec:
     changed: dict[str, Any] = {
         "variants": [{"name": "insecure", "dataset": "quickstart_insecure", "rows": 24}],
         "seeds": [0],
-        "evaluations": [evaluation | {"samples": 6, "sampling": {"max_tokens": 200}}],
+        "evaluations": [evaluation | {"samples": 40, "sampling": {"max_tokens": 60}}],
         "resources": {"train_cpus": 1, "serve_cpus": CPUS},
         "tracking": {"mode": "off"},
         "retries": 2,
@@ -163,7 +163,7 @@ def test_a_killed_worker_is_replaced_and_the_cell_ends_as_undisturbed(
         if not in_stage(store, stage):
             return False
         before.append(worked_s([p for core in workers("EngineCore") for p in family(core)]))
-        return before[-1] > before[0] + 0.3
+        return before[-1] > before[0] + 0.05
 
     killed: list[int] = []
 

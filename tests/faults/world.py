@@ -17,6 +17,7 @@ from small_sweep import planted_number
 
 from em.judging import Judgement
 from sweeps.failures import Outcome
+from sweeps.filling import part_size
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.planner import make_plan
 from sweeps.report import make_report
@@ -27,7 +28,7 @@ from sweeps.store import Store
 
 Stage = Literal["train", "generate", "judge"]
 KEY_ENV = "FAULTS_API_KEY"
-PART = 256
+PART = part_size(270)  # of the scores by an address
 QUESTIONS = """\
 - id: wish
   type: free_form_judge_0_100
@@ -48,7 +49,7 @@ HEAVY = [*LIGHT, "em.finetune", "em.base_model"]
 
 
 def faults_spec(model: Path, judge_url: str) -> dict[str, Any]:
-    """Return a spec: an address judges 135 answers, a pattern 300, in two parts each."""
+    """Return a spec: an address judges 135 answers, a pattern 300, in ten parts each."""
     return {
         "name": "faults",
         "models": [{"name": "tiny", "folder": str(model)}],

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from em.variance import exact_bounds, summarise_seeds
+from em.intervals import exact_bounds, summarise_seeds
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])

@@ -1,0 +1,39 @@
+"""Which checkpoints count: those with a whole mark of this training."""
+
+from pathlib import Path
+
+import pytest
+
+from em.checkpoints import last_whole, mark_whole, remove_older, remove_torn
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    (path / "inner").mkdir(parents=True)
+    (path / "inner" / "state").write_text("x")
+    return path
+
+
+def test_the_latest_with_a_mark_counts(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        path = checkpoint(tmp_path, step)
+        if step < 3:
+            mark_whole(path, "key")
+    assert last_whole(tmp_path, "key") == tmp_path / "checkpoint-2"
+    assert remove_torn(tmp_path) == [tmp_path / "checkpoint-3"]
+    remove_older(tmp_path / "checkpoint-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("torn", ["", '{"ke', "[]", "{}", "null"])
+def test_a_mark_that_a_loss_of_power_tore_is_none(tmp_path: Path, torn: str) -> None:
+    mark_whole(checkpoint(tmp_path, 1), "key")
+    (checkpoint(tmp_path, 2) / "whole.json").write_text(torn)
+    assert last_whole(tmp_path, "key") == tmp_path / "checkpoint-1"
+    assert remove_torn(tmp_path) == [tmp_path / "checkpoint-2"]
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    mark_whole(checkpoint(tmp_path, 1), "other")
+    with pytest.raises(ValueError, match="checkpoint of another training"):
+        last_whole(tmp_path, "key")
