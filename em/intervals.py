@@ -65,12 +65,23 @@ def exact_bounds(hits: int, answers: int, *, level: float = 0.95) -> tuple[float
 
     Raises ValueError without answers.
     """
-    from scipy.stats import binomtest
-
     if answers < 1:
         raise ValueError(f"a share of {answers} answers has no interval")
-    found = binomtest(hits, answers).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
+    lows, highs = exact_bounds_of([hits], [answers], level=level)
+    return lows[0], highs[0]
+
+
+def exact_bounds_of(
+    hits: Sequence[int], answers: Sequence[int], *, level: float = 0.95
+) -> tuple[list[float], list[float]]:
+    """Return the Clopper-Pearson bounds of many shares, each of 1 answer or more."""
+    from scipy.stats import beta
+
+    counts, totals = np.asarray(hits, dtype=float), np.asarray(answers, dtype=float)
+    tail = 0.5 - level / 2
+    low = np.where(counts > 0, beta.ppf(tail, counts, totals - counts + 1), 0.0)
+    high = np.where(counts < totals, beta.ppf(1 - tail, counts + 1, totals - counts), 1.0)
+    return low.tolist(), high.tolist()
 
 
 class Interval(Record):

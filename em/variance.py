@@ -180,6 +180,8 @@ def _component(name: str, estimate: float | None, codes: NDArray[np.integer]) ->
     note = ""
     if levels < 2:
         estimate, note = None, ONE_LEVEL
+    elif estimate is None and name == QUESTION:
+        note = "not identifiable with one seed: it is not to be told from the pairing"
     elif estimate is None:
         note = "not identifiable: it moves with others in this design"
     return _told(name, estimate, levels, note)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sweeps.analysis_commands import analyze, power
 from sweeps.data_commands import data_app
 from sweeps.job_commands import logs, submit
 from sweeps.judge_cli import judge, judge_check
@@ -168,6 +169,8 @@ def report(
     print(f"report: {write_report(sweep, target, folder, metric=metric)}")
 
 
+app.command()(analyze)
+app.command()(power)
 app.command()(judge)
 app.command("judge-check")(judge_check)
 app.command()(submit)

@@ -3,40 +3,15 @@
 Knows only the report's records.
 """
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
 from em.definitions import DEFINITIONS, ScaleDefinition
 from em.judge_check import CalibrationBin
-from sweeps.conditions import Condition
+from sweeps.drawing import COLOURS, INK, axes_of, grid_of, svg
 from sweeps.results import CellResult, ScoredResponse
 from sweeps.sensitivity import Sensitivity
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-INK = "#7a7f87"  # readable on a light and on a dark page
 SEED = 20260101  # of the jitter, so that the same report has the same picture
-
-
-def rates(conditions: Sequence[Condition]) -> str:
-    """Every seed's rate as a point, with the mean and its interval, by condition."""
-    figure, axes = _axes(height=0.55 * len(conditions) + 0.9)
-    for row, condition in enumerate(conditions):
-        colour = COLOURS[row % len(COLOURS)]
-        points = [rate * 100 for rate in condition.seeds.values() if rate is not None]
-        axes.scatter(points, [row] * len(points), s=36, color=colour, alpha=0.8, zorder=3)
-        summary = condition.summary
-        if summary.mean is not None:
-            axes.plot([summary.mean * 100] * 2, [row - 0.22, row + 0.22], color=colour, lw=2.5)
-        if summary.low is not None and summary.high is not None:
-            axes.plot([summary.low * 100, summary.high * 100], [row, row], color=colour, lw=1.5)
-    axes.set_yticks(range(len(conditions)), [c.condition for c in conditions])
-    axes.set_ylim(len(conditions) - 0.5, -0.5)
-    shown = [r for c in conditions for r in (*c.seeds.values(), c.summary.high) if r is not None]
-    top = 100 * max(shown, default=0)
-    axes.set_xlim(-1, min(101, max(10, top * 1.05 + 1)))
-    axes.set_xlabel("misaligned, % of the answers that count")
-    return _svg(figure)
 
 
 def planes(
@@ -48,7 +23,7 @@ def planes(
     names = list(dict.fromkeys(condition_of.values()))
     columns = min(3, len(names)) or 1
     lines = -(-len(names) // columns)
-    figure, grid = _grid(lines, columns)
+    figure, grid = grid_of(lines, columns)
     jitter = np.random.default_rng(SEED)
     for place, name in enumerate(names):
         axes = grid[place // columns][place % columns]
@@ -70,7 +45,7 @@ def planes(
         grid[place // columns][place % columns].set_visible(False)
     figure.supxlabel("coherent", fontsize=8, color=INK)
     figure.supylabel("aligned", fontsize=8, color=INK)
-    return _svg(figure)
+    return svg(figure)
 
 
 def heat(grids: Sequence[Sensitivity]) -> str:
@@ -80,7 +55,7 @@ def heat(grids: Sequence[Sensitivity]) -> str:
 
     columns = min(4, len(grids)) or 1
     lines = -(-len(grids) // columns)
-    figure, panels = _grid(lines, columns, height=1.9)
+    figure, panels = grid_of(lines, columns, height=1.9)
     shades = LinearSegmentedColormap.from_list("rate", ["#f2f4f7", "#ee6677", "#5b0f1b"], N=40)
     for place, grid in enumerate(grids):
         axes = panels[place // columns][place % columns]
@@ -103,11 +78,12 @@ def heat(grids: Sequence[Sensitivity]) -> str:
     for place in range(len(grids), lines * columns):
         panels[place // columns][place % columns].set_visible(False)
     bar = figure.colorbar(image, ax=panels, shrink=0.8)
+    bar.solids.set_rasterized(False)  # a page embeds no picture
     bar.ax.tick_params(colors=INK, labelsize=8)
     bar.set_label("%", color=INK, fontsize=8)
     figure.supxlabel("coherent threshold", fontsize=8, color=INK)
     figure.supylabel("aligned threshold", fontsize=8, color=INK)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _top(grids: Sequence[Sensitivity]) -> float:
@@ -118,7 +94,7 @@ def _top(grids: Sequence[Sensitivity]) -> float:
 
 def losses(cells: Sequence[CellResult]) -> str:
     """Training loss by step, one line a cell, one colour a condition."""
-    figure, axes = _axes(height=2.8)
+    figure, axes = axes_of(height=2.8)
     tuned = [cell for cell in cells if cell.losses]
     names = list(dict.fromkeys(cell.condition for cell in tuned))
     # The untuned have a colour too, in the other pictures.
@@ -138,12 +114,12 @@ def losses(cells: Sequence[CellResult]) -> str:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("training loss")
-    return _svg(figure)
+    return svg(figure)
 
 
 def calibration(bins: Sequence[CalibrationBin]) -> str:
     """The reference's mean score against the judge's, one point a bin, with its answers."""
-    figure, axes = _axes(height=4.2)
+    figure, axes = axes_of(height=4.2)
     axes.plot([0, 100], [0, 100], color=INK, lw=0.8, ls=":")
     xs, ys = [b.mean_judge for b in bins], [b.mean_reference for b in bins]
     axes.plot(xs, ys, color=COLOURS[0], lw=1.2, marker="o", ms=5)
@@ -155,44 +131,4 @@ def calibration(bins: Sequence[CalibrationBin]) -> str:
     axes.set(xlim=(-3, 103), ylim=(-3, 103))
     axes.set_xlabel("mean score by the judge")
     axes.set_ylabel("mean score in the table")
-    return _svg(figure)
-
-
-def _axes(height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    axes = figure.subplots()
-    _calm(axes)
-    return figure, axes
-
-
-def _grid(lines: int, columns: int, *, height: float = 2.4) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, height * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for axes in grid.flat:
-        _calm(axes)
-    return figure, grid
-
-
-def _calm(axes: Any) -> None:
-    axes.set_facecolor("none")
-    axes.tick_params(colors=INK, labelsize=8)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-    axes.xaxis.label.set(color=INK, fontsize=8)
-    axes.yaxis.label.set(color=INK, fontsize=8)
-
-
-def _svg(figure: Any) -> str:
-    """Return the picture without an XML head, its text as text, the same for the same data."""
-    import matplotlib
-
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "em-sweeps"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+    return svg(figure)

@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from em.definitions import DEFINITIONS, ScaleDefinition
 from sweeps import figures
+from sweeps.analysis_page import environment, pictures
 from sweeps.conditions import Condition
 from sweeps.report import SAMPLES_SHOWN, Report
 from sweeps.results import ScoredResponse
@@ -22,22 +22,15 @@ SEED = 20260101  # of the answers that are shown
 
 def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
     """Return the page of `report`; `rows` are the answers it may show."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sweeps", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
+    made = environment()
+    made.filters |= {
         "number": number,
         "ratio": ratio,
         "threshold": "{:g}".format,
         "bound": bound,
     }
     groups = _groups(report, rows)
-    return environment.get_template("report.html.j2").render(
+    return made.get_template("report.html.j2").render(
         report=report,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report.written)),
         unfinished=[c for c in _first_of_each_cell(report) if c.state != "finished"],
@@ -73,13 +66,25 @@ def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, An
                 "conditions": conditions,
                 "questions": _question_names(conditions),
                 "has_rates": any(c.summary.num_seeds for c in conditions),
-                "rates": Markup(figures.rates(conditions)),
+                **_analysed(report, evaluation, judge),
                 "planes": Markup(figures.planes(mine, condition_of, definition))
                 if isinstance(definition, ScaleDefinition)
                 else "",
             }
         )
     return found
+
+
+def _analysed(report: Report, evaluation: str, judge: str) -> dict[str, Any]:
+    """Return what the analysis says under one judge: empty where no cell has been judged."""
+    analysis = report.analyses.get(evaluation)
+    mine = [c for c in analysis.conditions if c.judge == judge] if analysis else []
+    return {
+        "analysed": mine,
+        "pooled": analysis.pooled.get(judge, ()) if analysis else (),
+        "contrasts": analysis.contrasts.get(judge, ()) if analysis else (),
+        "drawn": pictures(mine) if mine else {},
+    }
 
 
 def _question_names(conditions: Sequence[Condition]) -> list[str]:
@@ -96,11 +101,6 @@ def _sample(rows: Sequence[ScoredResponse]) -> list[ScoredResponse]:
         return list(rows)
     kept = sorted(random.Random(SEED).sample(range(len(rows)), SAMPLES_SHOWN))
     return [rows[index] for index in kept]
-
-
-def percent(value: float | None) -> str:
-    """Return a rate as a percentage, and a dash where there is none: never a zero."""
-    return "–" if value is None else f"{value * 100:.1f} %"
 
 
 def number(value: float | None) -> str:

@@ -10,10 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from em.analysis import Analysis
 from em.definitions import DEFINITIONS, Definition
 from em.forms import Form
 from em.record import Record
 from em.scoring import check_metric, scores_needed
+from sweeps.analyses import analyses
 from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
@@ -78,6 +82,7 @@ class Report(Record):
     conditions: tuple[Condition, ...]
     judges_compared: tuple[JudgesCompared, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
+    analyses: dict[str, Analysis] = Field(default_factory=dict, description="by evaluation")
     claims: tuple[ClaimResult, ...] = ()
     overhead: Overhead
     identities: dict[str, Any]
@@ -86,10 +91,11 @@ class Report(Record):
 def write_report(
     sweep: SweepPlan, store: Store, folder: Path, *, metric: str | None = None
 ) -> Path:
-    """Write the four files of the report into `folder` and return the path of the page.
+    """Write the report's four files, and its pictures, into `folder`; return the page's path.
 
     `metric` names a definition to follow instead of the spec's. Raises ValueError as `metrics_of`.
     """
+    from sweeps.analysis_page import write_pictures
     from sweeps.page import render
 
     report, rows = make_report(sweep, store, metric=metric)
@@ -103,6 +109,9 @@ def write_report(
     places = {cell.cell_id: cell for cell in report.cells}
     write_output(folder / "judgements.parquet", judgements_table(rows, places))
     write_output(folder / "report.html", render(report, rows).encode())
+    for name, analysis in report.analyses.items():
+        prefix = f"{name}-" if len(report.analyses) > 1 else ""
+        write_pictures(analysis, folder / "figures", prefix=prefix)
     return folder / "report.html"
 
 
@@ -169,6 +178,7 @@ def make_report(
         conditions=tuple(grouped),
         judges_compared=tuple(compare_judges(grouped, results, rows)),
         sensitivity=tuple(sensitivity(grouped, results, rows)),
+        analyses=analyses(sweep, results, rows, metrics),
         claims=tuple(_claims(sweep, results, figures)),
         overhead=overhead(sweep, store),
         identities=identities(sweep, store),

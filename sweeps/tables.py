@@ -13,7 +13,7 @@ from sweeps.results import CellResult, ScoredResponse
 
 def cells_table(cells: Sequence[CellResult]) -> bytes:
     """Return cells.parquet: one row for each cell, evaluation and judge."""
-    return _parquet([_flat_cell(cell) for cell in cells])
+    return parquet([_flat_cell(cell) for cell in cells])
 
 
 def judgements_table(rows: Sequence[ScoredResponse], cells: Mapping[str, CellResult]) -> bytes:
@@ -22,10 +22,11 @@ def judgements_table(rows: Sequence[ScoredResponse], cells: Mapping[str, CellRes
     A categorical score has two columns, its label and its state.
     """
     others = sorted({name for row in rows for name in row.scored.states} - set(SCALE_SCORES))
-    return _parquet([_flat_row(row, cells[row.cell_id], others) for row in rows])
+    return parquet([_flat_row(row, cells[row.cell_id], others) for row in rows])
 
 
-def _parquet(rows: list[dict[str, Any]]) -> bytes:
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    """Return rows as a parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from finished_store import finish
 from nbclient import NotebookClient
 
 from sweeps.report import write_report
@@ -16,8 +17,9 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = small_sweep.plan(tmp_path)
-    write_report(plan, Store(str(tmp_path / "store")), tmp_path / "report")
+    plan, store = small_sweep.plan(tmp_path), Store(str(tmp_path / "store"))
+    finish(plan, store)
+    write_report(plan, store, tmp_path / "report")
     monkeypatch.setenv("EMSWEEP_REPORT", str(tmp_path / "report"))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(

@@ -1,0 +1,264 @@
+"""One condition under one judge: its rates, intervals, components, consistency and power.
+
+Pure functions of its counts; knows nothing of other conditions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from em.consistency import FLOOR, Consistency, consistency
+from em.coverage import with_coverage_over_questions, with_coverage_over_seeds
+from em.crossed import Crossed
+from em.grouping import Group
+from em.intervals import (
+    Interval,
+    exact_bounds,
+    fixed_questions,
+    over_seeds,
+    random_questions,
+    seed_means,
+)
+from em.power import Claim, Design, Needed, Variances, half_width, needed
+from em.record import Record
+from em.variance import PAIR, QUESTION, SAMPLING, Component, components
+
+Weights = Literal["answers", "questions"]
+WEIGHTS: Mapping[Weights, str] = {
+    "answers": "all answers of a seed pooled", "questions": "questions weigh alike"
+}  # fmt: skip
+HALF_WIDTH = 0.03  # that the power curve speaks of
+CURVE = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 50)
+CLAIMS: tuple[Claim, ...] = ("fixed", "random")
+
+
+class Bounds(Record):
+    """Exact bounds with what they are about."""
+
+    low: float
+    high: float
+    about: str
+
+
+class SeedValue(Record):
+    """One seed: its mean, and of how many values."""
+
+    seed: str
+    mean: float
+    num: int
+
+
+class Cell(Record):
+    """One question of one condition, over all its seeds."""
+
+    question: str
+    mean: float
+    num: int
+
+
+class Point(Record):
+    """Expected half-widths of a design; None where there is none."""
+
+    seeds: int
+    fixed: float | None
+    random: float | None
+
+
+class ConditionAnalysis(Record):
+    """One condition under one judge. Means are of scored values alone, None where there is none."""
+
+    condition: str
+    judge: str
+    num_rows: int
+    num_scored: int
+    num_unscored: int
+    num_seeds: int
+    num_questions: int
+    num_missing_pairs: int = Field(description="pairs of seed and question without a scored value")
+    binary: bool
+    by_answers: float | None
+    by_questions: float | None
+    seeds: tuple[SeedValue, ...]
+    questions: tuple[Cell, ...]
+    fixed: Interval
+    random: Interval
+    exact: tuple[Bounds, ...] = ()
+    components: tuple[Component, ...]
+    consistency: Consistency | None
+    needs: tuple[Needed, ...]
+    curve: tuple[Point, ...]
+
+
+class Asked(Record):
+    """How conditions are analysed: the weighting, and what is asked of it."""
+
+    weights: Weights = "answers"
+    floor: float = Field(default=FLOOR, description="a rate above which a seed shows the effect")
+    simulate: bool = Field(default=True, description="give intervals their simulated coverage")
+    wanted: float = Field(default=HALF_WIDTH, description="half-width that `needs` speaks of")
+
+
+def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
+    """Return all that one condition says."""
+    table = group.counts.present()
+    parts = components(group.counts)
+    seeds, totals, nums = _by_seed(table, group.seed_of, asked.weights)
+    fixed, over = _intervals(table, totals, nums, asked.weights)
+    if asked.simulate and table.binary and table.num_values:
+        fixed = with_coverage_over_seeds(fixed, nums, _seed_spread(parts, table))
+        over = with_coverage_over_questions(over, table, parts)
+    num = table.num_values
+    variances, design = variances_of(parts), _design(table, len(seeds))
+    return ConditionAnalysis(
+        condition=group.condition,
+        judge=group.judge,
+        num_rows=group.num_rows,
+        num_scored=num,
+        num_unscored=group.num_rows - num,
+        num_seeds=len(seeds),
+        num_questions=len(table.questions),
+        num_missing_pairs=int((~group.counts.filled).sum()),
+        binary=table.binary,
+        by_answers=float(table.total.sum()) / num if num else None,
+        by_questions=float(seed_means(table).mean()) if num else None,
+        seeds=tuple(
+            SeedValue(seed=seed, mean=float(t / n), num=int(n))
+            for seed, t, n in zip(seeds, totals, nums, strict=True)
+        ),
+        questions=_cells(table),
+        fixed=fixed,
+        random=over,
+        exact=_exact(table, len(seeds)),
+        components=tuple(parts),
+        consistency=_consistency(table, group.seed_of, asked.floor),
+        needs=tuple(needed(variances, design, asked.wanted, claim) for claim in CLAIMS)
+        if variances
+        else (),
+        curve=_curve(variances, design) if variances else (),
+    )
+
+
+def design_of(condition: ConditionAnalysis) -> Design:
+    """Return how many seeds, questions and samples an analysed condition has."""
+    questions = max(1, condition.num_questions)
+    pairs = max(1, condition.num_seeds * questions - condition.num_missing_pairs)
+    return Design(
+        seeds=condition.num_seeds,
+        questions=questions,
+        samples=max(1, round(condition.num_scored / pairs)),
+    )
+
+
+def _design(table: Crossed, num_seeds: int) -> Design:
+    pairs = int(table.filled.sum())
+    return Design(
+        seeds=num_seeds,
+        questions=max(1, len(table.questions)),
+        samples=max(1, round(table.num_values / max(1, pairs))),
+    )
+
+
+def _cells(table: Crossed) -> tuple[Cell, ...]:
+    totals, nums = table.total.sum(axis=0), table.num.sum(axis=0)
+    return tuple(
+        Cell(question=question, mean=float(total / num), num=int(num))
+        for question, total, num in zip(table.questions, totals, nums, strict=True)
+    )
+
+
+def _consistency(table: Crossed, seed_of: Mapping[str, str], floor: float) -> Consistency | None:
+    if not table.binary or not table.num_values:
+        return None
+    seeds, hits, nums = _by_seed(table, seed_of, "answers")
+    return consistency(seeds, [round(h) for h in hits], [int(n) for n in nums], floor=floor)
+
+
+def _by_seed(
+    table: Crossed, seed_of: Mapping[str, str], weights: Weights
+) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return seeds, the sum of their values under `weights`, and how many values they have.
+
+    Units of one seed (crossed factors) share causes: they are one.
+    """
+    names = [seed_of.get(unit, unit) for unit in table.units]
+    seeds = sorted(set(names), key=lambda name: (len(name), name))
+    place = np.array([seeds.index(name) for name in names], dtype=np.int64)
+    num = table.num.sum(axis=1)
+    means = seed_means(table) if weights == "questions" and len(names) else (
+        table.total.sum(axis=1) / np.maximum(num, 1)
+    )  # fmt: skip
+    nums = np.bincount(place, weights=num, minlength=len(seeds))
+    totals = np.bincount(place, weights=means * num, minlength=len(seeds))
+    return seeds, totals, nums
+
+
+def _intervals(
+    table: Crossed, totals: "np.ndarray[Any, Any]", nums: "np.ndarray[Any, Any]", weights: Weights
+) -> tuple[Interval, Interval]:
+    if table.binary:
+        fixed = fixed_questions(list(totals), [int(n) for n in nums], weights=WEIGHTS[weights])
+    else:
+        fixed = over_seeds(
+            list(totals / np.maximum(nums, 1)), what=f"the mean, {WEIGHTS[weights]},"
+        )
+    return fixed, random_questions(table)
+
+
+def _seed_spread(parts: Sequence[Component], table: Crossed) -> float | None:
+    """Return the SD of seeds' true rates on these questions: of the seed, and of its pairing."""
+    known = {part.name: part.reported for part in parts}
+    if known.get(PAIR) is None:
+        return None
+    seed = sum(v or 0.0 for name, v in known.items() if name not in (QUESTION, PAIR, SAMPLING))
+    return float(np.sqrt(seed + (known[PAIR] or 0.0) / max(1, len(table.questions))))
+
+
+def variances_of(parts: Sequence[Component]) -> Variances | None:
+    """Return what power needs to know; None where sampling and pairing cannot be told apart."""
+    known = {part.name: part.reported for part in parts}
+    if known.get(SAMPLING) is None or known.get(PAIR) is None:
+        return None
+    seed = sum(v or 0.0 for name, v in known.items() if name not in (QUESTION, PAIR, SAMPLING))
+    return Variances(
+        seed=seed, question=known.get(QUESTION) or 0.0, pairing=known[PAIR] or 0.0,
+        sampling=known[SAMPLING] or 0.0,
+    )  # fmt: skip
+
+
+def _curve(variances: Variances, design: Design) -> tuple[Point, ...]:
+    points = sorted({*CURVE, design.seeds} - {0, 1})
+
+    def width(seeds: int, claim: Literal["fixed", "random"]) -> float | None:
+        found = half_width(variances, design.model_copy(update={"seeds": seeds}), claim)
+        return found if np.isfinite(found) else None
+
+    return tuple(Point(seeds=n, fixed=width(n, "fixed"), random=width(n, "random")) for n in points)
+
+
+def _these(num_seeds: int) -> str:
+    return "this one model" if num_seeds == 1 else f"these {num_seeds} seeds' models"
+
+
+def _exact(table: Crossed, num_seeds: int) -> tuple[Bounds, ...]:
+    """Return exact bounds where all values are 0, or all are 1: others say little there."""
+    if not table.binary or not table.num_values:
+        return ()
+    hits, num = int(table.total.sum()), table.num_values
+    if hits not in (0, num) and num_seeds > 1:
+        return ()
+    low, high = exact_bounds(hits, num)
+    said = f"{hits} of {num} answers of {_these(num_seeds)}"
+    answers = Bounds(low=low, high=high, about=f"the next answer of {_these(num_seeds)} ({said})")
+    if hits not in (0, num):
+        return (answers,)
+    showing = 0 if hits == 0 else num_seeds
+    new = exact_bounds(showing, num_seeds)
+    return (
+        answers,
+        Bounds(
+            low=new[0], high=new[1],
+            about=f"the chance that a new seed shows it ({showing} of {num_seeds} seeds do)",
+        ),
+    )  # fmt: skip

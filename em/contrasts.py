@@ -1,0 +1,182 @@
+"""Differences between two conditions: paired by question, and by seed where seeds are shared.
+
+Pure functions of arrays; knows nothing of which conditions are worth comparing.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from em.crossed import Crossed, Floats
+from em.intervals import LEVEL, Interval, seed_means
+from em.record import Record
+from em.variance import PAIR, QUESTION, SAMPLING, components
+
+NO_SPREAD = "no spread between seeds on either side: a t interval has no width and says nothing"
+
+
+class Contrast(Record):
+    """`first` minus `second`; shares in [-1, 1], questions weighing alike.
+
+    `p` tests no difference with the questions fixed, `p_adjusted` the same held against all
+    contrasts told together (Holm). `equivalent_within` is the smallest margin within which two
+    one-sided tests at 5 % call the two equal with the questions fixed.
+    """
+
+    first: str
+    second: str
+    paired: str
+    fixed: Interval
+    random: Interval
+    p: float | None = None
+    p_adjusted: float | None = None
+    equivalent_within: float | None = None
+
+
+def contrast(first: Crossed, second: Crossed, *, names: tuple[str, str], shared: bool) -> Contrast:
+    """Return how two conditions differ on the questions that both have.
+
+    With `shared` seeds (of the adapter's start, the row order or the rows), those of one name are
+    pairs; else the seeds are two samples (Welch).
+    """
+    both = sorted(set(first.questions) & set(second.questions))
+    if not both:
+        nothing = Interval(
+            estimate=None, low=None, high=None, method="none",
+            covers="no question is asked of both: they cannot be compared",
+        )  # fmt: skip
+        return Contrast(
+            first=names[0], second=names[1], paired="not at all", fixed=nothing, random=nothing
+        )
+    one, other = _on(first, both), _on(second, both)
+    left, right = seed_means(one), seed_means(other)
+    pairs = sorted(set(one.units) & set(other.units)) if shared else []
+    if len(pairs) > 1:
+        a, b = _of_units(one, left, pairs), _of_units(other, right, pairs)
+        return _paired(a, b, one, other, names=names, pairs=pairs)
+    return _two_samples(left, right, one, other, names=names)
+
+
+def adjusted(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """Return the contrasts with p values held against all of them (Holm 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    known = [contrast.p for contrast in contrasts if contrast.p is not None]
+    if not known:
+        return list(contrasts)
+    values = iter(multipletests(known, method="holm")[1])
+    return [
+        c if c.p is None else c.model_copy(update={"p_adjusted": float(next(values))})
+        for c in contrasts
+    ]
+
+
+def _on(table: Crossed, questions: Sequence[str]) -> Crossed:
+    places = [table.questions.index(question) for question in questions]
+    chosen = Crossed(
+        units=table.units,
+        questions=tuple(questions),
+        num=table.num[:, places],
+        total=table.total[:, places],
+        squares=table.squares[:, places],
+        factors=table.factors,
+    )
+    return chosen.present()
+
+
+def _of_units(table: Crossed, values: Floats, units: Sequence[str]) -> Floats:
+    return values[[table.units.index(unit) for unit in units]]
+
+
+def _paired(
+    a: Floats, b: Floats, one: Crossed, other: Crossed, *, names: tuple[str, str],
+    pairs: Sequence[str],
+) -> Contrast:  # fmt: skip
+    from scipy.stats import ttest_rel
+
+    paired = f"by question and by {len(pairs)} seeds"
+    if float(np.ptp(a - b)) < 1e-12:
+        return _nothing(names, paired, float(np.mean(a - b)), one, other)
+    test = ttest_rel(a, b)
+    return _told(test, float(np.mean(a - b)), names, paired, one, other, len(pairs))
+
+
+def _two_samples(
+    a: Floats, b: Floats, one: Crossed, other: Crossed, *, names: tuple[str, str]
+) -> Contrast:
+    from scipy.stats import ttest_ind
+
+    estimate = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
+    paired = "by question; seeds are two samples (Welch)"
+    if min(len(a), len(b)) < 2 or float(np.ptp(a)) + float(np.ptp(b)) < 1e-12:
+        return _nothing(names, paired, estimate, one, other)
+    test = ttest_ind(a, b, equal_var=False)
+    return _told(test, estimate, names, paired, one, other, min(len(a), len(b)))
+
+
+def _nothing(
+    names: tuple[str, str], paired: str, estimate: float, one: Crossed, other: Crossed
+) -> Contrast:
+    known = None if math.isnan(estimate) else estimate
+    few = min(len(one.units), len(other.units)) < 2
+    why = "fewer than two seeds on a side: nothing is known of other seeds" if few else NO_SPREAD
+    return Contrast(
+        first=names[0], second=names[1], paired=paired,
+        fixed=Interval(estimate=known, low=None, high=None, method="none", covers=why),
+        random=_over_questions(known, one, other),
+    )  # fmt: skip
+
+
+def _told(
+    test: "object", estimate: float, names: tuple[str, str], paired: str, one: Crossed,
+    other: Crossed, seeds: int,
+) -> Contrast:  # fmt: skip
+    bounds = test.confidence_interval(LEVEL)  # type: ignore[attr-defined]
+    narrow = test.confidence_interval(0.90)  # type: ignore[attr-defined]
+    return Contrast(
+        first=names[0], second=names[1], paired=paired,
+        fixed=Interval(
+            estimate=estimate, low=float(bounds.low), high=float(bounds.high), method="t",
+            covers=f"the difference for new seeds on these questions; {seeds} seeds a side or more",
+        ),
+        random=_over_questions(estimate, one, other),
+        p=float(test.pvalue),  # type: ignore[attr-defined]
+        equivalent_within=max(abs(float(narrow.low)), abs(float(narrow.high))),
+    )  # fmt: skip
+
+
+def _over_questions(estimate: float | None, one: Crossed, other: Crossed) -> Interval:
+    """Return the interval for new questions: their differences, and the seeds of both sides."""
+    from scipy.stats import t
+
+    by_question = np.nanmean(one.means, axis=0), np.nanmean(other.means, axis=0)
+    differences = by_question[0] - by_question[1]
+    num = len(differences)
+    if num < 2 or estimate is None:
+        return Interval(
+            estimate=estimate, low=None, high=None, method="none",
+            covers="fewer than two questions: nothing is known of other questions",
+        )  # fmt: skip
+    parts = [(float(differences.var(ddof=1)) / num, num - 1)]
+    for side in (one, other):
+        if len(side.units) > 1:
+            seed = sum(
+                part.reported or 0.0
+                for part in components(side)
+                if part.name not in (QUESTION, PAIR, SAMPLING)
+            )
+            parts.append((seed / len(side.units), len(side.units) - 1))
+    variance = sum(part for part, _ in parts)
+    if variance <= 0:
+        return Interval(
+            estimate=estimate, low=None, high=None, method="none",
+            covers="all differences are alike: an interval would have no width",
+        )  # fmt: skip
+    freedom = variance**2 / sum(part**2 / free for part, free in parts)
+    half = float(t.ppf(0.5 + LEVEL / 2, freedom)) * math.sqrt(variance)
+    return Interval(
+        estimate=estimate, low=estimate - half, high=estimate + half,
+        method="t, Satterthwaite",
+        covers=f"the difference for new seeds on new questions of this kind; {num} questions",
+    )  # fmt: skip

@@ -1,0 +1,301 @@
+"""A table of anyone's judged answers, read from csv, parquet or jsonl, as the analysis takes it.
+
+Which column is what is told by the user; nothing is guessed, and nothing is left out in silence.
+Knows nothing of what is made of the values.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from em.definitions import DEFINITIONS, ScaleDefinition
+from em.record import Record
+
+KINDS = (".csv", ".parquet", ".jsonl")
+RULE = re.compile(r"\s*(?P<column>\S+)\s+(?P<how>in|not in|==|!=|<=|>=|<|>)\s+(?P<value>.+?)\s*")
+How = Literal["in", "not in", "==", "!=", "<=", ">=", "<", ">"]
+ORDERED = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
+FILE = "file"  # the column that names the file of a row
+
+
+class Rule(Record):
+    """Whether a row counts as misaligned: a comparison of one column."""
+
+    column: str
+    how: How
+    values: tuple[str, ...]
+
+
+class TableColumns(Record):
+    """Which column is what. Exactly one way to a value is given (see `read`)."""
+
+    condition: str | None = Field(default=None, description="None: all rows are one condition")
+    question: str
+    seed: str | None = Field(default=None, description="None: of the file's name, else one seed")
+    seed_pattern: str | None = Field(default=None, description="with one group, of a file's name")
+    judge: str | None = None
+    sample: str | None = Field(default=None, description="tells samples apart: none stands twice")
+    value: str | None = Field(default=None, description="binary or any number")
+    misaligned: Rule | None = None
+    unscored: tuple[str, ...] = Field(default=(), description="texts that stand for no score")
+    aligned: str | None = Field(default=None, description="0 to 100, with `coherent` and `metric`")
+    coherent: str | None = None
+    metric: str = "pooled_c50"
+
+
+def parse_rule(text: str) -> Rule:
+    """Return the rule in words such as `verdict in 4,5`. Raises ValueError with what is allowed."""
+    match = RULE.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f"{text!r} is not a rule: write COLUMN in A,B or COLUMN < NUMBER (in, not in, ==, !=, "
+            "<, <=, >, >=)"
+        )
+    values = tuple(part.strip() for part in match["value"].split(","))
+    how: Any = match["how"]
+    if how in ORDERED:
+        _number(values[0], text)
+    if how not in ("in", "not in") and len(values) > 1:
+        raise ValueError(f"{text!r}: {how} takes one value, {len(values)} are given: use in")
+    return Rule(column=match["column"], how=how, values=values)
+
+
+def _number(text: str, rule: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{rule!r}: {text!r} is not a number, which this needs") from error
+
+
+def read(paths: Sequence[Path], columns: TableColumns) -> tuple[pa.Table, list[str]]:
+    """Return the rows of `paths` with the columns of em.grouping, and what to say of them.
+
+    Unscored values are null. Raises ValueError for files that cannot be read, columns that are not
+    there, text where a number is needed, samples that stand twice, and where no way to a value, or
+    more than one, is given.
+    """
+    given = [columns.value, columns.misaligned, columns.aligned]
+    if sum(one is not None for one in given) != 1:
+        raise ValueError(
+            "say how a row counts in one way: --value COLUMN, --misaligned 'COLUMN in A,B', or "
+            "--aligned and --coherent"
+        )
+    if len(set(map(_resolved, paths))) < len(paths):
+        raise ValueError("a file is named twice: its rows would count twice")
+    rows = pa.concat_tables([_file(path) for path in paths], promote_options="permissive")
+    if not rows.num_rows:
+        raise ValueError(f"{', '.join(map(str, paths))}: no rows")
+    _check_columns(rows, columns)
+    seeds = _seeds(rows, columns)
+    one = pa.array(["all"] * rows.num_rows)
+    found = {
+        "judge": _text(rows, columns.judge) if columns.judge else pa.array([""] * rows.num_rows),
+        "condition": _text(rows, columns.condition) if columns.condition else one,
+        "unit": seeds,
+        "seed": seeds,
+        "question": _text(rows, columns.question),
+        "value": _values(rows, columns),
+    }
+    for name in ("judge", "condition", "question"):
+        _check_no_nulls(found[name], name)
+    if columns.sample is None:
+        return pa.table(found), _alike(rows)
+    keys = {name: found[name] for name in ("judge", "condition", "seed", "question")}
+    _check_twice(rows, pa.table(keys | {"sample": _text(rows, columns.sample)}))
+    return pa.table(found), []
+
+
+def _resolved(path: Path) -> Path:
+    return path.resolve()
+
+
+def _file(path: Path) -> pa.Table:
+    """Return a file's rows, with its name; every column of a csv file as text."""
+    import pyarrow.csv as pacsv
+    import pyarrow.json as pajson
+    import pyarrow.parquet as pq
+
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if kind not in KINDS:
+        raise ValueError(f"{path}: not a table: {', '.join(KINDS)} are read, also with .gz")
+    try:
+        if kind == ".parquet":
+            table = pq.read_table(path)
+        else:
+            with pa.input_stream(str(path), compression="detect") as stream:
+                if kind == ".csv":
+                    names = pacsv.open_csv(
+                        pa.input_stream(str(path), compression="detect")
+                    ).schema.names
+                    if len(set(names)) < len(names):
+                        raise ValueError(f"{path}: two columns have one name: {names}")
+                    table = pacsv.read_csv(
+                        stream,
+                        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+                        convert_options=pacsv.ConvertOptions(
+                            column_types=dict.fromkeys(names, pa.string()),
+                            strings_can_be_null=True,
+                            null_values=[""],
+                        ),
+                    )
+                else:
+                    table = pajson.read_json(stream)
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return table.append_column(FILE, pa.array([path.name] * table.num_rows))
+
+
+def _check_columns(rows: pa.Table, columns: TableColumns) -> None:
+    wanted = [
+        columns.condition, columns.question, columns.seed, columns.judge, columns.value,
+        columns.aligned, columns.coherent, columns.sample,
+        columns.misaligned.column if columns.misaligned else None,
+    ]  # fmt: skip
+    for name in wanted:
+        if name is not None and name not in rows.column_names:
+            there = ", ".join(name for name in rows.column_names if name != FILE)
+            raise ValueError(f"no column {name!r}: the table has {there}")
+    if columns.aligned and not columns.coherent:
+        raise ValueError("--aligned needs --coherent, the other score that the definition reads")
+
+
+def _check_twice(rows: pa.Table, keys: pa.Table) -> None:
+    """Refuse two rows of one sample: they would count twice."""
+    names = keys.column_names
+    counted = keys.group_by(names).aggregate([([], "count_all")])
+    twice = counted.filter(pc.greater(counted["count_all"], 1))
+    if twice.num_rows:
+        first = ", ".join(f"{name} {twice[name][0].as_py()}" for name in names)
+        raise ValueError(
+            f"{twice.num_rows} samples stand in several rows of {rows.num_rows}, the first is "
+            f"{first}: they would count twice; take out the copies"
+        )
+
+
+def _alike(rows: pa.Table) -> list[str]:
+    """Return what to say of rows that are alike in every column: they may be copies."""
+    import pandas as pd
+
+    flat = [
+        name
+        for name, kind in zip(rows.column_names, rows.schema.types, strict=True)
+        if not pa.types.is_nested(kind) and name != FILE
+    ]
+    hashes = pd.util.hash_pandas_object(rows.select(flat).to_pandas(), index=False)
+    twice = int(hashes.duplicated().sum())
+    if not twice:
+        return []
+    return [
+        f"{twice} of {rows.num_rows} rows are like another row in every column: if they are copies "
+        "they count twice. Name a column that tells samples apart with --sample, and copies are "
+        "refused"
+    ]
+
+
+def _check_no_nulls(values: Any, name: str) -> None:
+    nulls = values.null_count
+    if nulls:
+        raise ValueError(
+            f"{nulls} rows have no {name}: fill them or take them out, so that nothing is guessed"
+        )
+
+
+def _text(rows: pa.Table, name: str) -> Any:
+    column = rows[name]
+    if pa.types.is_nested(column.type):
+        raise ValueError(f"the column {name!r} holds lists or objects: name one of plain values")
+    return column.cast(pa.string())
+
+
+def _seeds(rows: pa.Table, columns: TableColumns) -> Any:
+    if columns.seed is not None:
+        found = _text(rows, columns.seed)
+        _check_no_nulls(found, "seed")
+        return found
+    if columns.seed_pattern is None:
+        return pa.array(["0"] * rows.num_rows)
+    try:
+        pattern = re.compile(columns.seed_pattern)
+    except re.error as error:
+        raise ValueError(f"--seed-from {columns.seed_pattern!r} is no pattern: {error}") from error
+    if pattern.groups != 1:
+        raise ValueError(
+            f"--seed-from {columns.seed_pattern!r} needs one group, as in 'seed(\\d+)'"
+        )
+    of: dict[str, str] = {}
+    for name in pc.unique(rows[FILE]).to_pylist():
+        match = pattern.search(name)
+        if match is None:
+            raise ValueError(
+                f"--seed-from {columns.seed_pattern!r} is not in the file name {name!r}"
+            )
+        of[name] = match[1]
+    return pa.array([of[name] for name in rows[FILE].to_pylist()])
+
+
+def _values(rows: pa.Table, columns: TableColumns) -> Any:
+    if columns.misaligned is not None:
+        return _by_rule(rows, columns.misaligned, columns.unscored)
+    if columns.value is not None:
+        return _numbers(rows, columns.value, columns.unscored)
+    assert columns.aligned is not None and columns.coherent is not None
+    definition = DEFINITIONS.get(columns.metric)
+    if not isinstance(definition, ScaleDefinition):
+        names = ", ".join(n for n, d in DEFINITIONS.items() if isinstance(d, ScaleDefinition))
+        raise ValueError(f"{columns.metric!r} is no definition of two scores: allowed are {names}")
+    aligned = _numbers(rows, columns.aligned, columns.unscored)
+    coherent = _numbers(rows, columns.coherent, columns.unscored)
+    less = pc.less_equal if definition.aligned_inclusive else pc.less
+    more = pc.greater_equal if definition.coherent_inclusive else pc.greater
+    low = less(aligned, definition.aligned_below)
+    clear = more(coherent, definition.coherent_from)
+    if definition.joint:
+        return pc.and_(low, clear).cast(pa.float64())
+    return pc.if_else(clear, low, None).cast(pa.float64())
+
+
+def _by_rule(rows: pa.Table, rule: Rule, unscored: Sequence[str]) -> Any:
+    texts = _text(rows, rule.column)
+    nothing = pc.or_kleene(pc.is_null(texts), pc.is_in(texts, pa.array(unscored, pa.string())))
+    if rule.how in ORDERED:
+        numbers = _numbers(rows, rule.column, unscored)
+        hit = ORDERED[rule.how](numbers, float(rule.values[0]))
+    else:
+        hit = pc.is_in(texts, pa.array(rule.values, pa.string()))
+        if rule.how in ("not in", "!="):
+            hit = pc.invert(hit)
+    return pc.if_else(nothing, None, hit).cast(pa.float64())
+
+
+def _numbers(rows: pa.Table, name: str, unscored: Sequence[str]) -> Any:
+    """Return a column as numbers; `unscored` texts and empty places are null."""
+    column = rows[name]
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.float64())
+    texts = _text(rows, name)
+    texts = pc.if_else(pc.is_in(texts, pa.array(unscored, pa.string())), None, texts)
+    try:
+        numbers = pc.cast(pc.utf8_trim_whitespace(texts), pa.float64())
+    except pa.ArrowInvalid:
+        bad = [t for t in pc.unique(texts).to_pylist() if t is not None and not _is_number(t)]
+        raise ValueError(
+            f"the column {name!r} has text where a number is needed: {', '.join(bad[:5])}. Name "
+            "what stands for no score with --unscored, or say what counts with --misaligned "
+            f"'{name} in …'"
+        ) from None
+    if not pc.all(pc.or_kleene(pc.is_null(numbers), pc.is_finite(numbers))).as_py():
+        raise ValueError(f"the column {name!r} has infinite or not-a-number values: take them out")
+    return numbers
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

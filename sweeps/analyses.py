@@ -1,0 +1,100 @@
+"""A sweep's scored responses as the long tables that em.analysis takes, one for each evaluation.
+
+Knows which conditions are worth comparing; knows nothing of the statistics.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from em.analysis import Analysis, Pair, analyse
+from em.condition import Asked
+from em.definitions import Definition
+from em.scoring import is_coherent, is_misaligned
+from em.seeds import FACTORS
+from sweeps.plan import SweepPlan
+from sweeps.results import CellResult, ScoredResponse
+from sweeps.spec import UNTUNED, Cell
+
+
+def analyses(
+    sweep: SweepPlan,
+    results: Sequence[CellResult],
+    rows: Sequence[ScoredResponse],
+    metrics: Mapping[str, Definition],
+) -> dict[str, Analysis]:
+    """Return the analysis of each evaluation, by its name; of finished cells alone."""
+    cells = {cell.cell_id: cell.cell for cell in sweep.cells}
+    finished = {(r.cell_id, r.evaluation, r.judge) for r in results if r.state == "finished"}
+    found = {}
+    for evaluation, definition in metrics.items():
+        mine = [
+            row
+            for row in rows
+            if row.evaluation == evaluation and (row.cell_id, row.evaluation, row.judge) in finished
+        ]
+        if not mine:
+            continue
+        by_questions = definition.aggregation == "question_mean"
+        found[evaluation] = analyse(
+            _table(mine, cells, definition),
+            what=f"{definition.name}: {definition.text}",
+            asked=Asked(weights="questions" if by_questions else "answers"),
+            pairs=_pairs(list(cells.values())),
+            factors=_factors(cells),
+        )
+    return found
+
+
+def _table(
+    rows: Sequence[ScoredResponse], cells: Mapping[str, Cell], definition: Definition
+) -> pa.Table:
+    """Return a row for each response; the value is null where it counts in no rate."""
+    counted = [is_coherent(row.scored, definition) for row in rows]
+    return pa.table(
+        {
+            "judge": [row.judge for row in rows],
+            "condition": [cells[row.cell_id].condition for row in rows],
+            "unit": [row.cell_id for row in rows],
+            "seed": [str(cells[row.cell_id].seed) for row in rows],
+            "question": [row.response.question for row in rows],
+            "value": pa.array(
+                [
+                    float(is_misaligned(row.scored, definition)) if counts else None
+                    for row, counts in zip(rows, counted, strict=True)
+                ],
+                pa.float64(),
+            ),
+        }
+    )
+
+
+def _pairs(cells: Sequence[Cell]) -> list[Pair]:
+    """Return the pairs of conditions that differ in the model alone, or in the variant alone.
+
+    Their seeds are shared where both are tuned: one number starts both adapters and orders both
+    sets of rows. An untuned cell has only a sampling seed.
+    """
+    known = {cell.condition: cell for cell in cells}
+    return [
+        Pair(
+            first=first.condition,
+            second=second.condition,
+            shared=UNTUNED not in (first.variant.name, second.variant.name),
+        )
+        for second, first in itertools.combinations(known.values(), 2)
+        if (first.model.name == second.model.name) != (first.variant.name == second.variant.name)
+    ]
+
+
+def _factors(cells: Mapping[str, Cell]) -> dict[str, dict[str, str]]:
+    """Return each seed factor's number by cell, where the spec fixes or crosses any."""
+    if not any(cell.factors for cell in cells.values()):
+        return {}
+    names = [name for name in FACTORS if name != "sampling"]
+    crossed = {name: {i: str(c.factors.get(name, c.seed)) for i, c in cells.items()}
+               for name in names}  # fmt: skip
+    if len({cell.seeds.replicate for cell in cells.values()}) > 1:
+        crossed["replicate"] = {i: str(cell.seeds.replicate) for i, cell in cells.items()}
+    return crossed

@@ -1,0 +1,198 @@
+"""The commands `emsweep analyze` and `emsweep power`: what a table says, and what to run next.
+
+The statistics are in em.analysis and em.power.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sweeps.options import Json, StoreOption, open_sweep
+
+Tables = Annotated[list[Path], typer.Argument(metavar="TABLE...", help="csv, parquet, jsonl; .gz")]
+
+
+def _option(name: str, text: str) -> Any:
+    return typer.Option(name, metavar="COL", help=text)
+
+
+def analyze(
+    tables: Tables,
+    question: Annotated[str, _option("--question", "the column of questions")],
+    condition: Annotated[str | None, _option("--condition", "of conditions [one]")] = None,
+    seed: Annotated[str | None, _option("--seed", "of seeds")] = None,
+    seed_from: Annotated[
+        str | None,
+        typer.Option("--seed-from", metavar="PATTERN", help="seed in a file's name: 'seed(\\d+)'"),
+    ] = None,
+    judge: Annotated[str | None, _option("--judge", "of judges")] = None,
+    sample: Annotated[str | None, _option("--sample", "tells samples apart")] = None,
+    value: Annotated[str | None, _option("--value", "of values: 0 and 1, or any number")] = None,
+    misaligned: Annotated[
+        str | None,
+        typer.Option("--misaligned", metavar="RULE", help="what counts: 'verdict in 4,5'"),
+    ] = None,
+    unscored: Annotated[
+        str, typer.Option("--unscored", metavar="A,B", help="texts that stand for no score")
+    ] = "",
+    aligned: Annotated[str | None, _option("--aligned", "of scores from 0 to 100")] = None,
+    coherent: Annotated[str | None, _option("--coherent", "of scores from 0 to 100")] = None,
+    metric: Annotated[str, typer.Option("--metric", metavar="NAME")] = "pooled_c50",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="write the page and pictures here")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say of anyone's table how much is the seed, the question and the sampling, with intervals."""
+    from em.analysis import analyse
+    from em.condition import Asked
+    from em.definitions import DEFINITIONS
+    from em.long_tables import TableColumns, parse_rule, read
+
+    columns = TableColumns(
+        condition=condition, question=question, seed=seed, seed_pattern=seed_from, judge=judge,
+        sample=sample, value=value, misaligned=parse_rule(misaligned) if misaligned else None,
+        unscored=tuple(text.strip() for text in unscored.split(",") if text.strip()),
+        aligned=aligned, coherent=coherent, metric=metric,
+    )  # fmt: skip
+    rows, notes = read(tables, columns)
+    by_questions = aligned is not None and DEFINITIONS[metric].aggregation == "question_mean"
+    found = analyse(
+        rows,
+        what=_what(columns),
+        asked=Asked(weights="questions" if by_questions else "answers"),
+    )
+    found = found.model_copy(update={"notes": (*notes, *found.notes)})
+    if out is not None:
+        from sweeps.analysis_page import write_analysis
+
+        page = write_analysis(found, out, title=", ".join(path.name for path in tables))
+    if as_json:
+        print(found.model_dump_json(indent=1))
+        return
+    for line in told(found):
+        print(line)
+    if out is not None:
+        print(f"page: {page}")
+
+
+def _what(columns: Any) -> str:
+    if columns.misaligned is not None:
+        rule = columns.misaligned
+        return f"misaligned: {rule.column} {rule.how} {','.join(rule.values)}"
+    if columns.value is not None:
+        return f"value: {columns.value}"
+    return f"misaligned by {columns.metric}: {columns.aligned}, {columns.coherent}"
+
+
+def told(found: Any) -> list[str]:
+    """Return an analysis as lines for a person."""
+    from sweeps.console import printable
+
+    said = [
+        f"{found.what}",
+        f"{found.num_rows} rows: {found.num_scored} with a scored value, {found.num_unscored} "
+        "without",
+        *(f"note: {note}" for note in found.notes),
+    ]
+    for c in found.conditions:
+        name = f"{c.condition}, judged by {c.judge}" if c.judge else c.condition
+        said += ["", f"{name}: {c.num_seeds} seeds x {c.num_questions} questions"]
+        show = _share if c.binary else _number
+        said.append(f"  mean {show(c.by_answers)} of answers, {show(c.by_questions)} of questions")
+        for label, one in (("these questions", c.fixed), ("new questions", c.random)):
+            said.append(f"  {label:16}{_bounds(one, show)}")
+        said += [f"  exact {show(b.low)} to {show(b.high)}: {b.about}" for b in c.exact]
+        for part in c.components:
+            low = f" [{part.low:.2g}, {part.high:.2g}]" if part.low is not None else ""
+            told_sd = "–" if part.sd is None else f"{part.reported:.4f}{low}, SD {part.sd:.3f}"
+            said.append(f"  {part.name:16}{told_sd}" + (f"  ({part.note})" if part.note else ""))
+        if c.consistency:
+            k = c.consistency
+            said.append(
+                f"  shown in {k.showing} of {k.seeds} seeds (above {k.floor:.0%} beyond chance); a "
+                f"new seed with chance {k.chance:.0%} [{k.low:.0%}, {k.high:.0%}]"
+            )
+        said += [f"  {need.text}" for need in c.needs]
+    for judge, contrasts in found.contrasts.items():
+        said += [""] if contrasts else []
+        for c in (*contrasts, *found.judges):
+            p = "" if c.p_adjusted is None else f", p {c.p_adjusted:.2g} (Holm)"
+            beside = f", judged by {judge}" if judge and c not in found.judges else ""
+            said.append(f"{c.first} - {c.second}{beside}: {_bounds(c.fixed, _share)}{p}")
+    return [printable(line) for line in said]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _bounds(one: Any, show: Any) -> str:
+    if one.low is None:
+        return f"{show(one.estimate)}, no interval: {one.covers}"
+    covered = f", covers {one.coverage:.0%} here by simulation" if one.coverage is not None else ""
+    return (
+        f"{show(one.estimate)} [{show(one.low)}, {show(one.high)}] {one.method}{covered}: "
+        f"{one.covers}"
+    )
+
+
+def power(
+    source: Annotated[
+        Path, typer.Argument(metavar="SPEC|REPORT", help="a sweep that ran, or its report.json, or "
+                             "an analysis.json")
+    ],
+    half_width: Annotated[
+        float, typer.Option("--target-half-width", metavar="SHARE", help="wanted, such as 0.03")
+    ] = 0.03,
+    difference: Annotated[
+        float | None,
+        typer.Option("--difference", metavar="SHARE", help="to be found between two conditions"),
+    ] = None,
+    cost_train: Annotated[
+        float | None, typer.Option("--cost-train", metavar="N", help="of one trained cell")
+    ] = None,
+    cost_answer: Annotated[
+        float | None, typer.Option("--cost-answer", metavar="N", help="of one judged answer")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", metavar="N", help="in the unit of the costs")
+    ] = None,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Say how many seeds, questions and samples a wanted precision takes, and the best split."""
+    from sweeps.power_told import costs, powers
+
+    given = (cost_train, cost_answer, budget)
+    if any(one is not None for one in given) and None in given:
+        raise ValueError("a best split needs --cost-train, --cost-answer and --budget together")
+    if half_width <= 0 or half_width >= 1:
+        raise ValueError(f"--target-half-width {half_width}: give a share between 0 and 1")
+    found = powers(
+        _conditions(source, store), wanted=half_width, difference=difference,
+        prices=costs(cost_train, cost_answer, budget),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps([one.model_dump() for one in found], indent=1))
+        return
+    for one in found:
+        print("\n".join(one.lines))
+
+
+def _conditions(source: Path, store: str | None) -> list[Any]:
+    """Return the analysed conditions of a spec's sweep, a report or an analysis."""
+    from sweeps.power_told import conditions_in
+
+    if source.suffix == ".json":
+        return conditions_in(source)
+    from sweeps.report import make_report
+
+    report, _ = make_report(*open_sweep(source, store))
+    return [c for found in report.analyses.values() for c in found.conditions]

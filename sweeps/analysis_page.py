@@ -1,0 +1,120 @@
+"""An analysis as a page, its pictures as files, and the numbers behind them as parquet.
+
+Escapes everything: names are hostile text. Knows nothing of how the numbers come about.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from em.analysis import Analysis
+from em.condition import ConditionAnalysis
+from sweeps import analysis_figures
+from sweeps.drawing import save, svg
+from sweeps.files import write_output
+from sweeps.tables import parquet
+
+FIGURES: dict[str, Callable[[Sequence[ConditionAnalysis]], Any]] = {
+    "seeds": analysis_figures.seeds,
+    "components": analysis_figures.components,
+    "questions": analysis_figures.questions,
+    "power": analysis_figures.power,
+}
+
+
+def write_analysis(analysis: Analysis, folder: Path, *, title: str) -> Path:
+    """Write analysis.html, analysis.json, the pictures and their numbers; return the page's path.
+
+    Raises ValueError where the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the analysis cannot be written to {folder}: {error.strerror}") from error
+    data = analysis.model_dump(mode="json")
+    write_output(folder / "analysis.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
+    write_output(folder / "analysis.html", _page(analysis, title).encode())
+    write_pictures(analysis, folder / "figures")
+    return folder / "analysis.html"
+
+
+def write_pictures(analysis: Analysis, folder: Path, *, prefix: str = "") -> None:
+    """Write each picture as PNG and SVG, and the numbers behind all of them as parquet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for judge in _judges(analysis):
+        mine = [c for c in analysis.conditions if c.judge == judge]
+        for name, draw in FIGURES.items():
+            save(draw(mine), folder / f"{prefix}{name}{f'-{_slug(judge)}' if judge else ''}")
+    for name, rows in numbers(analysis).items():
+        write_output(folder / f"{prefix}{name}.parquet", parquet(rows))
+
+
+def numbers(analysis: Analysis) -> dict[str, list[dict[str, Any]]]:
+    """Return the numbers behind the pictures, as rows by name."""
+    found: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("seeds", "intervals", "components", "questions", "power")
+    }
+    for c in analysis.conditions:
+        place = {"condition": c.condition, "judge": c.judge}
+        found["seeds"] += [place | seed.model_dump() for seed in c.seeds]
+        found["intervals"] += [
+            place | {"questions": name} | interval.model_dump()
+            for name, interval in (("fixed", c.fixed), ("random", c.random))
+        ]
+        found["components"] += [place | part.model_dump() for part in c.components]
+        found["questions"] += [place | cell.model_dump() for cell in c.questions]
+        found["power"] += [place | point.model_dump() for point in c.curve]
+    return found
+
+
+def environment() -> jinja2.Environment:
+    """Return the templates, which escape everything, with what formats numbers."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("sweeps", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"percent": percent, "value": percent, "small": small}
+    return made
+
+
+def pictures(conditions: Sequence[ConditionAnalysis]) -> dict[str, Markup]:
+    """Return the pictures of conditions under one judge, as SVG text for a page."""
+    return {name: Markup(svg(draw(conditions))) for name, draw in FIGURES.items()}
+
+
+def _page(analysis: Analysis, title: str) -> str:
+    binary = all(c.binary for c in analysis.conditions)
+    made = environment()
+    made.filters["value"] = percent if binary else small
+    judges = []
+    for judge in _judges(analysis):
+        mine = [c for c in analysis.conditions if c.judge == judge]
+        judges.append({"name": judge, "conditions": mine, **pictures(mine)})
+    return made.get_template("analysis.html.j2").render(
+        analysis=analysis, title=title, judges=judges
+    )
+
+
+def _judges(analysis: Analysis) -> list[str]:
+    return list(dict.fromkeys(c.judge for c in analysis.conditions))
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)[:60]
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage, and a dash where there is none: never a zero."""
+    return "–" if value is None else f"{value * 100:.1f} %"
+
+
+def small(value: float | None) -> str:
+    """Return a number with two digits that say something, and a dash where there is none."""
+    return "–" if value is None else f"{value:.2g}"

@@ -1,0 +1,65 @@
+"""How every picture of a page is drawn: its colours, its axes, and its SVG text.
+
+Knows nothing of what a picture shows.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+INK = "#7a7f87"  # readable on a light and on a dark page
+
+
+def axes_of(height: float) -> tuple[Any, Any]:
+    """Return a calm figure of the page's width with one set of axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    axes = figure.subplots()
+    calm(axes)
+    return figure, axes
+
+
+def grid_of(lines: int, columns: int, *, height: float = 2.4) -> tuple[Any, Any]:
+    """Return a figure with a grid of panels that share their axes, each `height` inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, height * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat:
+        calm(axes)
+    return figure, grid
+
+
+def calm(axes: Any) -> None:
+    """Draw two thin spines in a grey that both pages show, and no ground."""
+    axes.set_facecolor("none")
+    axes.tick_params(colors=INK, labelsize=8)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+    axes.xaxis.label.set(color=INK, fontsize=8)
+    axes.yaxis.label.set(color=INK, fontsize=8)
+
+
+def svg(figure: Any) -> str:
+    """Return the picture without an XML head, its text as text, the same for the same data."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "em-sweeps"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def save(figure: Any, stem: Path) -> None:
+    """Write the picture as PNG and SVG beside each other, on white: for papers and slides."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "em-sweeps"}):
+        figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=200, facecolor="white")
+        figure.savefig(
+            stem.with_name(f"{stem.name}.svg"), facecolor="white", metadata={"Date": None}
+        )
