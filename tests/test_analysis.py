@@ -1,0 +1,157 @@
+"""The analysis of a table: what is counted, what is said, and that nothing else changes it."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from em.analysis import Pair, analyse
+from em.condition import Asked
+from em.consistency import consistency
+from em.contrasts import contrast
+from em.crossed import crossed
+
+QUIET = Asked(simulate=False)
+
+
+def rows(
+    conditions: dict[str, float], seeds: int = 4, questions: int = 5, samples: int = 10
+) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(1)
+    return [
+        {
+            "judge": "j", "condition": name, "unit": f"s{s}", "seed": f"s{s}", "question": f"q{q}",
+            "value": float(rng.random() < rate * (0.5 + q / questions)),
+        }
+        for name, rate in conditions.items()
+        for s in range(seeds)
+        for q in range(questions)
+        for _ in range(samples)
+    ]  # fmt: skip
+
+
+def table(found: list[dict[str, Any]]) -> pa.Table:
+    names = ("judge", "condition", "unit", "seed", "question")
+    columns: dict[str, Any] = {name: [row[name] for row in found] for name in names}
+    return pa.table(columns | {"value": pa.array([row["value"] for row in found], pa.float64())})
+
+
+def test_counts_add_up_and_unscored_is_no_zero() -> None:
+    made = rows({"a": 0.5})
+    for row in made[:7]:
+        row["value"] = None
+    (found,) = analyse(table(made), what="w", asked=QUIET).conditions
+    scored = [row["value"] for row in made if row["value"] is not None]
+    assert (found.num_rows, found.num_scored, found.num_unscored) == (200, 193, 7)
+    assert found.by_answers == pytest.approx(sum(scored) / len(scored))
+    assert sum(seed.num for seed in found.seeds) == sum(q.num for q in found.questions) == 193
+
+
+def test_neither_order_nor_splitting_nor_names_change_it() -> None:
+    made = rows({"a": 0.3, "b": 0.6})
+    whole = analyse(table(made), what="w", asked=QUIET)
+    shuffled = list(made)
+    random.Random(3).shuffle(shuffled)
+    parts = pa.concat_tables([table(shuffled[:77]), table(shuffled[77:])])
+    other = analyse(parts, what="w", asked=QUIET)
+    renamed = [row | {"seed": f"x{row['seed']}", "unit": f"x{row['unit']}"} for row in made]
+    third = analyse(table(renamed), what="w", asked=QUIET)
+    for found in (other, third):
+        by_name = {c.condition: c for c in found.conditions}
+        for c in whole.conditions:
+            twin = by_name[c.condition]
+            assert twin.by_answers == c.by_answers
+            for one, two in zip(c.components, twin.components, strict=True):
+                assert one.estimate == pytest.approx(two.estimate, rel=1e-9)
+            assert twin.fixed.low == pytest.approx(c.fixed.low)
+            assert twin.random.high == pytest.approx(c.random.high)
+
+
+def test_what_cannot_be_told_is_said() -> None:
+    lone = analyse(table(rows({"a": 0.5}, seeds=1)), what="w", asked=QUIET)
+    assert "a, judged by j: one seed: nothing is known of other seeds" in lone.notes
+    assert lone.conditions[0].fixed.low is None
+    assert [
+        b.about.startswith("the next answer of this one") for b in lone.conditions[0].exact
+    ] == [True]
+    one = analyse(table(rows({"a": 0.5}, questions=1)), what="w", asked=QUIET)
+    assert any("one question" in note for note in one.notes)
+    assert one.conditions[0].random.low is None and one.conditions[0].fixed.low is not None
+    none = [row | {"value": None} for row in rows({"a": 0.5})]
+    found = analyse(table(none), what="w", asked=QUIET)
+    assert "none of 200 rows has a scored value: no rate (no zero)" in found.notes[0]
+    assert found.conditions[0].by_answers is None and found.conditions[0].consistency is None
+
+
+def test_no_event_has_bounds_for_these_models_and_for_new_seeds() -> None:
+    (found,) = analyse(table(rows({"a": 0.0}, seeds=3, questions=8, samples=100)), what="w",
+                       asked=QUIET).conditions  # fmt: skip
+    answers, seeds = found.exact
+    assert answers.low == 0 and answers.high == pytest.approx(1 - 0.025 ** (1 / 2400))
+    assert seeds.high == pytest.approx(1 - 0.025 ** (1 / 3)) == pytest.approx(0.708, abs=1e-3)
+    assert found.random.low is None
+    eight = analyse(table(rows({"a": 0.0}, seeds=1, questions=8, samples=100)), what="w",
+                    asked=QUIET).conditions[0]  # fmt: skip
+    assert eight.exact[0].high == pytest.approx(0.0046, abs=5e-5)
+
+
+def test_missing_pairs_are_handled_and_told() -> None:
+    made = [r for r in rows({"a": 0.5}) if (r["seed"], r["question"]) != ("s0", "q4")]
+    found = analyse(table(made), what="w", asked=QUIET)
+    assert found.conditions[0].num_missing_pairs == 1
+    assert any("1 of 20 pairs of seed and question" in note for note in found.notes)
+    assert all(part.estimate is not None for part in found.conditions[0].components)
+
+
+def test_contrasts_pair_questions_and_seeds_only_where_they_are_shared() -> None:
+    rng = np.random.default_rng(4)
+    seed, question = 0.2 * rng.standard_normal(5), 0.4 * rng.standard_normal(6)
+
+    def made(shift: float, of: Any) -> Any:
+        units = [str(s) for s in range(5) for _ in range(6)]
+        questions = [str(q) for _ in range(5) for q in range(6)]
+        values = [shift + of[s] + question[q] for s in range(5) for q in range(6)]
+        return crossed(units, questions, values)
+
+    one, two = made(0.3, seed), made(0.0, seed + 1e-3 * rng.standard_normal(5))
+    shared = contrast(one, two, names=("a", "b"), shared=True)
+    apart = contrast(one, two, names=("a", "b"), shared=False)
+    assert (
+        shared.fixed.estimate == pytest.approx(apart.fixed.estimate) == pytest.approx(0.3, abs=2e-3)
+    )
+    assert shared.p is not None and apart.p is not None and shared.p < 1e-6 < apart.p
+    assert "5 seeds" in shared.paired and "Welch" in apart.paired
+    assert shared.equivalent_within == pytest.approx(0.3, abs=0.01)
+
+
+def test_p_values_are_held_against_all_of_them() -> None:
+    found = analyse(table(rows({"a": 0.2, "b": 0.5, "c": 0.8})), what="w", asked=QUIET)
+    contrasts = found.contrasts["j"]
+    assert len(contrasts) == 3
+    for one in contrasts:
+        assert one.p is not None and one.p_adjusted is not None and one.p_adjusted >= one.p
+    chosen = analyse(table(rows({"a": 0.2, "b": 0.5})), what="w", asked=QUIET,
+                     pairs=[Pair("b", "a", True), Pair("b", "gone", True)])  # fmt: skip
+    assert [(c.first, c.second) for c in chosen.contrasts["j"]] == [("b", "a")]
+
+
+def test_conditions_without_a_question_in_common_are_not_compared() -> None:
+    one = crossed(["0", "1"], ["a", "a"], [0, 1])
+    other = crossed(["0", "1"], ["b", "b"], [0, 1])
+    found = contrast(one, other, names=("a", "b"), shared=True)
+    assert found.p is None and "no question is asked of both" in found.fixed.covers
+
+
+def test_in_how_many_seeds_an_effect_is() -> None:
+    found = consistency(["0", "1", "2"], [30, 0, 1], [100, 100, 100])
+    assert found is not None
+    assert [seed.shown for seed in found.by_seed] == [True, False, False]
+    assert (found.showing, found.chance) == (1, pytest.approx(1.5 / 4))
+    assert consistency(["0"], [0], [0]) is None
+
+
+def test_a_table_without_a_column_is_refused() -> None:
+    with pytest.raises(ValueError, match="no column 'question'"):
+        analyse(table(rows({"a": 0.5})).drop_columns(["question"]), what="w")
