@@ -17,6 +17,7 @@ from em.condition import Asked, ConditionAnalysis, Weights, analyse_condition
 from em.contrasts import Contrast, adjusted, contrast
 from em.crossed import Crossed
 from em.grouping import Group, grouped
+from em.quantiles import t_quantile
 from em.record import Record
 
 ALL_PAIRS = 12  # conditions of which all pairs are compared
@@ -150,8 +151,6 @@ def _between_judges(tables: Mapping[tuple[str, str], Crossed]) -> list[Contrast]
 
 def _pooled(found: Sequence[ConditionAnalysis]) -> tuple[Pooled, ...]:
     """Return each component's mean over conditions, in which negative estimates count as such."""
-    from scipy.stats import t
-
     values: dict[str, list[float]] = {}
     for condition in found:
         for part in condition.components:
@@ -163,7 +162,7 @@ def _pooled(found: Sequence[ConditionAnalysis]) -> tuple[Pooled, ...]:
         half = None
         if num > 2:
             spread = float(np.std(estimates, ddof=1)) / float(np.sqrt(num))
-            half = float(t.ppf(0.975, num - 1)) * spread
+            half = float(t_quantile(0.975, num - 1)) * spread
         pooled.append(
             Pooled(
                 name=name, variance=mean, low=None if half is None else max(0.0, mean - half),

@@ -5,6 +5,7 @@ Pure functions of counts; knows nothing of what the effect is.
 
 from collections.abc import Sequence
 
+from em.contrasts import holm
 from em.intervals import exact_bounds_of, new_seed_bounds
 from em.record import Record
 
@@ -44,15 +45,15 @@ def consistency(
 ) -> Consistency | None:
     """Return how consistent the effect is; None without a seed that has answers."""
     import numpy as np
-    from scipy.stats import binom
-    from statsmodels.stats.multitest import multipletests
+    from scipy.special import bdtrc
 
     there = [(s, h, n) for s, h, n in zip(seeds, hits, answers, strict=True) if n]
     if not there:
         return None
     names, counts, totals = zip(*there, strict=True)
-    tests = binom.sf(np.array(counts) - 1, np.array(totals), floor)
-    shown = multipletests(tests, alpha=SURE, method="holm")[0]
+    # The chance of as many hits or more at the floor.
+    tests = np.where(np.array(counts) > 0, bdtrc(np.array(counts) - 1.0, totals, floor), 1.0)
+    shown = [p <= SURE for p in holm(list(tests))]
     lows, highs = exact_bounds_of(counts, totals)
     by_seed = tuple(
         SeedShown(seed=s, hits=h, answers=n, low=low, high=high, p=float(p), shown=bool(is_shown))

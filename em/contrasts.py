@@ -10,8 +10,9 @@ import numpy as np
 
 from em.crossed import Crossed, Floats
 from em.intervals import LEVEL, Interval, seed_means
+from em.quantiles import t_quantile
 from em.record import Record
-from em.variance import PAIR, QUESTION, SAMPLING, components
+from em.variance import PAIR, QUESTION, SAMPLING, estimates
 
 NO_SPREAD = "no spread between seeds on either side: a t interval has no width and says nothing"
 
@@ -60,16 +61,24 @@ def contrast(first: Crossed, second: Crossed, *, names: tuple[str, str], shared:
 
 def adjusted(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """Return the contrasts with p values held against all of them (Holm 1979)."""
-    from statsmodels.stats.multitest import multipletests
-
     known = [contrast.p for contrast in contrasts if contrast.p is not None]
     if not known:
         return list(contrasts)
-    values = iter(multipletests(known, method="holm")[1])
+    values = iter(holm(known))
     return [
         c if c.p is None else c.model_copy(update={"p_adjusted": float(next(values))})
         for c in contrasts
     ]
+
+
+def holm(tests: Sequence[float]) -> list[float]:
+    """Return p values held against all of them. As statsmodels' multipletests, which collects
+    garbage at each call: seconds for a sweep of many conditions.
+    """
+    ordered = np.sort(np.asarray(tests, dtype=float))
+    num = len(ordered)
+    raised = np.maximum.accumulate(np.minimum(1.0, ordered * np.arange(num, 0, -1)))
+    return [float(raised[np.searchsorted(ordered, test, side="left")]) for test in tests]
 
 
 def _on(table: Crossed, questions: Sequence[str]) -> Crossed:
@@ -148,8 +157,6 @@ def _told(
 
 def _over_questions(estimate: float | None, one: Crossed, other: Crossed) -> Interval:
     """Return the interval for new questions: their differences, and the seeds of both sides."""
-    from scipy.stats import t
-
     by_question = np.nanmean(one.means, axis=0), np.nanmean(other.means, axis=0)
     differences = by_question[0] - by_question[1]
     num = len(differences)
@@ -163,7 +170,7 @@ def _over_questions(estimate: float | None, one: Crossed, other: Crossed) -> Int
         if len(side.units) > 1:
             seed = sum(
                 part.reported or 0.0
-                for part in components(side)
+                for part in estimates(side)
                 if part.name not in (QUESTION, PAIR, SAMPLING)
             )
             parts.append((seed / len(side.units), len(side.units) - 1))
@@ -174,7 +181,7 @@ def _over_questions(estimate: float | None, one: Crossed, other: Crossed) -> Int
             covers="all differences are alike: an interval would have no width",
         )  # fmt: skip
     freedom = variance**2 / sum(part**2 / free for part, free in parts)
-    half = float(t.ppf(0.5 + LEVEL / 2, freedom)) * math.sqrt(variance)
+    half = float(t_quantile(0.5 + LEVEL / 2, freedom)) * math.sqrt(variance)
     return Interval(
         estimate=estimate, low=estimate - half, high=estimate + half,
         method="t, Satterthwaite",

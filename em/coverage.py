@@ -189,6 +189,7 @@ def logit_mean(mean: float, sd: float) -> float:
     return _root(lambda middle: _mean_and_sd(middle, sd)[0] - mean, -60.0, 60.0)
 
 
+@lru_cache(maxsize=4096)
 def _logit_spread(mean: float, spread: float) -> float:
     """Return the SD of logits that gives rates of that mean the SD `spread`, 6 at most."""
     if spread <= 0:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from em.crossed import Crossed, Floats
+from em.quantiles import beta_quantile, t_quantile
 from em.record import Record
-from em.variance import PAIR, QUESTION, components
+from em.variance import PAIR, QUESTION, estimates
 
 
 class SeedSummary(Record):
@@ -51,9 +52,7 @@ def summarise_seeds(rates: Sequence[float], *, level: float = 0.95) -> SeedSumma
             covers="all seeds equal: a t interval has no width and says nothing here",
         )  # fmt: skip
     sd = math.sqrt(math.fsum((rate - mean) ** 2 for rate in rates) / (n - 1))
-    from scipy.stats import t  # half a second, and only reports need it
-
-    half = float(t.ppf(0.5 + level / 2, n - 1)) * sd / math.sqrt(n)
+    half = float(t_quantile(0.5 + level / 2, n - 1)) * sd / math.sqrt(n)
     return SeedSummary(
         num_seeds=n, mean=mean, sd=sd, low=max(0.0, mean - half), high=min(1.0, mean + half),
         level=level, covers=covers,
@@ -75,12 +74,14 @@ def exact_bounds_of(
     hits: Sequence[int], answers: Sequence[int], *, level: float = 0.95
 ) -> tuple[list[float], list[float]]:
     """Return the Clopper-Pearson bounds of many shares, each of 1 answer or more."""
-    from scipy.stats import beta
-
     counts, totals = np.asarray(hits, dtype=float), np.asarray(answers, dtype=float)
     tail = 0.5 - level / 2
-    low = np.where(counts > 0, beta.ppf(tail, counts, totals - counts + 1), 0.0)
-    high = np.where(counts < totals, beta.ppf(1 - tail, counts + 1, totals - counts), 1.0)
+    low = np.where(
+        counts > 0, beta_quantile(tail, np.maximum(counts, 0.5), totals - counts + 1), 0.0
+    )
+    high = np.where(
+        counts < totals, beta_quantile(1 - tail, counts + 1, np.maximum(totals - counts, 0.5)), 1.0
+    )
     return low.tolist(), high.tolist()
 
 
@@ -174,10 +175,8 @@ def near_normal(rates: Floats) -> NDArray[np.bool_]:
 
 def t_limits(rates: Floats) -> tuple[Floats, Floats]:
     """Return the bounds of the t interval of the mean of values of shape (..., seeds)."""
-    from scipy.stats import t
-
     num = rates.shape[-1]
-    half = float(t.ppf(0.5 + LEVEL / 2, num - 1)) * rates.std(axis=-1, ddof=1) / math.sqrt(num)
+    half = float(t_quantile(0.5 + LEVEL / 2, num - 1)) * rates.std(axis=-1, ddof=1) / math.sqrt(num)
     mean = rates.mean(axis=-1)
     return mean - half, mean + half
 
@@ -284,7 +283,7 @@ def _mean_squares(table: Crossed) -> tuple[float, float, float]:
             seeds * float(((columns - middle) ** 2).sum()) / (questions - 1),
             float((rest**2).sum()) / ((seeds - 1) * (questions - 1)),
         )
-    found = {component.name: component.reported or 0.0 for component in components(table)}
+    found = {component.name: component.reported or 0.0 for component in estimates(table)}
     unit = sum(v for name, v in found.items() if name not in (QUESTION, PAIR, "sampling"))
     pairing = found[PAIR] + float(np.nan_to_num(table.noise[table.filled]).mean())
     per_seed = float(table.filled.sum(axis=1).mean())
@@ -303,8 +302,6 @@ def two_way_limits(
 
     `squares` are the mean squares of seeds, questions and pairing, arrays as `mean`.
     """
-    from scipy.stats import t
-
     seeds, questions = shape
     by_seed, by_question, pairing = squares
     cells = seeds * questions
@@ -319,7 +316,7 @@ def two_way_limits(
     # One is taken for the scale, as a share's spread is told by the share itself.
     most = max(1, questions - 2) if share else questions - 1
     freedom = np.clip(freedom, min(seeds - 1, most), most)
-    half = t.ppf(0.5 + LEVEL / 2, freedom) * np.sqrt(variance)
+    half = t_quantile(0.5 + LEVEL / 2, freedom) * np.sqrt(variance)
     if not share:
         return mean - half, mean + half
     inside = (mean * num_values + 0.5) / (num_values + 1)  # a share of 0 has no logit

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from em.quantiles import t_quantile
 from em.record import Record
 
 LEVEL, POWER = 0.95, 0.80
@@ -63,12 +64,10 @@ def half_width(
 
     For random questions with Satterthwaite's degrees of freedom, as in em.intervals.
     """
-    from scipy.stats import t
-
     if design.seeds < 2 or (claim == "random" and design.questions < 2):
         return math.inf
     variance = variance_of_mean(parts, design, claim)
-    return float(t.ppf(0.5 + level / 2, _freedom(parts, design, claim))) * math.sqrt(variance)
+    return float(t_quantile(0.5 + level / 2, _freedom(parts, design, claim))) * math.sqrt(variance)
 
 
 def _freedom(parts: Variances, design: Design, claim: Claim) -> float:
@@ -160,7 +159,7 @@ def power_of(
 
     The SDs are those of seeds' rates in the two arms.
     """
-    from scipy.stats import nct, t
+    from scipy.stats import nct
 
     if seeds < 2:
         return 0.0
@@ -169,7 +168,7 @@ def power_of(
     if variance <= 0:
         return 1.0 if difference else 1 - level
     freedom = variance**2 / (first**2 / (seeds - 1) + second**2 / (seeds - 1))
-    limit = float(t.ppf(0.5 + level / 2, freedom))
+    limit = float(t_quantile(0.5 + level / 2, freedom))
     away = abs(difference) / math.sqrt(variance)
     return float(nct.sf(limit, freedom, away) + nct.cdf(-limit, freedom, away))
 

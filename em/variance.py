@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from em.crossed import Crossed, Floats
+from em.quantiles import chi2_quantile, f_quantile, t_quantile
 from em.record import Record
 
 SEED, QUESTION, PAIR, SAMPLING = "seed", "question", "seed x question", "sampling"
@@ -56,6 +57,12 @@ def components(table: Crossed) -> list[Component]:
     The variances are of a single value; their sum is that of a value of a new seed and question.
     """
     table = table.present()
+    return _with_intervals(estimates(table), table)
+
+
+def estimates(table: Crossed) -> list[Component]:
+    """Return the same without intervals, which take longer."""
+    table = table.present()
     labels, notes = _labels(table)
     rows, columns = np.nonzero(table.filled)
     coded = {name: codes[rows] for name, codes in labels.items()}
@@ -68,7 +75,7 @@ def components(table: Crossed) -> list[Component]:
     said.append(_component(QUESTION, found.get(QUESTION), columns))
     said.append(_interaction(found.get(PAIR), table))
     said.append(_sampling(table))
-    return _with_intervals(said, table)
+    return said
 
 
 def pair_classes(
@@ -266,10 +273,8 @@ def _rest_of_levels(component: Component, found: Sequence[Component], table: Cro
 
 def _chi_squared(mean_square: float, freedom: int, *, less: float) -> tuple[float, float]:
     """Return the interval of a mean square's expectation, less a part that is taken as known."""
-    from scipy.stats import chi2
-
-    tails = chi2.ppf([0.5 + LEVEL / 2, 0.5 - LEVEL / 2], freedom)
-    low, high = (max(0.0, mean_square * freedom / float(t) - less) for t in tails)
+    tails = (chi2_quantile(share, freedom) for share in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
+    low, high = (max(0.0, mean_square * freedom / tail - less) for tail in tails)
     return low, high
 
 
@@ -281,18 +286,15 @@ def _difference(
     Ting, Burdick, Graybill, Jeyaratnam and Lu (1990), J. Stat. Comput. Simul. 35:135; it takes
     effects as normal.
     """
-    from scipy.stats import chi2
-    from scipy.stats import f as fisher
-
     tail = 0.5 - LEVEL / 2
 
     def over(freedom: int, share: float) -> float:
-        return float(chi2.ppf(share, freedom)) / freedom
+        return chi2_quantile(share, freedom) / freedom
 
     def side(share: float) -> float:
         """The half-width below (share 1 - tail) or above (share tail) the difference."""
         mine, its = over(first_freedom, share), over(second_freedom, 1 - share)
-        ratio = float(fisher.ppf(share, first_freedom, second_freedom))
+        ratio = f_quantile(share, first_freedom, second_freedom)
         g, h = abs(1 - 1 / mine), abs(1 / its - 1)
         mixed = ((ratio - 1) ** 2 - g**2 * ratio**2 - h**2) / ratio
         squared = g**2 * first**2 + h**2 * second**2 + mixed * first * second
@@ -305,15 +307,13 @@ def _difference(
 
 def _jackknifed(table: Crossed) -> tuple[float | None, float | None]:
     """Return the t interval of the mean sampling variance over questions: they differ the most."""
-    from scipy.stats import t
-
     known = np.isfinite(table.within)
     columns = known.any(axis=0)
     if columns.sum() < 2:
         return None, None
     by_question = np.nanmean(np.where(known, table.within, np.nan)[:, columns], axis=0)
     half = (
-        float(t.ppf(0.5 + LEVEL / 2, len(by_question) - 1))
+        float(t_quantile(0.5 + LEVEL / 2, len(by_question) - 1))
         * float(by_question.std(ddof=1))
         / math.sqrt(len(by_question))
     )

@@ -97,7 +97,7 @@ def questions(conditions: Sequence[ConditionAnalysis]) -> Any:
     top = max(1.0, float(np.nanmax(grid))) if np.isfinite(grid).any() else 1.0
     bounds = {"vmin": 0, "vmax": top} if scale == 100 else {}
     # A mesh, not a picture: nothing is embedded in a page.
-    image = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="viridis", **bounds)
+    image = axes.pcolormesh(grid, cmap="viridis", **bounds)
     across, down = np.arange(len(shown)) + 0.5, np.arange(len(names)) + 0.5
     axes.set_xticks(across, [c.condition for c in shown], rotation=30, ha="right")
     axes.set_yticks(down, names)

@@ -6,12 +6,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from em.analysis import Pair, analyse
 from em.condition import Asked
 from em.consistency import consistency
-from em.contrasts import contrast
+from em.contrasts import contrast, holm
 from em.crossed import crossed
+from em.quantiles import beta_quantile, chi2_quantile, f_quantile, t_quantile
 
 QUIET = Asked(simulate=False)
 
@@ -155,3 +160,15 @@ def test_in_how_many_seeds_an_effect_is() -> None:
 def test_a_table_without_a_column_is_refused() -> None:
     with pytest.raises(ValueError, match="no column 'question'"):
         analyse(table(rows({"a": 0.5})).drop_columns(["question"]), what="w")
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_held_p_values_are_those_of_another_library(tests: list[float]) -> None:
+    assert holm(tests) == pytest.approx(list(multipletests(tests, method="holm")[1]))
+
+
+def test_quantiles_are_those_of_scipys_distributions() -> None:
+    assert t_quantile(0.975, 4) == pytest.approx(stats.t.ppf(0.975, 4))
+    assert chi2_quantile(0.025, 7) == pytest.approx(stats.chi2.ppf(0.025, 7))
+    assert f_quantile(0.975, 2, 14) == pytest.approx(stats.f.ppf(0.975, 2, 14))
+    assert beta_quantile(0.025, 3, 9) == pytest.approx(stats.beta.ppf(0.025, 3, 9))
