@@ -5,6 +5,7 @@ Pure functions of arrays; knows nothing of which conditions are worth comparing.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from em.quantiles import t_quantile
 from em.record import Record
 from em.variance import PAIR, QUESTION, SAMPLING, estimates
 
+EQUIVALENCE = 0.90  # the interval inside which two one-sided tests at 5 % call two equal
+ALIKE = 1e-9  # differences of means that are those of arithmetic
 NO_SPREAD = "no spread between seeds on either side: a t interval has no width and says nothing"
 
 
@@ -41,7 +44,7 @@ def contrast(first: Crossed, second: Crossed, *, names: tuple[str, str], shared:
     With `shared` seeds (of the adapter's start, the row order or the rows), those of one name are
     pairs; else the seeds are two samples (Welch).
     """
-    both = sorted(set(first.questions) & set(second.questions))
+    both = sorted(set(first.present().questions) & set(second.present().questions))
     if not both:
         nothing = Interval(
             estimate=None, low=None, high=None, method="none",
@@ -102,26 +105,56 @@ def _paired(
     a: Floats, b: Floats, one: Crossed, other: Crossed, *, names: tuple[str, str],
     pairs: Sequence[str],
 ) -> Contrast:  # fmt: skip
-    from scipy.stats import ttest_rel
-
     paired = f"by question and by {len(pairs)} seeds"
-    if float(np.ptp(a - b)) < 1e-12:
-        return _nothing(names, paired, float(np.mean(a - b)), one, other)
-    test = ttest_rel(a, b)
-    return _told(test, float(np.mean(a - b)), names, paired, one, other, len(pairs))
+    differences = a - b
+    estimate = float(differences.mean())
+    if float(np.ptp(differences)) < ALIKE:
+        return _nothing(names, paired, estimate, one, other)
+    test = _Test(estimate, float(differences.var(ddof=1)) / len(pairs), len(pairs) - 1)
+    return _told(test, names, paired, one, other, len(pairs))
 
 
 def _two_samples(
     a: Floats, b: Floats, one: Crossed, other: Crossed, *, names: tuple[str, str]
 ) -> Contrast:
-    from scipy.stats import ttest_ind
-
     estimate = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
     paired = "by question; seeds are two samples (Welch)"
-    if min(len(a), len(b)) < 2 or float(np.ptp(a)) + float(np.ptp(b)) < 1e-12:
+    if min(len(a), len(b)) < 2 or float(np.ptp(a)) + float(np.ptp(b)) < ALIKE:
         return _nothing(names, paired, estimate, one, other)
-    test = ttest_ind(a, b, equal_var=False)
-    return _told(test, estimate, names, paired, one, other, min(len(a), len(b)))
+    parts = [(float(side.var(ddof=1)) / len(side), len(side) - 1) for side in (a, b)]
+    test = _Test(estimate, sum(part for part, _ in parts), _satterthwaite(parts))
+    return _told(test, names, paired, one, other, min(len(a), len(b)))
+
+
+class _Test(NamedTuple):
+    """A t test of no difference: `variance` is that of the estimate."""
+
+    estimate: float
+    variance: float
+    freedom: float
+
+    @property
+    def p(self) -> float:
+        """The chance of as much or more without a difference, two-sided."""
+        from scipy.special import stdtr
+
+        return float(2 * stdtr(self.freedom, -abs(self.estimate) / math.sqrt(self.variance)))
+
+    def bounds(self, level: float) -> tuple[float, float]:
+        half = float(t_quantile(0.5 + level / 2, self.freedom)) * math.sqrt(self.variance)
+        return self.estimate - half, self.estimate + half
+
+
+def _within(bounds: tuple[float, float], share: bool) -> tuple[float, float]:
+    """Return bounds of a difference; of shares it is never beyond -1 and 1."""
+    low, high = bounds
+    return (max(-1.0, low), min(1.0, high)) if share else bounds
+
+
+def _satterthwaite(parts: Sequence[tuple[float, int]]) -> float:
+    """Return the degrees of freedom of a sum of variances, each with its own."""
+    whole = sum(part for part, _ in parts)
+    return whole**2 / sum(part**2 / freedom for part, freedom in parts)
 
 
 def _nothing(
@@ -138,21 +171,25 @@ def _nothing(
 
 
 def _told(
-    test: "object", estimate: float, names: tuple[str, str], paired: str, one: Crossed,
-    other: Crossed, seeds: int,
-) -> Contrast:  # fmt: skip
-    bounds = test.confidence_interval(LEVEL)  # type: ignore[attr-defined]
-    narrow = test.confidence_interval(0.90)  # type: ignore[attr-defined]
+    test: _Test, names: tuple[str, str], paired: str, one: Crossed, other: Crossed, seeds: int
+) -> Contrast:
+    share = one.binary and other.binary
+    low, high = _within(test.bounds(LEVEL), share)
     return Contrast(
-        first=names[0], second=names[1], paired=paired,
+        first=names[0],
+        second=names[1],
+        paired=paired,
         fixed=Interval(
-            estimate=estimate, low=float(bounds.low), high=float(bounds.high), method="t",
+            estimate=test.estimate,
+            low=low,
+            high=high,
+            method="t",
             covers=f"the difference for new seeds on these questions; {seeds} seeds a side or more",
         ),
-        random=_over_questions(estimate, one, other),
-        p=float(test.pvalue),  # type: ignore[attr-defined]
-        equivalent_within=max(abs(float(narrow.low)), abs(float(narrow.high))),
-    )  # fmt: skip
+        random=_over_questions(test.estimate, one, other),
+        p=test.p,
+        equivalent_within=max(map(abs, _within(test.bounds(EQUIVALENCE), share))),
+    )
 
 
 def _over_questions(estimate: float | None, one: Crossed, other: Crossed) -> Interval:
@@ -180,10 +217,10 @@ def _over_questions(estimate: float | None, one: Crossed, other: Crossed) -> Int
             estimate=estimate, low=None, high=None, method="none",
             covers="all differences are alike: an interval would have no width",
         )  # fmt: skip
-    freedom = variance**2 / sum(part**2 / free for part, free in parts)
-    half = float(t_quantile(0.5 + LEVEL / 2, freedom)) * math.sqrt(variance)
+    bounds = _Test(estimate, variance, _satterthwaite(parts)).bounds(LEVEL)
+    low, high = _within(bounds, one.binary and other.binary)
     return Interval(
-        estimate=estimate, low=estimate - half, high=estimate + half,
+        estimate=estimate, low=low, high=high,
         method="t, Satterthwaite",
         covers=f"the difference for new seeds on new questions of this kind; {num} questions",
     )  # fmt: skip

@@ -23,6 +23,7 @@ SEED, QUESTION, PAIR, SAMPLING = "seed", "question", "seed x question", "samplin
 ONE_LEVEL = "not identifiable: one level"
 NO_REPEATS = "not identifiable: one sample for each seed and question, so it is in the pairing"
 LEVEL = 0.95
+MOST_OF_A_SHARE = 0.25  # no variance of values between 0 and 1 is larger
 
 
 class Component(Record):
@@ -255,6 +256,8 @@ def _with_intervals(found: list[Component], table: Crossed) -> list[Component]:
         else:  # a crossed factor: the rest of its levels' means is taken as known
             others = _rest_of_levels(component, found, table)
             low, high = _chi_squared(value + others, component.levels - 1, less=others)
+        if table.binary and low is not None and high is not None:
+            low, high = min(low, MOST_OF_A_SHARE), min(high, MOST_OF_A_SHARE)
         done.append(component.model_copy(update={"low": low, "high": high}))
     return done
 

@@ -56,7 +56,7 @@ def _table(
         {
             "judge": [row.judge for row in rows],
             "condition": [cells[row.cell_id].condition for row in rows],
-            "unit": [row.cell_id for row in rows],
+            "unit": [cells[row.cell_id].seed_label for row in rows],
             "seed": [str(cells[row.cell_id].seed) for row in rows],
             "question": [row.response.question for row in rows],
             "value": pa.array(
@@ -89,10 +89,14 @@ def _pairs(cells: Sequence[Cell]) -> list[Pair]:
 
 
 def _factors(cells: Mapping[str, Cell]) -> dict[str, dict[str, str]]:
-    """Return each seed factor's number by cell, where the spec fixes or crosses any."""
+    """Return each seed factor's number by seed label, where the spec fixes or crosses any.
+
+    A label stands for the same seeds in every condition.
+    """
     if not any(cell.factors for cell in cells.values()):
         return {}
     names = [name for name in FACTORS if name != "sampling"]
+    cells = {cell.seed_label: cell for cell in cells.values()}
     crossed = {name: {i: str(c.factors.get(name, c.seed)) for i, c in cells.items()}
                for name in names}  # fmt: skip
     if len({cell.seeds.replicate for cell in cells.values()}) > 1:

@@ -102,8 +102,9 @@ def questions(conditions: Sequence[ConditionAnalysis]) -> Any:
     axes.set_xticks(across, [c.condition for c in shown], rotation=30, ha="right")
     axes.set_yticks(down, names)
     axes.invert_yaxis()
-    bar = figure.colorbar(image, ax=axes, shrink=0.8)
-    bar.solids.set_rasterized(False)  # a page embeds no picture
+    bar = figure.colorbar(image, ax=axes, shrink=min(0.8, 14 / max(1, len(names))), aspect=25)
+    bar.solids.set(rasterized=False, edgecolor="face")  # a page embeds no picture
+    bar.outline.set_visible(False)
     bar.ax.tick_params(colors=INK, labelsize=8)
     bar.set_label("%" if scale == 100 else "mean value", color=INK, fontsize=8)
     return figure

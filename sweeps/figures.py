@@ -78,7 +78,8 @@ def heat(grids: Sequence[Sensitivity]) -> str:
     for place in range(len(grids), lines * columns):
         panels[place // columns][place % columns].set_visible(False)
     bar = figure.colorbar(image, ax=panels, shrink=0.8)
-    bar.solids.set_rasterized(False)  # a page embeds no picture
+    bar.solids.set(rasterized=False, edgecolor="face")  # a page embeds no picture
+    bar.outline.set_visible(False)
     bar.ax.tick_params(colors=INK, labelsize=8)
     bar.set_label("%", color=INK, fontsize=8)
     figure.supxlabel("coherent threshold", fontsize=8, color=INK)

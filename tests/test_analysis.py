@@ -172,3 +172,31 @@ def test_quantiles_are_those_of_scipys_distributions() -> None:
     assert chi2_quantile(0.025, 7) == pytest.approx(stats.chi2.ppf(0.025, 7))
     assert f_quantile(0.975, 2, 14) == pytest.approx(stats.f.ppf(0.975, 2, 14))
     assert beta_quantile(0.025, 3, 9) == pytest.approx(stats.beta.ppf(0.025, 3, 9))
+
+
+def test_a_question_without_a_score_on_one_side_is_not_compared() -> None:
+    made = rows({"a": 0.3, "b": 0.6})
+    for row in made:
+        if (row["condition"], row["question"]) == ("a", "q4"):
+            row["value"] = None
+    found = analyse(table(made), what="w", asked=QUIET).contrasts["j"][0]
+    assert found.fixed.estimate is not None and "4 questions" in found.random.covers
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_tests_are_those_of_another_library(shared: bool) -> None:
+    rng = np.random.default_rng(8)
+    first, second = rng.random((5, 4)), rng.random((5, 4)) + 0.1
+
+    def made(values: Any) -> Any:
+        units, questions = np.indices(values.shape)
+        return crossed(units.ravel(), questions.ravel(), values.ravel())
+
+    found = contrast(made(first), made(second), names=("a", "b"), shared=shared)
+    a, b = first.mean(axis=1), second.mean(axis=1)
+    other = stats.ttest_rel(a, b) if shared else stats.ttest_ind(a, b, equal_var=False)
+    bounds = other.confidence_interval(0.95)
+    assert found.p == pytest.approx(other.pvalue)
+    assert (found.fixed.low, found.fixed.high) == pytest.approx((bounds.low, bounds.high))
+    narrow = other.confidence_interval(0.90)
+    assert found.equivalent_within == pytest.approx(max(abs(narrow.low), abs(narrow.high)))
