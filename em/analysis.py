@@ -184,9 +184,8 @@ def _said(found: Sequence[ConditionAnalysis]) -> list[str]:
             said.append(f"{name}: {c.num_unscored} of {c.num_rows} rows are unscored, left out")
         if c.num_missing_pairs:
             said.append(
-                f"{name}: {c.num_missing_pairs} of {c.num_seeds * c.num_questions} pairs of seed "
-                "and question have no scored value; means over questions come from an additive "
-                "model there"
+                f"{name}: {c.num_missing_pairs} of {c.num_pairs} pairs of seed and question have "
+                "no scored value; means over questions come from an additive model there"
             )
         if c.num_seeds < 2:
             said.append(f"{name}: one seed: nothing is known of other seeds")

@@ -76,7 +76,8 @@ class ConditionAnalysis(Record):
     num_unscored: int
     num_seeds: int
     num_questions: int
-    num_missing_pairs: int = Field(description="pairs of seed and question without a scored value")
+    num_pairs: int = Field(description="of a seed (or a cell of it) and a question that were asked")
+    num_missing_pairs: int = Field(description="those without a scored value")
     binary: bool
     by_answers: float | None
     by_questions: float | None
@@ -119,6 +120,7 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
         num_unscored=group.num_rows - num,
         num_seeds=len(seeds),
         num_questions=len(table.questions),
+        num_pairs=group.counts.filled.size,
         num_missing_pairs=int((~group.counts.filled).sum()),
         binary=table.binary,
         by_answers=float(table.total.sum()) / num if num else None,
@@ -143,7 +145,7 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
 def design_of(condition: ConditionAnalysis) -> Design:
     """Return how many seeds, questions and samples an analysed condition has."""
     questions = max(1, condition.num_questions)
-    pairs = max(1, condition.num_seeds * questions - condition.num_missing_pairs)
+    pairs = max(1, condition.num_pairs - condition.num_missing_pairs)
     return Design(
         seeds=condition.num_seeds,
         questions=questions,

@@ -250,7 +250,13 @@ def random_questions(table: Crossed) -> Interval:
             estimate=estimate, low=None, high=None, method="none",
             covers=f"fewer than two {lacking}s: nothing is known of other {lacking}s",
         )  # fmt: skip
-    by_seed, by_question, pairing = _mean_squares(table)
+    squares_of = _mean_squares(table)
+    if squares_of is None:
+        return Interval(
+            estimate=estimate, low=None, high=None, method="none",
+            covers="too few pairs of seed and question have values to tell their variances apart",
+        )  # fmt: skip
+    by_seed, by_question, pairing = squares_of
     assert estimate is not None
     mean = np.array([estimate])
     squares = (np.array([by_seed]), np.array([by_question]), np.array([pairing]))
@@ -268,10 +274,11 @@ def random_questions(table: Crossed) -> Interval:
     )  # fmt: skip
 
 
-def _mean_squares(table: Crossed) -> tuple[float, float, float]:
+def _mean_squares(table: Crossed) -> tuple[float, float, float] | None:
     """Return the mean squares of pair means: of seeds, of questions and of their pairing.
 
-    Of a table with missing pairs those that its components would give.
+    Of a table with missing pairs those that its components would give; None where those are not
+    known.
     """
     seeds, questions = table.filled.shape
     if table.filled.all():
@@ -283,7 +290,10 @@ def _mean_squares(table: Crossed) -> tuple[float, float, float]:
             seeds * float(((columns - middle) ** 2).sum()) / (questions - 1),
             float((rest**2).sum()) / ((seeds - 1) * (questions - 1)),
         )
-    found = {component.name: component.reported or 0.0 for component in estimates(table)}
+    known = {component.name: component.reported for component in estimates(table)}
+    if known[PAIR] is None or known[QUESTION] is None:
+        return None
+    found = {name: value or 0.0 for name, value in known.items()}
     unit = sum(v for name, v in found.items() if name not in (QUESTION, PAIR, "sampling"))
     pairing = found[PAIR] + float(np.nan_to_num(table.noise[table.filled]).mean())
     per_seed = float(table.filled.sum(axis=1).mean())

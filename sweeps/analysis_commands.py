@@ -188,11 +188,37 @@ def power(
 
 def _conditions(source: Path, store: str | None) -> list[Any]:
     """Return the analysed conditions of a spec's sweep, a report or an analysis."""
-    from sweeps.power_told import conditions_in
-
     if source.suffix == ".json":
-        return conditions_in(source)
+        from sweeps.comparing import analyses_in
+
+        return [c for found in analyses_in(source).values() for c in found.conditions]
     from sweeps.report import make_report
 
     report, _ = make_report(*open_sweep(source, store))
     return [c for found in report.analyses.values() for c in found.conditions]
+
+
+def compare(
+    reports: Annotated[
+        list[Path], typer.Argument(metavar="REPORT...", help="report.json or analysis.json")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="write the page and pictures here")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put the conditions of several sweeps side by side."""
+    from sweeps.comparing import side_by_side
+
+    found = side_by_side(reports)
+    if out is not None:
+        from sweeps.analysis_page import write_analysis
+
+        page = write_analysis(found, out, title=f"{len(reports)} reports side by side")
+    if as_json:
+        print(found.model_dump_json(indent=1))
+        return
+    for line in told(found):
+        print(line)
+    if out is not None:
+        print(f"page: {page}")

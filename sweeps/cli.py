@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sweeps.analysis_commands import analyze, power
+from sweeps.analysis_commands import analyze, compare, power
 from sweeps.data_commands import data_app
 from sweeps.job_commands import logs, submit
 from sweeps.judge_cli import judge, judge_check
@@ -171,6 +171,7 @@ def report(
 
 app.command()(analyze)
 app.command()(power)
+app.command()(compare)
 app.command()(judge)
 app.command("judge-check")(judge_check)
 app.command()(submit)

@@ -11,6 +11,7 @@ from cluster.session import local_totals
 from sweeps.attempts import statuses
 from sweeps.console import printable
 from sweeps.estimate import estimate
+from sweeps.foresight import foreseen_weaknesses
 from sweeps.growth import Held, changes, held
 from sweeps.keeping import told as told_drift
 from sweeps.layout import demands, feasible
@@ -50,7 +51,10 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         "held": [pieces.model_dump() for pieces in held(sweep, store)],
         "changes": changes(sweep, store),
         "drift": [drift.model_dump() for drift in sweep.drifts],
-        "warnings": sorted({text for cell in sweep.cells for text in cell.data_warnings}),
+        "warnings": [
+            *foreseen_weaknesses(sweep.spec),
+            *sorted({text for cell in sweep.cells for text in cell.data_warnings}),
+        ],
         "holds": holds,
         "layout": fits if todo else "nothing to run",
         "api_judges": foreseen(sweep, todo, store),

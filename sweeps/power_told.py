@@ -3,12 +3,8 @@
 Knows nothing of the command line.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import ValidationError
+from typing import NamedTuple
 
 from em.condition import CLAIMS, ConditionAnalysis, design_of, variances_of
 from em.power import (
@@ -155,26 +151,3 @@ def _points(width: float) -> str:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or value == float("inf") else value
-
-
-def conditions_in(path: Path) -> list[ConditionAnalysis]:
-    """Return the analysed conditions in a report.json or analysis.json.
-
-    Raises ValueError for another file.
-    """
-    try:
-        data: Any = json.loads(path.read_bytes())
-        analyses = data["analyses"].values() if "analyses" in data else [data]
-        found = [
-            ConditionAnalysis.model_validate(condition)
-            for one in analyses
-            for condition in one["conditions"]
-        ]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise ValueError(
-            f"{path} is no report.json of this version, nor an analysis.json: name one of those, "
-            "or a spec"
-        ) from error
-    return found

@@ -170,6 +170,14 @@ def test_the_command_prints_and_writes_and_refuses(tmp_path: Path) -> None:
     assert {"seeds.png", "seeds.svg", "seeds.parquet", "power.png", "components.svg"} <= names
     more = emsweep("power", tmp_path / "out/analysis.json", "--target-half-width", "0.1").stdout
     assert "for ± 10 points you need" in more
+    both = emsweep("compare", tmp_path / "out/analysis.json", tmp_path / "out/analysis.json",
+                   "--out", tmp_path / "both").stdout  # fmt: skip
+    assert "out (1) · a: 2 seeds" in both and "out (2) · b: 2 seeds" in both
+    assert (tmp_path / "both/analysis.html").exists()
+    refused = emsweep("compare", tmp_path / "out/analysis.json", check=2)
+    assert "takes two reports" in refused.stderr
+    refused = emsweep("compare", path, path, check=2)
+    assert "is no report.json" in refused.stderr and "Traceback" not in refused.stderr
     refused = emsweep("analyze", path, "--question", "no", "--value", "x", check=2)
     assert "no column 'no'" in refused.stderr and "Traceback" not in refused.stderr
     refused = emsweep("power", path, check=2)
