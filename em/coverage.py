@@ -27,6 +27,9 @@ STEP = (
     1.2  # rates and spreads are rounded to powers of this: designs that are near share their runs
 )
 POINTS = 60  # of the quadrature that turns a spread on the logit scale into one of rates
+FEW = 5  # events, or values without one: with fewer the design that is estimated says nothing
+RARE = 0.05
+RARER = "; at rates this low and few questions it is up to 6 points lower (see the benchmark)"
 MOST_VALUES = 40_000  # of a simulated table; more questions change nothing in how a method covers
 
 
@@ -41,6 +44,8 @@ def with_coverage_over_seeds(
         return interval
     num = np.asarray(answers, dtype=np.int64)
     num = num[num > 0]
+    if too_few(interval.estimate, int(num.sum())):
+        return interval.model_copy(update={"coverage_of": TOO_FEW})
     mean = _rounded(max(interval.estimate, 0.5 / int(num.sum())))
     sd = _rounded(min(spread, 0.95 * math.sqrt(mean * (1 - mean))))
     usual = int(_rounded(float(np.median(num))))
@@ -100,6 +105,8 @@ def with_coverage_over_questions(
     table = table.present()
     if not table.binary:
         return interval
+    if too_few(interval.estimate, table.num_values):
+        return interval.model_copy(update={"coverage_of": TOO_FEW})
     known = {part.name: part.reported or 0.0 for part in parts}
     seed = sum(v for name, v in known.items() if name not in (QUESTION, PAIR, SAMPLING))
     mean = _rounded(max(interval.estimate, 0.5 / table.num_values))
@@ -112,7 +119,7 @@ def with_coverage_over_questions(
             "coverage": share,
             "coverage_of": f"{seeds} seeds x {questions} questions x {samples} samples, rate "
             f"{mean:.2%}, SD of seeds {spreads[0]:.2%}, of questions {spreads[1]:.2%}, of their "
-            f"pairing {spreads[2]:.2%}",
+            f"pairing {spreads[2]:.2%}" + (RARER if min(mean, 1 - mean) < RARE else ""),
         }
     )
 
@@ -160,6 +167,14 @@ def limits_over_questions(means: Floats, samples: int) -> tuple[Floats, Floats]:
         (rest**2).sum(axis=(1, 2)) / ((seeds - 1) * (questions - 1)),
     )
     return two_way_limits(middle, squares, (seeds, questions), seeds * questions * samples, True)
+
+
+TOO_FEW = f"not simulated: fewer than {FEW} events, from which no design can be told"
+
+
+def too_few(rate: float, num: int) -> bool:
+    """Whether events, or values without one, are so few that a simulation would be of a guess."""
+    return min(rate, 1 - rate) * num < FEW
 
 
 def _rounded(value: float) -> float:

@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster.resources import ResourcePlan
 from cluster.session import local_totals, session
 from em.datasets import Row
-from sweeps.attempts import Beat
+from sweeps.attempts import Beat, live_drivers
 from sweeps.console import QUIET
 from sweeps.engines import Engines, start_engine
 from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
@@ -151,7 +151,16 @@ class _Driver:
                 if self._joined:  # before training, which may need what they hold
                     models = [*self._spec.models, *judge_models(self._spec)]
                     stop_left_behind(self._spec, self._store, models)
-                self._round(feasible(self._plan, list(self._todo.values()), self._store, totals))
+                layout = feasible(self._plan, list(self._todo.values()), self._store, totals)
+                self._round(replace(layout, mode="two-pass") if self._is_beside() else layout)
+
+    def _is_beside(self) -> bool:
+        """Whether another driver of the sweep is at work.
+
+        Its pools and ours could hold all that the trainings of both wait for: training goes first.
+        """
+        live = live_drivers(self._store, self._spec.name)
+        return any(beat.driver != self.beat.driver for beat in live)
 
     def _round(self, layout: ResourcePlan) -> None:
         self._progress.say(str(layout))
