@@ -68,7 +68,8 @@ def analyze(
     if out is not None:
         from sweeps.analysis_page import write_analysis
 
-        page = write_analysis(found, out, title=", ".join(path.name for path in tables))
+        name = tables[0].name if len(tables) == 1 else f"{len(tables)} tables"
+        page = write_analysis(found, out, title=name)
     if as_json:
         print(found.model_dump_json(indent=1))
         return
