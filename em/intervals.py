@@ -106,6 +106,7 @@ LEVEL = 0.95
 # Seeds as near normal as this have a t interval: t covers 93 to 96 % there (see the benchmark), and
 # down to 50 % where the seeds crowd at 0.
 NEAR_NORMAL = 2.5
+ALIKE = 1e-9  # rates that differ by less differ by arithmetic only: t would claim certainty
 T, HIERARCHICAL, TWO_WAY = (
     "t over seeds",
     "beta-binomial over seeds",
@@ -170,7 +171,7 @@ def near_normal(rates: Floats) -> NDArray[np.bool_]:
     """Whether seeds' rates, shape (..., seeds), lie far enough from 0 and 1 for a t interval."""
     mean, spread = rates.mean(axis=-1), rates.std(axis=-1, ddof=1)
     inside = (mean > NEAR_NORMAL * spread) & (1 - mean > NEAR_NORMAL * spread)
-    return np.asarray(inside & (spread > 0))
+    return np.asarray(inside & (spread > ALIKE))
 
 
 def t_limits(rates: Floats) -> tuple[Floats, Floats]:

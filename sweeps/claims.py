@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from em.definitions import DEFINITIONS
-from em.intervals import SeedSummary, exact_bounds, summarise_seeds
+from em.intervals import SeedSummary, exact_bounds, fixed_questions, summarise_seeds
 from em.record import Record
 from sweeps.claim_spec import ClaimConfig, evaluations_of
 from sweeps.results import CellResult
@@ -117,9 +117,9 @@ def _decided(
     if claim.spread:
         found = between_seeds([cell for cell in one.values() if _usable(cell)])
     elif other is None:
-        found = _over_seeds([c.em_rate for c in one.values() if _usable(c)], signed=False)
+        found = _of_rate([c for c in one.values() if _usable(c)])
     else:
-        found = _over_seeds(differences(one, other), signed=True)
+        found = _of_differences(differences(one, other))
     if other is None and not claim.spread:
         found = _of_answers([c for c in one.values() if _usable(c)]) or found
     verdict, reason = _verdict(claim, found)
@@ -182,10 +182,28 @@ def differences(one: Mapping[Place, CellResult], other: Mapping[Place, CellResul
     ]
 
 
-def _over_seeds(rates: Sequence[float | None], *, signed: bool) -> _Estimate:
-    present = [rate for rate in rates if rate is not None]
-    if not signed:
-        return _estimate(summarise_seeds([round(rate, DIGITS) for rate in present]))
+def _of_rate(cells: Sequence[CellResult]) -> _Estimate:
+    """Return the rate of new seeds on these questions, as the report's own interval has it."""
+    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    hits, answers = [], []
+    for seed in seeds:
+        mine = [(c.em_rate or 0.0, c.counts.coherent) for c in cells if c.seed == seed]
+        hits.append(math.fsum(rate * num for rate, num in mine))
+        answers.append(sum(num for _, num in mine))
+    found = fixed_questions(hits, answers, weights="each seed's rate by its definition")
+    return _Estimate(
+        estimate=None if found.estimate is None else round(found.estimate, DIGITS),
+        low=found.low,
+        high=found.high,
+        num_seeds=len(seeds),
+        method=f"{found.method}: {found.covers}, nominal {found.level:.0%}"
+        if found.low is not None
+        else found.covers,
+    )
+
+
+def _of_differences(differences_by_seed: Sequence[float]) -> _Estimate:
+    present = list(differences_by_seed)
     # A summary is of shares in [0, 1]: a difference is moved there and back, which is linear.
     moved = summarise_seeds([round((rate + 1) / 2, DIGITS) for rate in present])
     found = _estimate(moved)

@@ -40,6 +40,11 @@ def verdict(config: ClaimConfig, made: list[CellResult], **settings: Any) -> Cla
 def test_a_rate_against_a_bound(rates: list[float], bound: dict[str, float], expected: str) -> None:
     found = verdict(claim(**bound), cells(rates))
     assert found.verdict == expected
+    assert found.estimate == pytest.approx(np.mean(rates))
+    if expected == "undecided":  # seeds too near 0 or 1 for a t interval
+        assert "beta-binomial over seeds" in found.method
+        return
+    assert "t over seeds" in found.method
     half = stats.t.ppf(0.975, 2) * np.std(rates, ddof=1) / math.sqrt(3)
     assert found.low == pytest.approx(max(0, np.mean(rates) - half))
     assert found.high == pytest.approx(min(1, np.mean(rates) + half))
@@ -81,7 +86,6 @@ def test_two_evaluations_of_one_variant() -> None:
         ([0.5], "fewer than 3 seeds"),
         ([0.5, 0.5001], "fewer than 3 seeds"),
         ([0.0, 0.0], "fewer than 3 seeds"),
-        ([0.5, 0.5, 0.5], "all seeds equal"),
         ([None, None], "2 of 2 cells have no rate"),
         ([], None),
     ],
@@ -93,6 +97,13 @@ def test_without_an_interval_nothing_is_decided(rates: list[float | None], says:
         return
     assert [f.verdict for f in found] == ["undecided"]
     assert says in found[0].reason
+
+
+def test_equal_seeds_are_decided_by_their_answers_and_not_for_certain() -> None:
+    found = verdict(claim(above=0.1), cells([0.5, 0.5, 0.5]))
+    assert found.verdict == "supported" and "beta-binomial" in found.method
+    assert found.low is not None and 0.1 < found.low < 0.45
+    assert verdict(claim(above=0.45), cells([0.5, 0.5, 0.5])).verdict == "undecided"
 
 
 def test_seeds_without_an_event_are_bounded_by_their_answers() -> None:
