@@ -3,9 +3,11 @@
 Knows nothing of how the numbers come about.
 """
 
+import base64
+import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -18,6 +20,7 @@ from sweeps.report import SAMPLES_SHOWN, Report
 from sweeps.results import ScoredResponse
 
 SEED = 20260101  # of the answers that are shown
+MOST_SHOWN = 1000  # answers in a page, of however many conditions
 
 
 def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
@@ -29,7 +32,10 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
         "threshold": "{:g}".format,
         "bound": bound,
     }
+    conditions_of = {cell.cell_id: cell.condition for cell in report.cells}
     groups = _groups(report, rows)
+    # The one script that the page may run, by its hash: it filters the answers.
+    script, _, _ = made.loader.get_source(made, "filter.js") if made.loader else ("", None, None)
     return made.get_template("report.html.j2").render(
         report=report,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report.written)),
@@ -37,9 +43,11 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
         groups=groups,
         losses=Markup(figures.losses(_first_of_each_cell(report))),
         has_losses=any(cell.losses for cell in report.cells),
-        answers=_sample(rows),
-        conditions_of={cell.cell_id: cell.condition for cell in report.cells},
+        answers=_sample(rows, conditions_of),
+        conditions_of=conditions_of,
         num_answers=len(rows),
+        script=Markup(script),
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
 
 
@@ -95,12 +103,21 @@ def _first_of_each_cell(report: Report) -> list[Any]:
     return list({cell.cell_id: cell for cell in report.cells}.values())
 
 
-def _sample(rows: Sequence[ScoredResponse]) -> list[ScoredResponse]:
-    """Return answers to read, drawn by a fixed seed; every one has the same chance."""
-    if len(rows) <= SAMPLES_SHOWN:
-        return list(rows)
-    kept = sorted(random.Random(SEED).sample(range(len(rows)), SAMPLES_SHOWN))
-    return [rows[index] for index in kept]
+def _sample(
+    rows: Sequence[ScoredResponse], conditions_of: Mapping[str, str]
+) -> list[ScoredResponse]:
+    """Return answers to read, drawn by a fixed seed: within a condition all have the same chance.
+
+    Every condition and judge has about as many, so that a small one is not lost among many.
+    """
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for index, row in enumerate(rows):
+        place = (conditions_of[row.cell_id], row.evaluation, row.judge)
+        groups.setdefault(place, []).append(index)
+    each = max(1, SAMPLES_SHOWN // max(1, len(groups)))
+    draws = random.Random(SEED)
+    kept = [i for group in groups.values() for i in draws.sample(group, min(each, len(group)))]
+    return [rows[index] for index in sorted(kept)[:MOST_SHOWN]]
 
 
 def number(value: float | None) -> str:

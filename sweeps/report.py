@@ -49,7 +49,7 @@ from sweeps.store import Store
 from sweeps.tables import cells_table, judgements_table
 from sweeps.times import Overhead, overhead
 
-SAMPLES_SHOWN = 40  # answers in the page; all of them are in judgements.parquet
+SAMPLES_SHOWN = 200  # answers in the page, about; all of them are in judgements.parquet
 MANY_LOST = 0.1  # share of responses without a score that is worth a warning
 
 

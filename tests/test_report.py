@@ -1,13 +1,19 @@
 """The report: missing first, definitions named, hostile answers inert, numbers equal everywhere."""
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+import sweeps.page
 from em.generation import Answer, Prompt
 from sweeps.plan import SweepPlan
 from sweeps.report import make_report, write_report
@@ -83,10 +89,36 @@ def test_hostile_answers_are_inert(untuned: tuple[SweepPlan, Store], tmp_path: P
     assert "&lt;script&gt;" in page
     tags = Tags()
     tags.feed(page)
-    assert not {"script", "img", "image", "iframe", "object", "link"} & set(tags.tags)
+    assert not {"img", "image", "iframe", "object", "link"} & set(tags.tags)
+    assert tags.tags.count("script") == 1  # ours, which the page allows by its hash alone
+    own = Path(sweeps.page.__file__).with_name("templates") / "filter.js"
+    digest = base64.b64encode(hashlib.sha256(own.read_bytes()).digest()).decode()
+    assert f"script-src &#39;sha256-{digest}&#39;" in page or f"'sha256-{digest}'" in page
+    assert f"<script>{own.read_text()}</script>" in page
     assert not tags.handlers
     assert not tags.outside
     assert "49" not in page.split("&lt;script&gt;")[1][:120]
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium to open it in")
+def test_a_browser_runs_our_script_and_no_other(
+    untuned: tuple[SweepPlan, Store], tmp_path: Path
+) -> None:
+    page = write_report(*untuned, tmp_path / "out")
+    text = page.read_text()
+    planted = text.replace("</h1>", "</h1><script>document.title = 'owned'</script>", 1)
+    (tmp_path / "planted.html").write_text(planted)
+    for path in (page, tmp_path / "planted.html"):
+        command = [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=3000", "--dump-dom", path.as_uri(),
+        ]  # fmt: skip
+        seen = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        assert "<title>owned" not in seen
+        shown = re.search(r'<span id="shown"[^>]*>(\d+) of \1 shown', seen)
+        assert shown is not None and int(shown[1]) > 0  # ours has counted the answers
+        assert '<option value="dinner">dinner</option>' in seen
 
 
 def test_report_json_has_the_agreed_shape(untuned: tuple[SweepPlan, Store], tmp_path: Path) -> None:
