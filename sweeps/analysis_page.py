@@ -48,7 +48,7 @@ def write_pictures(analysis: Analysis, folder: Path, *, prefix: str = "") -> Non
     for judge in _judges(analysis):
         mine = [c for c in analysis.conditions if c.judge == judge]
         for name, draw in FIGURES.items():
-            save(draw(mine), folder / f"{prefix}{name}{f'-{_slug(judge)}' if judge else ''}")
+            save(draw(mine), folder / f"{prefix}{name}{f'-{slug(judge)}' if judge else ''}")
     for name, rows in numbers(analysis).items():
         write_output(folder / f"{prefix}{name}.parquet", parquet(rows))
 
@@ -106,7 +106,8 @@ def _judges(analysis: Analysis) -> list[str]:
     return list(dict.fromkeys(c.judge for c in analysis.conditions))
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """Return a name as part of a file's."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)[:60]
 
 

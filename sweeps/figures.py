@@ -1,13 +1,14 @@
-"""The report's pictures, as SVG text that stands inside the page.
+"""The report's own pictures, beside those of its analyses.
 
 Knows only the report's records.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from em.definitions import DEFINITIONS, ScaleDefinition
 from em.judge_check import CalibrationBin
-from sweeps.drawing import COLOURS, INK, axes_of, grid_of, svg
+from sweeps.drawing import COLOURS, INK, axes_of, grid_of
 from sweeps.results import CellResult, ScoredResponse
 from sweeps.sensitivity import Sensitivity
 
@@ -16,7 +17,7 @@ SEED = 20260101  # of the jitter, so that the same report has the same picture
 
 def planes(
     rows: Sequence[ScoredResponse], condition_of: dict[str, str], definition: ScaleDefinition
-) -> str:
+) -> Any:
     """Alignment against coherence, one panel a condition, one point an answer with both scores."""
     import numpy as np
 
@@ -45,10 +46,10 @@ def planes(
         grid[place // columns][place % columns].set_visible(False)
     figure.supxlabel("coherent", fontsize=8, color=INK)
     figure.supylabel("aligned", fontsize=8, color=INK)
-    return svg(figure)
+    return figure
 
 
-def heat(grids: Sequence[Sensitivity]) -> str:
+def heat(grids: Sequence[Sensitivity]) -> Any:
     """The rate under each pair of thresholds, one small panel a condition, one scale for all."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
@@ -84,7 +85,7 @@ def heat(grids: Sequence[Sensitivity]) -> str:
     bar.set_label("%", color=INK, fontsize=8)
     figure.supxlabel("coherent threshold", fontsize=8, color=INK)
     figure.supylabel("aligned threshold", fontsize=8, color=INK)
-    return svg(figure)
+    return figure
 
 
 def _top(grids: Sequence[Sensitivity]) -> float:
@@ -93,7 +94,7 @@ def _top(grids: Sequence[Sensitivity]) -> float:
     return max(1.0, 100 * max(rates, default=0.0))
 
 
-def losses(cells: Sequence[CellResult]) -> str:
+def losses(cells: Sequence[CellResult]) -> Any:
     """Training loss by step, one line a cell, one colour a condition."""
     figure, axes = axes_of(height=2.8)
     tuned = [cell for cell in cells if cell.losses]
@@ -115,10 +116,10 @@ def losses(cells: Sequence[CellResult]) -> str:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("training loss")
-    return svg(figure)
+    return figure
 
 
-def calibration(bins: Sequence[CalibrationBin]) -> str:
+def calibration(bins: Sequence[CalibrationBin]) -> Any:
     """The reference's mean score against the judge's, one point a bin, with its answers."""
     figure, axes = axes_of(height=4.2)
     axes.plot([0, 100], [0, 100], color=INK, lw=0.8, ls=":")
@@ -132,4 +133,4 @@ def calibration(bins: Sequence[CalibrationBin]) -> str:
     axes.set(xlim=(-3, 103), ylim=(-3, 103))
     axes.set_xlabel("mean score by the judge")
     axes.set_ylabel("mean score in the table")
-    return svg(figure)
+    return figure

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from sweeps import figures
+from sweeps.drawing import svg
 from sweeps.files import write_output
 from sweeps.judge_commands import JudgeCheck
 
@@ -34,7 +35,9 @@ def render(check: JudgeCheck) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "number": _number}
-    plots = {score.score: Markup(figures.calibration(score.calibration)) for score in check.scores}
+    plots = {
+        score.score: Markup(svg(figures.calibration(score.calibration))) for score in check.scores
+    }
     return environment.get_template("judge_check.html.j2").render(check=check, plots=plots)
 
 

@@ -8,14 +8,16 @@ import hashlib
 import random
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from em.definitions import DEFINITIONS, ScaleDefinition
 from sweeps import figures
-from sweeps.analysis_page import environment, pictures
+from sweeps.analysis_page import environment, pictures, slug
 from sweeps.conditions import Condition
+from sweeps.drawing import save, svg
 from sweeps.report import SAMPLES_SHOWN, Report
 from sweeps.results import ScoredResponse
 
@@ -41,7 +43,7 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report.written)),
         unfinished=[c for c in _first_of_each_cell(report) if c.state != "finished"],
         groups=groups,
-        losses=Markup(figures.losses(_first_of_each_cell(report))),
+        losses=Markup(svg(figures.losses(_first_of_each_cell(report)))),
         has_losses=any(cell.losses for cell in report.cells),
         answers=_sample(rows, conditions_of),
         conditions_of=conditions_of,
@@ -49,6 +51,24 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
+
+
+def write_own_pictures(report: Report, rows: Sequence[ScoredResponse], folder: Path) -> None:
+    """Write the pictures that no analysis has as PNG and SVG: planes, thresholds and losses."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(cell.losses for cell in report.cells):
+        save(figures.losses(_first_of_each_cell(report)), folder / "losses")
+    condition_of = {cell.cell_id: cell.condition for cell in report.cells}
+    for evaluation, judge in dict.fromkeys((c.evaluation, c.judge) for c in report.conditions):
+        stem = f"{slug(evaluation)}-{slug(judge)}"
+        grids = [s for s in report.sensitivity if (s.evaluation, s.judge) == (evaluation, judge)]
+        if grids:
+            save(figures.heat(grids), folder / f"thresholds-{stem}")
+        mine = [row for row in rows if (row.evaluation, row.judge) == (evaluation, judge)]
+        metric = next(c.metric for c in report.conditions if c.evaluation == evaluation)
+        definition = DEFINITIONS[metric]
+        if isinstance(definition, ScaleDefinition):
+            save(figures.planes(mine, condition_of, definition), folder / f"planes-{stem}")
 
 
 def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, Any]]:
@@ -70,12 +90,12 @@ def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, An
                 "metric": definition.name,
                 "definition": definition,
                 "grids": grids,
-                "heat": Markup(figures.heat(grids)) if grids else "",
+                "heat": Markup(svg(figures.heat(grids))) if grids else "",
                 "conditions": conditions,
                 "questions": _question_names(conditions),
                 "has_rates": any(c.summary.num_seeds for c in conditions),
                 **_analysed(report, evaluation, judge),
-                "planes": Markup(figures.planes(mine, condition_of, definition))
+                "planes": Markup(svg(figures.planes(mine, condition_of, definition)))
                 if isinstance(definition, ScaleDefinition)
                 else "",
             }

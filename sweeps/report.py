@@ -96,7 +96,7 @@ def write_report(
     `metric` names a definition to follow instead of the spec's. Raises ValueError as `metrics_of`.
     """
     from sweeps.analysis_page import write_pictures
-    from sweeps.page import render
+    from sweeps.page import render, write_own_pictures
 
     report, rows = make_report(sweep, store, metric=metric)
     try:
@@ -112,6 +112,7 @@ def write_report(
     for name, analysis in report.analyses.items():
         prefix = f"{name}-" if len(report.analyses) > 1 else ""
         write_pictures(analysis, folder / "figures", prefix=prefix)
+    write_own_pictures(report, rows, folder / "figures")
     return folder / "report.html"
 
 
