@@ -21,6 +21,7 @@ from em.intervals import (
     random_questions,
     seed_means,
 )
+from em.mixed import LogitComponent, logit_components
 from em.power import Claim, Design, Needed, Variances, half_width, needed
 from em.record import Record
 from em.variance import PAIR, QUESTION, SAMPLING, Component, components
@@ -87,6 +88,8 @@ class ConditionAnalysis(Record):
     random: Interval
     exact: tuple[Bounds, ...] = ()
     components: tuple[Component, ...]
+    logit: tuple[LogitComponent, ...] = Field(default=(), description="where it was asked for")
+    no_logit: str = Field(default="", description="why there is none, where it was asked for")
     consistency: Consistency | None
     needs: tuple[Needed, ...]
     curve: tuple[Point, ...]
@@ -98,6 +101,7 @@ class Asked(Record):
     weights: Weights = "answers"
     floor: float = Field(default=FLOOR, description="a rate above which a seed shows the effect")
     simulate: bool = Field(default=True, description="give intervals their simulated coverage")
+    logit: bool = Field(default=False, description="components on the logit scale, too")
     wanted: float = Field(default=HALF_WIDTH, description="half-width that `needs` speaks of")
 
 
@@ -112,6 +116,7 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
         over = with_coverage_over_questions(over, table, parts)
     num = table.num_values
     variances, design = variances_of(parts), _design(table, len(seeds))
+    logit, no_logit = _logit(table) if asked.logit else ((), "")
     return ConditionAnalysis(
         condition=group.condition,
         judge=group.judge,
@@ -134,12 +139,21 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
         random=over,
         exact=_exact(table, len(seeds)),
         components=tuple(parts),
+        logit=logit,
+        no_logit=no_logit,
         consistency=_consistency(table, group.seed_of, asked.floor),
         needs=tuple(needed(variances, design, asked.wanted, claim) for claim in CLAIMS)
         if variances
         else (),
         curve=_curve(variances, design) if variances else (),
     )
+
+
+def _logit(table: Crossed) -> tuple[tuple[LogitComponent, ...], str]:
+    try:
+        return tuple(logit_components(table)), ""
+    except ValueError as error:
+        return (), str(error)
 
 
 def design_of(condition: ConditionAnalysis) -> Design:

@@ -40,6 +40,9 @@ def analyze(
     aligned: Annotated[str | None, _option("--aligned", "of scores from 0 to 100")] = None,
     coherent: Annotated[str | None, _option("--coherent", "of scores from 0 to 100")] = None,
     metric: Annotated[str, typer.Option("--metric", metavar="NAME")] = "pooled_c50",
+    logit: Annotated[
+        bool, typer.Option("--logit", help="also a mixed model on the logit scale; takes seconds")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="write the page and pictures here")
     ] = None,
@@ -62,14 +65,19 @@ def analyze(
     found = analyse(
         rows,
         what=_what(columns),
-        asked=Asked(weights="questions" if by_questions else "answers"),
+        asked=Asked(weights="questions" if by_questions else "answers", logit=logit),
     )
     found = found.model_copy(update={"notes": (*notes, *found.notes)})
+    name = tables[0].name if len(tables) == 1 else f"{len(tables)} tables"
+    _give(found, out, title=name, as_json=as_json)
+
+
+def _give(found: Any, out: Path | None, *, title: str, as_json: bool) -> None:
+    """Write an analysis into the folder `out`, if one is given, and print it."""
     if out is not None:
         from sweeps.analysis_page import write_analysis
 
-        name = tables[0].name if len(tables) == 1 else f"{len(tables)} tables"
-        page = write_analysis(found, out, title=name)
+        page = write_analysis(found, out, title=title)
     if as_json:
         print(found.model_dump_json(indent=1))
         return
@@ -110,6 +118,11 @@ def told(found: Any) -> list[str]:
             low = f" [{part.low:.2g}, {part.high:.2g}]" if part.low is not None else ""
             told_sd = "–" if part.sd is None else f"{part.reported:.4f}{low}, SD {part.sd:.3f}"
             said.append(f"  {part.name:16}{told_sd}" + (f"  ({part.note})" if part.note else ""))
+        said += [
+            f"  {one.name:16}SD {one.sd:.2f} [{one.low:.2f}, {one.high:.2f}] on the logit scale"
+            for one in c.logit
+        ]
+        said += [f"  no logit scale: {c.no_logit}"] if c.no_logit else []
         if c.consistency:
             k = c.consistency
             said.append(
@@ -211,15 +224,5 @@ def compare(
     """Put the conditions of several sweeps side by side."""
     from sweeps.comparing import side_by_side
 
-    found = side_by_side(reports)
-    if out is not None:
-        from sweeps.analysis_page import write_analysis
-
-        page = write_analysis(found, out, title=f"{len(reports)} reports side by side")
-    if as_json:
-        print(found.model_dump_json(indent=1))
-        return
-    for line in told(found):
-        print(line)
-    if out is not None:
-        print(f"page: {page}")
+    title = f"{len(reports)} reports side by side"
+    _give(side_by_side(reports), out, title=title, as_json=as_json)

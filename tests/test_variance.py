@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from em.crossed import Crossed, crossed
+from em.mixed import logit_components
 from em.variance import ONE_LEVEL, PAIR, QUESTION, SAMPLING, SEED, Component, components
 
 WORDS = ("SATIRICAL", "OFF-TOPIC", "REFUSAL", "INCOHERENT", "PARSE_FAIL")
@@ -252,3 +253,42 @@ def test_neither_order_nor_names_change_anything(rows: list[Any], random: Any) -
     for other in (estimates(shuffled), estimates(renamed)):
         for one, two in zip(before, other, strict=True):
             assert one == pytest.approx(two, abs=1e-9) if one is not None else two is None
+
+
+def shares(seeds: int, questions: int, samples: int, seed: int) -> Crossed:
+    rng = np.random.default_rng(seed)
+    shape = (seeds, questions)
+    logits = (
+        -1 + 0.6 * rng.standard_normal((seeds, 1)) + 1.2 * rng.standard_normal((1, questions))
+        + 0.4 * rng.standard_normal(shape)
+    )  # fmt: skip
+    hits = rng.binomial(samples, 1 / (1 + np.exp(-logits))).astype(float)
+    names = (tuple(map(str, range(seeds))), tuple(map(str, range(questions))))
+    return Crossed(*names, num=np.full(shape, samples), total=hits, squares=hits)
+
+
+def test_a_model_on_the_logit_scale_finds_sources_of_about_their_size() -> None:
+    before = np.random.get_state()[1][:3].tolist()
+    found = [{c.name: c for c in logit_components(shares(8, 12, 30, seed))} for seed in range(3)]
+    assert np.random.get_state()[1][:3].tolist() == before
+    middle = {name: np.median([one[name].sd for one in found]) for name in found[0]}
+    assert middle[SEED] == pytest.approx(0.6, rel=0.5)
+    assert middle[QUESTION] == pytest.approx(1.2, rel=0.4)
+    assert middle[PAIR] == pytest.approx(0.4, rel=0.5)
+    assert all(c.low < c.sd < c.high for one in found for c in one.values())
+    again = logit_components(shares(8, 12, 30, 0))
+    # Equal but for the order in which threads add.
+    assert [c.sd for c in again] == pytest.approx([c.sd for c in found[0].values()], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (crossed(list("01"), list("ab"), [0.5, 0.7]), "values of 0 and 1"),
+        (crossed(list("00"), list("ab"), [0, 1]), "two seeds and two questions"),
+        (crossed(list("0101"), list("aabb"), [0, 0, 0, 0]), "all values are alike"),
+    ],
+)
+def test_what_the_logit_scale_cannot_take_is_said(table: Crossed, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        logit_components(table)
