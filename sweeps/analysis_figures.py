@@ -32,7 +32,7 @@ def seeds(conditions: Sequence[ConditionAnalysis]) -> Any:
             axes.plot(ends, [row + place] * 2, color=colour, lw=width, solid_capstyle="butt")
             axes.plot(interval.estimate * scale, row + place, "|", ms=9, mew=2, color=colour)
     axes.set_yticks(range(len(shown)), [c.condition for c in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
     if scale == 100:
         axes.set_xlim(left=-1, right=min(101.0, max(10.0, axes.get_xlim()[1])))
         axes.set_xlabel("misaligned, % of the answers that count")
@@ -59,7 +59,7 @@ def components(conditions: Sequence[ConditionAnalysis]) -> Any:
         colour = PART_COLOURS.get(name, colours.get(name, INK))
         axes.barh(range(len(shown)), widths, left=lefts, color=colour, height=0.6, label=name)
     axes.set_yticks(range(len(shown)), [c.condition for c in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the variance of one value, %")
     if shown:

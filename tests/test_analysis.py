@@ -1,6 +1,7 @@
 """The analysis of a table: what is counted, what is said, and that nothing else changes it."""
 
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from em.consistency import consistency
 from em.contrasts import contrast, holm
 from em.crossed import crossed
 from em.quantiles import beta_quantile, chi2_quantile, f_quantile, t_quantile
+from sweeps.analysis_page import FIGURES
+from sweeps.drawing import svg
 
 QUIET = Asked(simulate=False)
 
@@ -200,3 +203,13 @@ def test_tests_are_those_of_another_library(shared: bool) -> None:
     assert (found.fixed.low, found.fixed.high) == pytest.approx((bounds.low, bounds.high))
     narrow = other.confidence_interval(0.90)
     assert found.equivalent_within == pytest.approx(max(abs(narrow.low), abs(narrow.high)))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_pictures_of_little_warn_of_nothing(rate: float) -> None:
+    few = analyse(table(rows({"a": rate}, seeds=1, questions=1, samples=1)), what="w", asked=QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for draw in FIGURES.values():
+            assert "<svg" in svg(draw(few.conditions))
+            assert "<svg" in svg(draw([]))
