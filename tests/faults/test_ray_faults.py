@@ -4,6 +4,7 @@ The fast part of what test_cluster_faults does with whole drivers and a pool of 
 """
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -112,10 +113,13 @@ class Shared:
 
 @pytest.fixture(scope="module")
 def shared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    from ray import serve
+
     folder = tmp_path_factory.mktemp("shared")
     spec = spec_of(tiny)
     sweep = make_plan(spec, relative_to=folder)
     engine = engine_config(spec.models[0], spec.serving, spec.training, spec.resources)
+    before = dict(os.environ)
     with session(None, environment=QUIET):
         start_pool(PoolConfig(POOL, engine, replicas=1, num_cpus=CPUS, num_gpus=0), merge)
         try:
@@ -125,6 +129,9 @@ def shared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sha
             yield made
         finally:
             stop_pool(POOL)
+            serve.shutdown()  # else it keeps this Ray's controller for the next Ray of this process
+    os.environ.clear()  # nor does another test's cluster start with what this one was given
+    os.environ.update(before)
     assert workers("EngineCore") == []
 
 
