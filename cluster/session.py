@@ -70,6 +70,9 @@ def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Tot
             ray.shutdown()
             if address is None:
                 end(family)
+            if threading.current_thread() is threading.main_thread():
+                # Ray has the system forget how children end; who comes after wants to know.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def totals() -> Totals:

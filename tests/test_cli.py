@@ -249,7 +249,7 @@ def test_report_of_a_sweep_that_has_not_run_says_what_is_missing(
     assert "4 of 4 cells are missing" in " ".join(told["warnings"])
     assert [cell["em_rate"] for cell in told["cells"]] == [None] * 4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "report.html", "report.json", "cells.parquet", "judgements.parquet",
+        "report.html", "report.json", "cells.parquet", "judgements.parquet", "figures",
     }  # fmt: skip
 
 

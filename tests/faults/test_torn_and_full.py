@@ -58,17 +58,18 @@ def on_parts(*damages: str) -> list[object]:
 def test_a_damaged_part_of_unfinished_work_is_made_again_and_no_other(
     damage: str, stage: str, world: World, case: Case, tmp_path: Path
 ) -> None:
-    """As a kill (or a disk) may leave it: two parts and no record yet, one part not whole."""
+    """As a kill (or a disk) may leave it: parts and no record yet, one part not whole."""
     store = world.finished_store(tmp_path / "store")
     unfinished = streams(store, stage)[0]
-    part, other = sorted(unfinished.glob("part-*"))
-    before = other.stat().st_mtime_ns
+    part, *others = sorted(unfinished.glob("part-*"))
+    assert others
+    before = {path: path.stat().st_mtime_ns for path in others}
     DAMAGES[damage](part)
     (unfinished / "record.json").unlink()
-    case.happened("it is ignored and made again; the whole part is kept")
+    case.happened("it is ignored and made again; the whole parts are kept")
     with case.recovery():
         assert world.run(store) == {world.cell.cell_id: None}
-    assert other.stat().st_mtime_ns == before
+    assert {path: path.stat().st_mtime_ns for path in others} == before
     world.check_as_undisturbed(store)
 
 
