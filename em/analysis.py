@@ -121,7 +121,14 @@ def _with_factors(group: Group, factors: Factors) -> Group:
         for name, levels in factors.items()
         if all(unit in levels for unit in units)
     }
-    return group._replace(counts=replace(group.counts, factors=known)) if known else group
+    if not known:
+        return group
+    seeds = [group.seed_of[unit] for unit in units]
+    reused = any(
+        len(set(levels)) > 1 and len(set(zip(levels, seeds, strict=True))) > len(set(levels))
+        for levels in known.values()
+    )
+    return group._replace(counts=replace(group.counts, factors=known, reused=reused))
 
 
 def _pairs(conditions: Sequence[str], notes: list[str]) -> list[Pair]:

@@ -15,6 +15,8 @@ from em.crossed import Crossed
 from em.grouping import Group
 from em.intervals import (
     Interval,
+    T,
+    crossed_factors,
     exact_bounds,
     fixed_questions,
     over_seeds,
@@ -111,6 +113,8 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
     parts = components(group.counts)
     seeds, totals, nums = _by_seed(table, group.seed_of, asked.weights)
     fixed, over = _intervals(table, totals, nums, asked.weights)
+    if table.reused:
+        fixed = crossed_factors(fixed)
     if asked.simulate and table.binary and table.num_values:
         fixed = with_coverage_over_seeds(fixed, nums, _seed_spread(parts, table))
         over = with_coverage_over_questions(over, table, parts)
@@ -129,7 +133,7 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
         num_missing_pairs=int((~group.counts.filled).sum()),
         binary=table.binary,
         by_answers=float(table.total.sum()) / num if num else None,
-        by_questions=float(seed_means(table).mean()) if num else None,
+        by_questions=finite(float(seed_means(table).mean())) if num else None,
         seeds=tuple(
             SeedValue(seed=seed, mean=float(t / n), num=int(n))
             for seed, t, n in zip(seeds, totals, nums, strict=True)
@@ -143,9 +147,9 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
         no_logit=no_logit,
         consistency=_consistency(table, group.seed_of, asked.floor),
         needs=tuple(needed(variances, design, asked.wanted, claim) for claim in CLAIMS)
-        if variances
+        if variances and table.binary and fixed.method == T
         else (),
-        curve=_curve(variances, design) if variances else (),
+        curve=_curve(variances, design) if variances and fixed.method == T else (),
     )
 
 
@@ -165,6 +169,11 @@ def design_of(condition: ConditionAnalysis) -> Design:
         questions=questions,
         samples=max(1, round(condition.num_scored / pairs)),
     )
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for what is none."""
+    return value if np.isfinite(value) else None
 
 
 def _design(table: Crossed, num_seeds: int) -> Design:
@@ -205,6 +214,7 @@ def _by_seed(
     means = seed_means(table) if weights == "questions" and len(names) else (
         table.total.sum(axis=1) / np.maximum(num, 1)
     )  # fmt: skip
+    means = np.where(np.isfinite(means), means, table.total.sum(axis=1) / np.maximum(num, 1))
     nums = np.bincount(place, weights=num, minlength=len(seeds))
     totals = np.bincount(place, weights=means * num, minlength=len(seeds))
     return seeds, totals, nums

@@ -10,13 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 from em.crossed import Crossed, Floats
-from em.intervals import LEVEL, Interval, seed_means
+from em.intervals import LEVEL, Interval, near_normal, seed_means
 from em.quantiles import t_quantile
 from em.record import Record
 from em.variance import PAIR, QUESTION, SAMPLING, estimates
 
 EQUIVALENCE = 0.90  # the interval inside which two one-sided tests at 5 % call two equal
 ALIKE = 1e-9  # differences of means that are those of arithmetic
+REUSED = "seed factors are crossed, so that seeds share levels and are no independent draws"
+SKEWED = (
+    "a side's seeds crowd at 0 or 1, where a t interval may cover 80 % only: no test, and no "
+    "equivalence, is told"
+)
 NO_SPREAD = "no spread between seeds on either side: a t interval has no width and says nothing"
 
 
@@ -54,6 +59,8 @@ def contrast(first: Crossed, second: Crossed, *, names: tuple[str, str], shared:
             first=names[0], second=names[1], paired="not at all", fixed=nothing, random=nothing
         )
     one, other = _on(first, both), _on(second, both)
+    if one.reused or other.reused:
+        return _nothing(names, "by question", _apart(one, other), one, other, why=REUSED)
     left, right = seed_means(one), seed_means(other)
     pairs = sorted(set(one.units) & set(other.units)) if shared else []
     if len(pairs) > 1:
@@ -93,6 +100,7 @@ def _on(table: Crossed, questions: Sequence[str]) -> Crossed:
         total=table.total[:, places],
         squares=table.squares[:, places],
         factors=table.factors,
+        reused=table.reused,
     )
     return chosen.present()
 
@@ -111,7 +119,7 @@ def _paired(
     if float(np.ptp(differences)) < ALIKE:
         return _nothing(names, paired, estimate, one, other)
     test = _Test(estimate, float(differences.var(ddof=1)) / len(pairs), len(pairs) - 1)
-    return _told(test, names, paired, one, other, len(pairs))
+    return _told(test, names, paired, one, other, len(pairs), pairs=pairs)
 
 
 def _two_samples(
@@ -145,6 +153,12 @@ class _Test(NamedTuple):
         return self.estimate - half, self.estimate + half
 
 
+def _is_even(side: Crossed) -> bool:
+    """Whether a side's seeds allow a t interval: near normal, or all at one end by their nature."""
+    rates = seed_means(side)
+    return float(np.ptp(rates)) < ALIKE or bool(near_normal(rates[None, :])[0])
+
+
 def _within(bounds: tuple[float, float], share: bool) -> tuple[float, float]:
     """Return bounds of a difference; of shares it is never beyond -1 and 1."""
     low, high = bounds
@@ -157,12 +171,24 @@ def _satterthwaite(parts: Sequence[tuple[float, int]]) -> float:
     return whole**2 / sum(part**2 / freedom for part, freedom in parts)
 
 
+def _apart(one: Crossed, other: Crossed) -> float:
+    return float(seed_means(one).mean() - seed_means(other).mean())
+
+
 def _nothing(
-    names: tuple[str, str], paired: str, estimate: float, one: Crossed, other: Crossed
-) -> Contrast:
+    names: tuple[str, str], paired: str, estimate: float, one: Crossed, other: Crossed,
+    *, why: str | None = None,
+) -> Contrast:  # fmt: skip
     known = None if math.isnan(estimate) else estimate
-    few = min(len(one.units), len(other.units)) < 2
-    why = "fewer than two seeds on a side: nothing is known of other seeds" if few else NO_SPREAD
+    if min(len(one.units), len(other.units)) < 2:
+        why = "fewer than two seeds on a side: nothing is known of other seeds"
+    if why is not None:
+        return Contrast(
+            first=names[0], second=names[1], paired=paired,
+            fixed=Interval(estimate=known, low=None, high=None, method="none", covers=why),
+            random=Interval(estimate=known, low=None, high=None, method="none", covers=why),
+        )  # fmt: skip
+    why = NO_SPREAD
     return Contrast(
         first=names[0], second=names[1], paired=paired,
         fixed=Interval(estimate=known, low=None, high=None, method="none", covers=why),
@@ -171,10 +197,12 @@ def _nothing(
 
 
 def _told(
-    test: _Test, names: tuple[str, str], paired: str, one: Crossed, other: Crossed, seeds: int
-) -> Contrast:
+    test: _Test, names: tuple[str, str], paired: str, one: Crossed, other: Crossed, seeds: int,
+    *, pairs: Sequence[str] = (),
+) -> Contrast:  # fmt: skip
     share = one.binary and other.binary
     low, high = _within(test.bounds(LEVEL), share)
+    skewed = share and not all(_is_even(side) for side in (one, other))
     return Contrast(
         first=names[0],
         second=names[1],
@@ -184,16 +212,24 @@ def _told(
             low=low,
             high=high,
             method="t",
-            covers=f"the difference for new seeds on these questions; {seeds} seeds a side or more",
+            covers=f"the difference for new seeds on these questions; {seeds} seeds a side or more"
+            + (f"; {SKEWED}" if skewed else ""),
         ),
-        random=_over_questions(test.estimate, one, other),
-        p=test.p,
-        equivalent_within=max(map(abs, _within(test.bounds(EQUIVALENCE), share))),
+        random=_over_questions(test.estimate, one, other, paired=pairs),
+        p=None if skewed else test.p,
+        equivalent_within=None
+        if skewed
+        else max(map(abs, _within(test.bounds(EQUIVALENCE), share))),
     )
 
 
-def _over_questions(estimate: float | None, one: Crossed, other: Crossed) -> Interval:
-    """Return the interval for new questions: their differences, and the seeds of both sides."""
+def _over_questions(
+    estimate: float | None, one: Crossed, other: Crossed, *, paired: Sequence[str] = ()
+) -> Interval:
+    """Return the interval for new questions: their differences, and the seeds of both sides.
+
+    Of `paired` seeds the spread of their differences, which is what is left of them.
+    """
     by_question = np.nanmean(one.means, axis=0), np.nanmean(other.means, axis=0)
     differences = by_question[0] - by_question[1]
     num = len(differences)
@@ -203,7 +239,9 @@ def _over_questions(estimate: float | None, one: Crossed, other: Crossed) -> Int
             covers="fewer than two questions: nothing is known of other questions",
         )  # fmt: skip
     parts = [(float(differences.var(ddof=1)) / num, num - 1)]
-    for side in (one, other):
+    if paired:
+        parts += _of_pairs(one, other, paired)
+    for side in () if paired else (one, other):
         if len(side.units) > 1:
             seed = sum(
                 part.reported or 0.0
@@ -224,3 +262,19 @@ def _over_questions(estimate: float | None, one: Crossed, other: Crossed) -> Int
         method="t, Satterthwaite",
         covers=f"the difference for new seeds on new questions of this kind; {num} questions",
     )  # fmt: skip
+
+
+def _of_pairs(one: Crossed, other: Crossed, pairs: Sequence[str]) -> list[tuple[float, int]]:
+    """Return what seeds' differences vary beyond what questions and samples make of it."""
+    rows = [[side.units.index(unit) for unit in pairs] for side in (one, other)]
+    both = one.means[rows[0]] - other.means[rows[1]]
+    if np.isnan(both).any():
+        both = both[:, ~np.isnan(both).any(axis=0)]
+    if both.shape[1] < 2:
+        return []
+    seeds, questions = both.shape
+    rest = both - both.mean(axis=0)
+    rest -= rest.mean(axis=1, keepdims=True)
+    pairing = float((rest**2).sum()) / ((seeds - 1) * (questions - 1))
+    seed = max(0.0, float(both.mean(axis=1).var(ddof=1)) - pairing / questions)
+    return [(seed / len(pairs), len(pairs) - 1)]

@@ -29,7 +29,7 @@ STEP = (
 POINTS = 60  # of the quadrature that turns a spread on the logit scale into one of rates
 FEW = 5  # events, or values without one: with fewer the design that is estimated says nothing
 RARE = 0.05
-RARER = "; at rates this low and few questions it is up to 6 points lower (see the benchmark)"
+RARER = "; at rates this low and few questions it is lower in truth (see the benchmark)"
 MOST_VALUES = 40_000  # of a simulated table; more questions change nothing in how a method covers
 
 
@@ -47,7 +47,7 @@ def with_coverage_over_seeds(
     if too_few(interval.estimate, int(num.sum())):
         return interval.model_copy(update={"coverage_of": TOO_FEW})
     mean = _rounded(max(interval.estimate, 0.5 / int(num.sum())))
-    sd = _rounded(min(spread, 0.95 * math.sqrt(mean * (1 - mean))))
+    sd = min(_rounded(spread), 0.95 * math.sqrt(mean * (1 - mean)))  # a beta's may be no larger
     usual = int(_rounded(float(np.median(num))))
     share = coverage_over_seeds(mean, sd, len(num), usual)
     return interval.model_copy(
@@ -107,6 +107,8 @@ def with_coverage_over_questions(
         return interval
     if too_few(interval.estimate, table.num_values):
         return interval.model_copy(update={"coverage_of": TOO_FEW})
+    if any(part.estimate is None and part.name in (PAIR, QUESTION, SAMPLING) for part in parts):
+        return interval.model_copy(update={"coverage_of": "not simulated: not all is known"})
     known = {part.name: part.reported or 0.0 for part in parts}
     seed = sum(v for name, v in known.items() if name not in (QUESTION, PAIR, SAMPLING))
     mean = _rounded(max(interval.estimate, 0.5 / table.num_values))

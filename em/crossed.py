@@ -30,6 +30,8 @@ class Crossed:
     squares: Floats = field(repr=False)
     factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Seed factor → its level for each unit; empty where a unit is a seed."""
+    reused: bool = False
+    """Whether seeds share levels of a factor that varies: they are no independent draws then."""
 
     def __post_init__(self) -> None:
         shape = (len(self.units), len(self.questions))
@@ -65,10 +67,11 @@ class Crossed:
     def noise(self) -> Floats:
         """The variance that sampling gives to each pair's mean; 0 where it has no value.
 
-        A pair of one sample takes the mean variance of the others, NaN where there is none.
+        A pair of one sample takes the mean variance of the others, 0 where there is none.
         """
         known = np.isfinite(self.within)
-        usual = float(self.within[known].mean()) if known.any() else float("nan")
+        # Where no pair has two samples their sampling stays in the pairing.
+        usual = float(self.within[known].mean()) if known.any() else 0.0
         with np.errstate(invalid="ignore", divide="ignore"):
             found = np.where(known, self.within, usual) / self.num
         return np.where(self.filled, found, 0.0)
@@ -94,6 +97,7 @@ class Crossed:
                 name: tuple(np.asarray(levels, dtype=object)[rows])
                 for name, levels in self.factors.items()
             },
+            reused=self.reused,
         )
 
 

@@ -30,15 +30,19 @@ class Group(NamedTuple):
 def grouped(table: pa.Table) -> list[Group]:
     """Return the groups of a table with the columns COLUMNS, in order of appearance.
 
-    A null value is unscored: it is a row, and in no count. Raises ValueError for a table that lacks
-    a column.
+    A null or NaN value is unscored: it is a row, and in no count. Raises ValueError for a table
+    that lacks a column, or has a row without a judge, condition, unit, seed or question.
     """
     lacking = [name for name in COLUMNS if name not in table.column_names]
     if lacking:
         raise ValueError(f"the table has no column {lacking[0]!r}: it has {table.column_names}")
     import pyarrow.compute as pc
 
+    for name in KEYS:
+        if table[name].null_count:
+            raise ValueError(f"{table[name].null_count} rows have no {name}: they count nowhere")
     values = table["value"].cast(pa.float64())
+    values = pc.if_else(pc.is_nan(values), None, values)
     texts = {name: table[name].cast(pa.string()) for name in KEYS}
     columns = pa.table({**texts, "value": values, "square": pc.multiply(values, values)})
     summed = columns.group_by(list(KEYS), use_threads=False).aggregate(

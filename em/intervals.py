@@ -117,6 +117,11 @@ T, HIERARCHICAL, TWO_WAY = (
 MEAN_GRID, SPREAD_GRID = (-10.0, 10.0, 161), (-7.0, 2.2, 41)
 
 
+def crossed_factors(interval: Interval) -> Interval:
+    """Return an interval over seeds without its bounds, as crossed factors reuse their levels."""
+    return _reused(interval.estimate)
+
+
 def fixed_questions(hits: Sequence[float], answers: Sequence[int], *, weights: str) -> Interval:
     """Return the interval of the mean rate over new seeds that are asked these questions.
 
@@ -155,7 +160,7 @@ def over_seeds(values: Sequence[float], *, what: str) -> Interval:
             estimate=mean, low=None, high=None, method="none",
             covers="fewer than two seeds with a value: nothing is known of other seeds",
         )  # fmt: skip
-    if float(np.ptp(array)) == 0:
+    if float(np.ptp(array)) < ALIKE * max(1.0, float(np.abs(array).max())):
         return Interval(
             estimate=mean, low=None, high=None, method="none",
             covers="all seeds are alike: a t interval has no width and says nothing here",
@@ -170,8 +175,9 @@ def over_seeds(values: Sequence[float], *, what: str) -> Interval:
 def near_normal(rates: Floats) -> NDArray[np.bool_]:
     """Whether seeds' rates, shape (..., seeds), lie far enough from 0 and 1 for a t interval."""
     mean, spread = rates.mean(axis=-1), rates.std(axis=-1, ddof=1)
+    apart = np.ptp(rates, axis=-1) > ALIKE  # the SD of equal rates may not be 0
     inside = (mean > NEAR_NORMAL * spread) & (1 - mean > NEAR_NORMAL * spread)
-    return np.asarray(inside & (spread > ALIKE))
+    return np.asarray(inside & apart)
 
 
 def t_limits(rates: Floats) -> tuple[Floats, Floats]:
@@ -245,6 +251,13 @@ def random_questions(table: Crossed) -> Interval:
     table = table.present()
     seeds, questions = table.filled.shape
     estimate = float(seed_means(table).mean()) if table.num_values else None
+    if estimate is not None and math.isnan(estimate):
+        return Interval(
+            estimate=None, low=None, high=None, method="none",
+            covers="some seeds share no question with the others: nothing compares them",
+        )  # fmt: skip
+    if table.reused:
+        return _reused(estimate)
     if seeds < 2 or questions < 2:
         lacking = "seed" if seeds < 2 else "question"
         return Interval(
@@ -261,7 +274,10 @@ def random_questions(table: Crossed) -> Interval:
     assert estimate is not None
     mean = np.array([estimate])
     squares = (np.array([by_seed]), np.array([by_question]), np.array([pairing]))
-    low, high = two_way_limits(mean, squares, (seeds, questions), table.num_values, table.binary)
+    pairs = int(table.filled.sum())
+    low, high = two_way_limits(
+        mean, squares, (seeds, questions), table.num_values, table.binary, pairs=pairs
+    )
     if math.isclose(float(low[0]), float(high[0])):
         return Interval(
             estimate=estimate, low=None, high=None, method="none",
@@ -272,6 +288,15 @@ def random_questions(table: Crossed) -> Interval:
         method=TWO_WAY if table.binary else "two-way t",
         covers=f"the mean of new seeds on new questions of this kind, questions weigh alike; "
         f"{seeds} seeds x {questions} questions",
+    )  # fmt: skip
+
+
+def _reused(estimate: float | None) -> Interval:
+    """Say that crossed factors use each level in several seeds: these are no independent seeds."""
+    return Interval(
+        estimate=estimate, low=None, high=None, method="none",
+        covers="seed factors are crossed, so that seeds share levels and are no independent draws: "
+        "see the components",
     )  # fmt: skip
 
 
@@ -308,14 +333,17 @@ def two_way_limits(
     shape: tuple[int, int],
     num_values: int,
     share: bool,
+    *,
+    pairs: int | None = None,
 ) -> tuple[Floats, Floats]:
     """Return two-way bounds for many tables of one `shape` (seeds, questions).
 
-    `squares` are the mean squares of seeds, questions and pairing, arrays as `mean`.
+    `squares` are the mean squares of seeds, questions and pairing, arrays as `mean`; `pairs` how
+    many pairs have a value, where some are missing: the mean squares are of that many.
     """
     seeds, questions = shape
     by_seed, by_question, pairing = squares
-    cells = seeds * questions
+    cells = seeds * questions if pairs is None else pairs
     # Never less than what either of the two gives alone.
     variance = np.maximum(by_seed + by_question - pairing, np.maximum(by_seed, by_question)) / cells
     freedom = (variance * cells) ** 2 / (
@@ -339,8 +367,9 @@ def two_way_limits(
 def seed_means(table: Crossed) -> Floats:
     """Return each unit's mean over all questions, questions weighing alike, shape (units,).
 
-    Where a pair is missing, the unit is given what an additive model says of it (least squares): a
-    unit is not better for lacking the question that most are bad at.
+    Where a pair is missing, the unit is given what an additive model says of it (least squares,
+    within what a share can be): a unit is not better for lacking the question that most are bad at.
+    NaN where units share no questions, so that nothing compares them.
     """
     if table.filled.all():
         whole: Floats = table.means.mean(axis=1)
@@ -348,6 +377,9 @@ def seed_means(table: Crossed) -> Floats:
     from scipy.sparse import coo_matrix
     from scipy.sparse.linalg import lsqr
 
+    if not _is_connected(table):
+        found = np.full(len(table.units), np.nan)
+        return found
     rows, columns = np.nonzero(table.filled)
     units, questions = table.filled.shape
     count = np.arange(len(rows))
@@ -361,7 +393,17 @@ def seed_means(table: Crossed) -> Floats:
     wanted = table.means[rows, columns]
     found = lsqr(design.tocsr(), wanted, atol=1e-12, btol=1e-12)[0]
     by_unit: Floats = found[:units] + found[units:].mean()
-    return by_unit
+    return np.clip(by_unit, 0.0, 1.0) if table.binary else by_unit
+
+
+def _is_connected(table: Crossed) -> bool:
+    """Whether all units can be compared: by questions that they share, or share with others."""
+    from scipy.sparse import bmat, csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    links = csr_matrix(table.filled.astype(np.int8))
+    number, _ = connected_components(bmat([[None, links], [links.T, None]]), directed=False)
+    return bool(number == 1)
 
 
 def new_seed_bounds(showing: int, seeds: int, *, level: float = LEVEL) -> tuple[float, float]:

@@ -20,7 +20,7 @@ KINDS = (".csv", ".parquet", ".jsonl")
 RULE = re.compile(r"\s*(?P<column>\S+)\s+(?P<how>in|not in|==|!=|<=|>=|<|>)\s+(?P<value>.+?)\s*")
 How = Literal["in", "not in", "==", "!=", "<=", ">=", "<", ">"]
 ORDERED = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
-FILE = "file"  # the column that names the file of a row
+FILE = "\0file"  # the column that names the file of a row; no file has a column called so
 
 
 class Rule(Record):
@@ -87,7 +87,13 @@ def read(paths: Sequence[Path], columns: TableColumns) -> tuple[pa.Table, list[s
         )
     if len(set(map(_resolved, paths))) < len(paths):
         raise ValueError("a file is named twice: its rows would count twice")
-    rows = pa.concat_tables([_file(path) for path in paths], promote_options="permissive")
+    try:
+        rows = pa.concat_tables([_file(path) for path in paths], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"the tables do not fit together: {str(error).splitlines()[0]}. Give each column one "
+            "kind of value in all of them"
+        ) from error
     if not rows.num_rows:
         raise ValueError(f"{', '.join(map(str, paths))}: no rows")
     _check_columns(rows, columns)
@@ -103,11 +109,29 @@ def read(paths: Sequence[Path], columns: TableColumns) -> tuple[pa.Table, list[s
     }
     for name in ("judge", "condition", "question"):
         _check_no_nulls(found[name], name)
+    never = _never(rows, columns)
     if columns.sample is None:
-        return pa.table(found), _alike(rows)
+        return pa.table(found), [*never, *_alike(rows)]
     keys = {name: found[name] for name in ("judge", "condition", "seed", "question")}
     _check_twice(rows, pa.table(keys | {"sample": _text(rows, columns.sample)}))
-    return pa.table(found), []
+    return pa.table(found), never
+
+
+def _never(rows: pa.Table, columns: TableColumns) -> list[str]:
+    """Return what to say of values that are named and stand in no row: a slip of the pen."""
+    name = columns.misaligned.column if columns.misaligned else columns.value
+    if name is None or (columns.misaligned is not None and columns.misaligned.how in ORDERED):
+        return []
+    there = set(pc.unique(_plain(_text(rows, name))).to_pylist())
+    gone = [text for text in columns.unscored if _one(text) not in there]
+    counted = columns.misaligned.values if columns.misaligned else ()
+    if not there & {_one(text) for text in counted}:
+        gone = [*counted, *gone]
+    return [f"no row of {name!r} is {', '.join(map(repr, gone))}"] if gone else []
+
+
+def _one(text: str) -> str:
+    return str(_plain(pa.array([text]))[0].as_py())
 
 
 def _resolved(path: Path) -> Path:
@@ -260,13 +284,14 @@ def _values(rows: pa.Table, columns: TableColumns) -> Any:
 
 
 def _by_rule(rows: pa.Table, rule: Rule, unscored: Sequence[str]) -> Any:
-    texts = _text(rows, rule.column)
+    texts = _plain(_text(rows, rule.column))
     nothing = pc.or_kleene(pc.is_null(texts), pc.is_in(texts, pa.array(unscored, pa.string())))
     if rule.how in ORDERED:
         numbers = _numbers(rows, rule.column, unscored)
         hit = ORDERED[rule.how](numbers, float(rule.values[0]))
     else:
-        hit = pc.is_in(texts, pa.array(rule.values, pa.string()))
+        wanted = _plain(pa.array(rule.values, pa.string()))
+        hit = pc.is_in(texts, wanted)
         if rule.how in ("not in", "!="):
             hit = pc.invert(hit)
     return pc.if_else(nothing, None, hit).cast(pa.float64())
@@ -277,7 +302,7 @@ def _numbers(rows: pa.Table, name: str, unscored: Sequence[str]) -> Any:
     column = rows[name]
     if pa.types.is_boolean(column.type):
         return column.cast(pa.float64())
-    texts = _text(rows, name)
+    texts = _plain(_text(rows, name))
     texts = pc.if_else(pc.is_in(texts, pa.array(unscored, pa.string())), None, texts)
     try:
         numbers = pc.cast(pc.utf8_trim_whitespace(texts), pa.float64())
@@ -291,6 +316,12 @@ def _numbers(rows: pa.Table, name: str, unscored: Sequence[str]) -> Any:
     if not pc.all(pc.or_kleene(pc.is_null(numbers), pc.is_finite(numbers))).as_py():
         raise ValueError(f"the column {name!r} has infinite or not-a-number values: take them out")
     return numbers
+
+
+def _plain(texts: Any) -> Any:
+    """Return texts without space around them; whole numbers are one text: 4, 4.0 and ' 4'."""
+    trimmed = pc.utf8_trim_whitespace(texts)
+    return pc.replace_substring_regex(trimmed, r"^([+-]?\d+)\.0+$", r"\1")
 
 
 def _is_number(text: str) -> bool:

@@ -128,6 +128,8 @@ def _in_words(
     if seeds is not None:
         return f"{have}; for {points} you need {seeds}"
     low = f"no number of seeds gets below ± {100 * floor:.1f} points"
+    if questions is None and at_least is None:
+        return f"{have} and {design.questions} questions; {points} is unreachable ({low})"
     if questions is None:
         return (
             f"{have} and {design.questions} questions; {points} is unreachable by seeds ({low}): "
@@ -170,7 +172,8 @@ def power_of(
     freedom = variance**2 / (first**2 / (seeds - 1) + second**2 / (seeds - 1))
     limit = float(t_quantile(0.5 + level / 2, freedom))
     away = abs(difference) / math.sqrt(variance)
-    return float(nct.sf(limit, freedom, away) + nct.cdf(-limit, freedom, away))
+    found = float(nct.sf(limit, freedom, away) + nct.cdf(-limit, freedom, away))
+    return 1.0 if math.isnan(found) else found  # so far away that it has no digits left
 
 
 def seeds_to_see(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from em.analysis import Analysis, Pair, analyse
+from em.analysis import ALL_PAIRS, Analysis, Pair, analyse
 from em.condition import Asked
 from em.definitions import Definition
 from em.scoring import is_coherent, is_misaligned
@@ -73,10 +73,20 @@ def _table(
 def _pairs(cells: Sequence[Cell]) -> list[Pair]:
     """Return the pairs of conditions that differ in the model alone, or in the variant alone.
 
+    Of more than ALL_PAIRS conditions, those of the untuned or else the first variant of each model.
+
     Their seeds are shared where both are tuned: one number starts both adapters and orders both
     sets of rows. An untuned cell has only a sampling seed.
     """
     known = {cell.condition: cell for cell in cells}
+    if len(known) > ALL_PAIRS:
+        names = list(dict.fromkeys(cell.variant.name for cell in cells))
+        control = UNTUNED if UNTUNED in names else names[0]
+        return [
+            Pair(cell.condition, other, shared=control != UNTUNED)
+            for cell in known.values()
+            if cell.variant.name != control and (other := f"{cell.model.name} · {control}") in known
+        ]
     return [
         Pair(
             first=first.condition,
@@ -99,6 +109,5 @@ def _factors(cells: Mapping[str, Cell]) -> dict[str, dict[str, str]]:
     cells = {cell.seed_label: cell for cell in cells.values()}
     crossed = {name: {i: str(c.factors.get(name, c.seed)) for i, c in cells.items()}
                for name in names}  # fmt: skip
-    if len({cell.seeds.replicate for cell in cells.values()}) > 1:
-        crossed["replicate"] = {i: str(cell.seeds.replicate) for i, cell in cells.items()}
+    # A replicate's number stands for nothing in another seed: replicates are the rest of the seed.
     return crossed

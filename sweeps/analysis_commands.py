@@ -130,12 +130,14 @@ def told(found: Any) -> list[str]:
                 f"new seed with chance {k.chance:.0%} [{k.low:.0%}, {k.high:.0%}]"
             )
         said += [f"  {need.text}" for need in c.needs]
-    for judge, contrasts in found.contrasts.items():
+    show = _share if all(c.binary for c in found.conditions) else _number
+    of_all = [*found.contrasts.items(), ("", found.judges)]
+    for judge, contrasts in of_all:
         said += [""] if contrasts else []
-        for c in (*contrasts, *found.judges):
+        for c in contrasts:
             p = "" if c.p_adjusted is None else f", p {c.p_adjusted:.2g} (Holm)"
-            beside = f", judged by {judge}" if judge and c not in found.judges else ""
-            said.append(f"{c.first} - {c.second}{beside}: {_bounds(c.fixed, _share)}{p}")
+            beside = f", judged by {judge}" if judge else ""
+            said.append(f"{c.first} - {c.second}{beside}: {_bounds(c.fixed, show)}{p}")
     return [printable(line) for line in said]
 
 

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from em.analysis import Pair, analyse
 from em.condition import Asked
 from em.consistency import consistency
 from em.contrasts import contrast, holm
-from em.crossed import crossed
+from em.crossed import Crossed, crossed
+from em.intervals import fixed_questions, over_seeds, random_questions, seed_means
 from em.quantiles import beta_quantile, chi2_quantile, f_quantile, t_quantile
+from em.variance import components
 from sweeps.analysis_page import FIGURES
 from sweeps.drawing import svg
 
@@ -213,3 +216,109 @@ def test_pictures_of_little_warn_of_nothing(rate: float) -> None:
         for draw in FIGURES.values():
             assert "<svg" in svg(draw(few.conditions))
             assert "<svg" in svg(draw([]))
+
+
+def cut(table: Any, share: float, seed: int) -> Any:
+    """The table without a share of its pairs, every seed and question kept."""
+    rng = np.random.default_rng(seed)
+    while True:
+        keep = rng.random(table.num.shape) >= share
+        if keep.any(axis=1).all() and keep.any(axis=0).all():
+            parts = {"num": table.num * keep, "total": table.total * keep}
+            return replace(table, **parts, squares=table.squares * keep)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_a_random_question_interval_does_not_shrink_as_pairs_go_missing(share: float) -> None:
+    rng = np.random.default_rng(2)
+    held, widths = 0, []
+    for run in range(150):
+        logits = -1 + 0.5 * rng.standard_normal((6, 1)) + 1.2 * rng.standard_normal((1, 24))
+        hits = rng.binomial(50, 1 / (1 + np.exp(-logits))).astype(float)
+        names = (tuple(map(str, range(6))), tuple(map(str, range(24))))
+        whole = Crossed(*names, num=np.full((6, 24), 50), total=hits, squares=hits)
+        found, all_of_it = random_questions(cut(whole, share, run)), random_questions(whole)
+        truth = float((1 / (1 + np.exp(-(-1 + 1.3 * NORMAL)))).mean())
+        assert found.low is not None and found.high is not None
+        assert all_of_it.low is not None and all_of_it.high is not None
+        held += found.low <= truth <= found.high
+        widths.append((found.high - found.low) / (all_of_it.high - all_of_it.low))
+    assert held / 150 >= 0.89
+    assert 0.9 < float(np.median(widths)) < 1.4
+
+
+NORMAL = np.random.default_rng(0).standard_normal(200_000)
+
+
+def test_equal_seeds_have_no_interval_without_width() -> None:
+    for hits, num in ((8, 80), (2, 20), (6, 20)):
+        found = fixed_questions([float(hits)] * 3, [num] * 3, weights="")
+        assert found.low is not None and found.high is not None and found.high - found.low > 0.05
+    assert over_seeds([sum([0.1] * 3) / 3, sum([0.1] * 7) / 7, 0.1], what="x").low is None
+
+
+@pytest.mark.parametrize("rates", [[0.1, 0.1, 0.9], [0.02, 0.03, 0.95], [0, 0, 0, 0, 1]])
+def test_all_or_none_seeds_are_analysed(rates: list[float]) -> None:
+    made = [
+        {"judge": "j", "condition": "a", "unit": f"s{s}", "seed": f"s{s}", "question": f"q{n % 4}",
+         "value": float(n < 80 * rate)}
+        for s, rate in enumerate(rates) for n in range(80)
+    ]  # fmt: skip
+    (found,) = analyse(table(made), what="w").conditions
+    assert found.fixed.low is not None and 0 <= found.fixed.low < found.fixed.high <= 1
+
+
+def test_sparse_tables_stay_within_what_shares_can_be() -> None:
+    hits = np.array([[0, 18], [0, 19], [0, 0], [0, 0], [0, 1]], dtype=float)
+    num = np.array([[20, 20], [20, 20], [0, 20], [0, 20], [0, 20]])
+    sparse = Crossed(tuple("abcde"), ("x", "y"), num, hits, hits)
+    assert ((seed_means(sparse) >= 0) & (seed_means(sparse) <= 1)).all()
+    apart = Crossed(
+        ("a", "b"), ("x", "y"), np.array([[9, 0], [0, 9]]), np.eye(2) * 3, np.eye(2) * 3
+    )
+    assert np.isnan(seed_means(apart)).all()
+    assert "share no question" in random_questions(apart).covers
+
+
+def test_one_sample_of_each_pair_still_tells_seeds_and_questions() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.random((5, 1)) + rng.random((1, 8)) + 0.1 * rng.random((5, 8))
+    unit, question = np.indices(values.shape)
+    parts = {c.name: c for c in components(crossed(unit.ravel(), question.ravel(), values.ravel()))}
+    assert parts["seed"].estimate is not None and parts["question"].estimate is not None
+    assert parts["sampling"].estimate is None
+
+
+def test_seeds_that_share_levels_of_crossed_factors_have_no_interval() -> None:
+    made = rows({"a": 0.4, "b": 0.6}, seeds=4)
+    levels = {"init": {f"s{n}": str(n % 2) for n in range(4)},
+              "order": {f"s{n}": str(n // 2) for n in range(4)}}  # fmt: skip
+    found = analyse(table(made), what="w", asked=QUIET, factors=levels)
+    for c in found.conditions:
+        assert c.fixed.low is None and "seed factors are crossed" in c.fixed.covers
+        assert c.random.low is None
+    assert found.contrasts["j"][0].p is None
+    apart = {"init": {f"s{n}": str(n) for n in range(4)}}
+    kept = analyse(table(made), what="w", asked=QUIET, factors=apart)
+    assert all(c.fixed.low is not None for c in kept.conditions)
+
+
+def test_rows_without_a_name_are_refused_and_nan_is_unscored() -> None:
+    made = rows({"a": 0.5})
+    made[0]["value"] = float("nan")
+    (found,) = analyse(table(made), what="w", asked=QUIET).conditions
+    assert (found.num_rows, found.num_scored) == (200, 199)
+    made[1]["condition"] = None
+    with pytest.raises(ValueError, match="1 rows have no condition"):
+        analyse(table(made), what="w", asked=QUIET)
+
+
+def test_pairs_of_answers_are_pairs_for_new_questions_too() -> None:
+    rng = np.random.default_rng(5)
+    base = rng.random((4, 24)) * 0.3 + 0.3 * rng.random((4, 1)) + 0.3 * rng.random((1, 24))
+    unit, question = np.indices(base.shape)
+    other = base + 0.04 + 0.01 * rng.standard_normal(base.shape)
+    one, two = (crossed(unit.ravel(), question.ravel(), v.ravel()) for v in (other, base))
+    found = contrast(one, two, names=("a", "b"), shared=True)
+    assert found.random.low is not None and found.random.high is not None
+    assert found.random.low > 0 and found.random.high - found.random.low < 0.05

@@ -192,3 +192,22 @@ def test_names_are_hostile_text(tmp_path: Path) -> None:
         "--misaligned", "verdict in 4,5", "--unscored", "REFUSAL", "--out", tmp_path / "out",
     )  # fmt: skip
     assert "<script" not in (tmp_path / "out/analysis.html").read_text()
+
+
+def test_numbers_written_otherwise_are_the_same_texts(tmp_path: Path) -> None:
+    rows = [{"q": "a", "v": v} for v in ("4.0", " 4", "5 ", "1", "REFUSAL ")]
+    columns = TableColumns(
+        question="q", misaligned=parse_rule("v in 4,5"), unscored=("REFUSAL", "GONE")
+    )
+    found, notes = read([write(tmp_path, "t.csv", rows)], columns)
+    assert found["value"].to_pylist() == [1.0, 1.0, 1.0, 0.0, None]
+    assert notes[0] == "no row of 'v' is 'GONE'"
+    slip = columns.model_copy(update={"misaligned": parse_rule("v in bad")})
+    assert "'bad'" in read([tmp_path / "t.csv"], slip)[1][0]
+
+
+def test_tables_that_do_not_fit_together_are_told(tmp_path: Path) -> None:
+    one = write(tmp_path, "a.jsonl", [{"q": "a", "v": 4}])
+    two = write(tmp_path, "b.jsonl", [{"q": "a", "v": "REFUSAL"}])
+    with pytest.raises(ValueError, match="do not fit together"):
+        read([one, two], TableColumns(question="q", misaligned=parse_rule("v in 4")))

@@ -109,3 +109,10 @@ def test_the_best_split_is_the_best_of_all_and_near_the_formula() -> None:
     assert best_split(WORKED, 8, cost_train=300, cost_answer=1, budget=400) is None
     calm = Variances(seed=0, question=0.1, pairing=0, sampling=0.1)
     assert best_answers(calm, 8, 300, 1) == math.inf
+
+
+def test_what_is_far_beyond_has_full_power_and_words_for_what_cannot_be() -> None:
+    assert power_of(0.05, 0.002, 0.002, 2) == 1.0
+    assert seeds_to_see(0.05, 0.002, 0.002) == 2
+    found = needed(WORKED, Design(seeds=3, questions=8, samples=50), 0.001, "random")
+    assert "None" not in found.text
