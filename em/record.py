@@ -38,7 +38,7 @@ def canonical_json(value: Any) -> str:
 CANONICAL = json.JSONEncoder(
     ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
 )
-AS_IT_IS = (str, int, bool, type(None))
+AS_IT_IS = frozenset((str, int, bool, type(None)))
 
 
 def _plain(value: Any) -> Any:
@@ -49,22 +49,30 @@ def _plain(value: Any) -> Any:
             name: item if type(item) in AS_IT_IS else _plain(item)
             for name, item in _checked(value).items()
         }
-    if isinstance(value, BaseModel):
+    if type(value) is list or type(value) is tuple:
+        return [item if type(item) in AS_IT_IS else _plain(item) for item in value]
+    if type(value) is float:
+        return _number(value)
+    if isinstance(value, BaseModel):  # after the others, because asking takes long
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, PurePath):
         return value.as_posix()
     if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"cannot fingerprint {value!r}: it is not a finite number")
-        # 1.0 and 1 are one setting: YAML writers do not tell them apart.
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+        return _number(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in _checked(value).items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
         return [_plain(item) for item in value]
     raise TypeError(f"cannot fingerprint a {type(value).__name__}: it has no stable form")
+
+
+def _number(value: float) -> float | int:
+    if not math.isfinite(value):
+        raise ValueError(f"cannot fingerprint {value!r}: it is not a finite number")
+    # 1.0 and 1 are one setting: YAML writers do not tell them apart.
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _checked(value: Mapping[Any, Any]) -> Mapping[str, Any]:

@@ -19,9 +19,10 @@ import yaml
 
 from em.training import TrainingResult
 from sweeps.artefacts import Attempt, StreamRecord, TrainingRecord
+from sweeps.keeping import settle
 from sweeps.plan import CellPlan
 from sweeps.planner import load_plan
-from sweeps.provenance import Moment, provenance
+from sweeps.provenance import Moment, provenance, versions
 from sweeps.registry import register
 from sweeps.store import KEY_DIGITS, open_store
 
@@ -123,7 +124,8 @@ def main(num_cells: int) -> None:
         store.create()
         for cell in plan.cells:
             finish(cell, Path(store.url))
-        register(plan, store)
+        # As a run that ended leaves it: with what its names stood for, and its packages.
+        register(settle(plan, store, installed=versions()), store)
         found = {}
         for name, command in COMMANDS.items():
             runs = [measured([*command, str(spec), "--store", store.url]) for _ in range(3)]
