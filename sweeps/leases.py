@@ -119,15 +119,32 @@ def held_elsewhere(store: Store, key: str, holder: Holder) -> Lease | None:
 
 def _take(store: Store, key: str, holder: Holder) -> Lease:
     while True:
-        last = _newest(store, key)
+        last, number = _last(store, key)
         if last is not None and last.driver == holder.driver:
             return last  # an earlier process of the same driver was lost
         if last is not None and not _is_void(store, last, holder.dead):
             raise HeldElsewhere(last)
-        number = max(_numbers(store, key), default=0) + 1
-        mine = Lease(key=key, number=number, driver=holder.driver, sweep=holder.sweep)
-        if store.files.create_record(_path(key, number), mine):
+        mine = Lease(key=key, number=number + 1, driver=holder.driver, sweep=holder.sweep)
+        if store.files.create_record(_path(key, mine.number), mine):
+            _back_off_from_another(store, mine, holder)
             return mine
+
+
+def _back_off_from_another(store: Store, mine: Lease, holder: Holder) -> None:
+    """Let go of `mine` and raise HeldElsewhere where another lease that counts stands beside it.
+
+    Numbers begin again in an empty folder: who was slow may have created one above a newer one.
+    Both may let go then, and try again.
+    """
+    for number in _numbers(store, mine.key):
+        other = store.files.read_note(_path(mine.key, number), Lease)
+        if (
+            other is not None
+            and other.driver != mine.driver
+            and not _is_void(store, other, holder.dead)
+        ):
+            store.files.remove(_path(mine.key, mine.number))
+            raise HeldElsewhere(other)
 
 
 def _give_back(store: Store, lease: Lease, holder: Holder) -> None:
@@ -148,11 +165,22 @@ def _give_back(store: Store, lease: Lease, holder: Holder) -> None:
 
 
 def _newest(store: Store, key: str) -> Lease | None:
+    return _last(store, key)[0]
+
+
+def _last(store: Store, key: str) -> tuple[Lease | None, int]:
+    """Return the newest lease that can be read, and the newest number that is there, torn or not.
+
+    One that was given back in this very moment is not there: its number is free again.
+    """
+    newest = 0
     for number in reversed(_numbers(store, key)):
         lease = store.files.read_note(_path(key, number), Lease)
-        if lease is not None:  # else given back in this very moment, or torn by a loss of power
-            return lease
-    return None
+        if lease is not None:
+            return lease, max(newest, number)
+        if store.files.read(_path(key, number)) is not None:  # torn by a loss of power
+            newest = max(newest, number)
+    return None, newest
 
 
 def _numbers(store: Store, key: str) -> list[int]:
