@@ -9,24 +9,26 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from em.additive import seed_means
+from em.component_intervals import components
 from em.consistency import FLOOR, Consistency, consistency
 from em.coverage import with_coverage_over_questions, with_coverage_over_seeds
 from em.crossed import Crossed
 from em.grouping import Group
 from em.intervals import (
+    REUSED,
     Interval,
     T,
-    crossed_factors,
     exact_bounds,
     fixed_questions,
+    no_interval,
     over_seeds,
     random_questions,
-    seed_means,
 )
 from em.mixed import LogitComponent, logit_components
 from em.power import Claim, Design, Needed, Variances, half_width, needed
 from em.record import Record
-from em.variance import PAIR, QUESTION, SAMPLING, Component, components
+from em.variance import PAIR, QUESTION, SAMPLING, Component, seed_variance
 
 Weights = Literal["answers", "questions"]
 WEIGHTS: Mapping[Weights, str] = {
@@ -114,12 +116,14 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
     seeds, totals, nums = _by_seed(table, group.seed_of, asked.weights)
     fixed, over = _intervals(table, totals, nums, asked.weights)
     if table.reused:
-        fixed = crossed_factors(fixed)
+        fixed = no_interval(fixed.estimate, REUSED)
     if asked.simulate and table.binary and table.num_values:
         fixed = with_coverage_over_seeds(fixed, nums, _seed_spread(parts, table))
         over = with_coverage_over_questions(over, table, parts)
     num = table.num_values
-    variances, design = variances_of(parts), _design(table, len(seeds))
+    variances = variances_of(parts)
+    pairs = int(table.filled.sum())
+    design = _design(len(seeds), len(table.questions), pairs, num)
     logit, no_logit = _logit(table) if asked.logit else ((), "")
     return ConditionAnalysis(
         condition=group.condition,
@@ -130,10 +134,10 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
         num_seeds=len(seeds),
         num_questions=len(table.questions),
         num_pairs=group.counts.filled.size,
-        num_missing_pairs=int((~group.counts.filled).sum()),
+        num_missing_pairs=group.counts.filled.size - pairs,
         binary=table.binary,
         by_answers=float(table.total.sum()) / num if num else None,
-        by_questions=finite(float(seed_means(table).mean())) if num else None,
+        by_questions=_finite(float(seed_means(table).mean())) if num else None,
         seeds=tuple(
             SeedValue(seed=seed, mean=float(t / n), num=int(n))
             for seed, t, n in zip(seeds, totals, nums, strict=True)
@@ -162,27 +166,19 @@ def _logit(table: Crossed) -> tuple[tuple[LogitComponent, ...], str]:
 
 def design_of(condition: ConditionAnalysis) -> Design:
     """Return how many seeds, questions and samples an analysed condition has."""
-    questions = max(1, condition.num_questions)
-    pairs = max(1, condition.num_pairs - condition.num_missing_pairs)
+    pairs = condition.num_pairs - condition.num_missing_pairs
+    return _design(condition.num_seeds, condition.num_questions, pairs, condition.num_scored)
+
+
+def _design(seeds: int, questions: int, pairs: int, num: int) -> Design:
     return Design(
-        seeds=condition.num_seeds,
-        questions=questions,
-        samples=max(1, round(condition.num_scored / pairs)),
+        seeds=seeds, questions=max(1, questions), samples=max(1, round(num / max(1, pairs)))
     )
 
 
-def finite(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     """Return a number, or None for what is none."""
     return value if np.isfinite(value) else None
-
-
-def _design(table: Crossed, num_seeds: int) -> Design:
-    pairs = int(table.filled.sum())
-    return Design(
-        seeds=num_seeds,
-        questions=max(1, len(table.questions)),
-        samples=max(1, round(table.num_values / max(1, pairs))),
-    )
 
 
 def _cells(table: Crossed) -> tuple[Cell, ...]:
@@ -211,10 +207,10 @@ def _by_seed(
     seeds = sorted(set(names), key=lambda name: (len(name), name))
     place = np.array([seeds.index(name) for name in names], dtype=np.int64)
     num = table.num.sum(axis=1)
-    means = seed_means(table) if weights == "questions" and len(names) else (
-        table.total.sum(axis=1) / np.maximum(num, 1)
-    )  # fmt: skip
-    means = np.where(np.isfinite(means), means, table.total.sum(axis=1) / np.maximum(num, 1))
+    means = table.total.sum(axis=1) / np.maximum(num, 1)
+    if weights == "questions" and len(names):
+        alike = seed_means(table)
+        means = np.where(np.isfinite(alike), alike, means)
     nums = np.bincount(place, weights=num, minlength=len(seeds))
     totals = np.bincount(place, weights=means * num, minlength=len(seeds))
     return seeds, totals, nums
@@ -237,8 +233,9 @@ def _seed_spread(parts: Sequence[Component], table: Crossed) -> float | None:
     known = {part.name: part.reported for part in parts}
     if known.get(PAIR) is None:
         return None
-    seed = sum(v or 0.0 for name, v in known.items() if name not in (QUESTION, PAIR, SAMPLING))
-    return float(np.sqrt(seed + (known[PAIR] or 0.0) / max(1, len(table.questions))))
+    return float(
+        np.sqrt(seed_variance(parts) + (known[PAIR] or 0.0) / max(1, len(table.questions)))
+    )
 
 
 def variances_of(parts: Sequence[Component]) -> Variances | None:
@@ -246,9 +243,8 @@ def variances_of(parts: Sequence[Component]) -> Variances | None:
     known = {part.name: part.reported for part in parts}
     if known.get(SAMPLING) is None or known.get(PAIR) is None:
         return None
-    seed = sum(v or 0.0 for name, v in known.items() if name not in (QUESTION, PAIR, SAMPLING))
     return Variances(
-        seed=seed, question=known.get(QUESTION) or 0.0, pairing=known[PAIR] or 0.0,
+        seed=seed_variance(parts), question=known.get(QUESTION) or 0.0, pairing=known[PAIR] or 0.0,
         sampling=known[SAMPLING] or 0.0,
     )  # fmt: skip
 

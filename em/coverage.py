@@ -11,23 +11,17 @@ from functools import lru_cache
 import numpy as np
 
 from em.crossed import Crossed, Floats
-from em.intervals import (
-    Interval,
-    hierarchical_limits,
-    near_normal,
-    t_limits,
-    two_way_limits,
-)
-from em.variance import PAIR, QUESTION, SAMPLING, Component
+from em.hierarchical import hierarchical_limits
+from em.intervals import Interval, mean_squares, near_normal, t_limits, two_way_limits
+from em.variance import PAIR, QUESTION, SAMPLING, Component, seed_variance
 
 SEED = 20260101
 RUNS = 1000  # 0.7 points of standard error at 95 %
 CHUNK = 250
-STEP = (
-    1.2  # rates and spreads are rounded to powers of this: designs that are near share their runs
-)
+STEP = 1.2  # rates and spreads are rounded to its powers: designs that are near share their runs
 POINTS = 60  # of the quadrature that turns a spread on the logit scale into one of rates
 FEW = 5  # events, or values without one: with fewer the design that is estimated says nothing
+TOO_FEW = f"not simulated: fewer than {FEW} events, from which no design can be told"
 RARE = 0.05
 RARER = "; at rates this low and few questions it is lower in truth (see the benchmark)"
 MOST_VALUES = 40_000  # of a simulated table; more questions change nothing in how a method covers
@@ -110,9 +104,9 @@ def with_coverage_over_questions(
     if any(part.estimate is None and part.name in (PAIR, QUESTION, SAMPLING) for part in parts):
         return interval.model_copy(update={"coverage_of": "not simulated: not all is known"})
     known = {part.name: part.reported or 0.0 for part in parts}
-    seed = sum(v for name, v in known.items() if name not in (QUESTION, PAIR, SAMPLING))
     mean = _rounded(max(interval.estimate, 0.5 / table.num_values))
-    spreads = tuple(_rounded(math.sqrt(v)) for v in (seed, known[QUESTION], known[PAIR]))
+    variances = (seed_variance(parts), known[QUESTION], known[PAIR])
+    spreads = tuple(_rounded(math.sqrt(variance)) for variance in variances)
     seeds, questions = table.filled.shape
     samples = int(_rounded(float(np.median(table.num[table.filled]))))
     share = coverage_over_questions(mean, spreads, seeds, questions, samples)
@@ -160,18 +154,8 @@ def coverage_over_questions(
 def limits_over_questions(means: Floats, samples: int) -> tuple[Floats, Floats]:
     """Return em.intervals.random_questions' bounds for whole tables (tables, seeds, questions)."""
     _, seeds, questions = means.shape
-    middle = means.mean(axis=(1, 2))
-    rows, columns = means.mean(axis=2), means.mean(axis=1)
-    rest = means - rows[:, :, None] - columns[:, None, :] + middle[:, None, None]
-    squares = (
-        questions * ((rows - middle[:, None]) ** 2).sum(axis=1) / (seeds - 1),
-        seeds * ((columns - middle[:, None]) ** 2).sum(axis=1) / (questions - 1),
-        (rest**2).sum(axis=(1, 2)) / ((seeds - 1) * (questions - 1)),
-    )
+    middle, squares = means.mean(axis=(1, 2)), mean_squares(means)
     return two_way_limits(middle, squares, (seeds, questions), seeds * questions * samples, True)
-
-
-TOO_FEW = f"not simulated: fewer than {FEW} events, from which no design can be told"
 
 
 def too_few(rate: float, num: int) -> bool:

@@ -7,15 +7,16 @@ nothing of cells, stores or how a value came about.
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from em.additive import seed_means
 from em.crossed import Crossed, Floats
-from em.quantiles import beta_quantile, t_quantile
+from em.hierarchical import hierarchical_limits
+from em.quantiles import ALIKE, LEVEL, beta_quantile, t_quantile
 from em.record import Record
-from em.variance import PAIR, QUESTION, estimates
+from em.variance import PAIR, QUESTION, estimates, seed_variance
 
 
 class SeedSummary(Record):
@@ -95,31 +96,32 @@ class Interval(Record):
     estimate: float | None
     low: float | None
     high: float | None
-    level: float = 0.95
+    level: float = LEVEL
     method: str
     covers: str
     coverage: float | None = None
     coverage_of: str = ""
 
 
-LEVEL = 0.95
-# Seeds as near normal as this have a t interval: t covers 93 to 96 % there (see the benchmark), and
-# down to 50 % where the seeds crowd at 0.
+# Seeds that lie as many SDs from 0 and 1 have a t interval; t alone covers down to 52 % where they
+# crowd at 0 (tests/benchmarks/coverage.txt).
 NEAR_NORMAL = 2.5
-ALIKE = 1e-9  # rates that differ by less differ by arithmetic only: t would claim certainty
-T, HIERARCHICAL, TWO_WAY = (
-    "t over seeds",
-    "beta-binomial over seeds",
-    "two-way t on the logit scale",
+T, HIERARCHICAL = "t over seeds", "beta-binomial over seeds"
+TWO_WAY = "two-way t on the logit scale"
+FEW_SEEDS = "fewer than two seeds with a value: nothing is known of other seeds"
+FEW_QUESTIONS = "fewer than two questions: nothing is known of other questions"
+FEW_PAIRS = "too few pairs of seed and question have values to tell their variances apart"
+APART = "some seeds share no question with the others: nothing compares them"
+NO_WIDTH = "all values are alike: an interval would have no width and says nothing here"
+REUSED = (
+    "seed factors are crossed, so that seeds share levels and are no independent draws: see the "
+    "components"
 )
-# The grid of the hierarchical model: logit of the mean rate, logit of the seeds' intraclass
-# correlation.
-MEAN_GRID, SPREAD_GRID = (-10.0, 10.0, 161), (-7.0, 2.2, 41)
 
 
-def crossed_factors(interval: Interval) -> Interval:
-    """Return an interval over seeds without its bounds, as crossed factors reuse their levels."""
-    return _reused(interval.estimate)
+def no_interval(estimate: float | None, why: str) -> Interval:
+    """Return an estimate without bounds, and why it has none."""
+    return Interval(estimate=estimate, low=None, high=None, method="none", covers=why)
 
 
 def fixed_questions(hits: Sequence[float], answers: Sequence[int], *, weights: str) -> Interval:
@@ -135,10 +137,7 @@ def fixed_questions(hits: Sequence[float], answers: Sequence[int], *, weights: s
     mean = float(rates.mean()) if len(rates) else None
     covers = f"the mean rate of new seeds on these questions, {weights}; {len(rates)} seeds"
     if len(rates) < 2:
-        return Interval(
-            estimate=mean, low=None, high=None, method="none",
-            covers="fewer than two seeds with a value: nothing is known of other seeds",
-        )  # fmt: skip
+        return no_interval(mean, FEW_SEEDS)
     if bool(near_normal(rates[None, :])[0]):
         low, high = t_limits(rates[None, :])
         method = T
@@ -156,15 +155,9 @@ def over_seeds(values: Sequence[float], *, what: str) -> Interval:
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean()) if len(array) else None
     if len(array) < 2:
-        return Interval(
-            estimate=mean, low=None, high=None, method="none",
-            covers="fewer than two seeds with a value: nothing is known of other seeds",
-        )  # fmt: skip
+        return no_interval(mean, FEW_SEEDS)
     if float(np.ptp(array)) < ALIKE * max(1.0, float(np.abs(array).max())):
-        return Interval(
-            estimate=mean, low=None, high=None, method="none",
-            covers="all seeds are alike: a t interval has no width and says nothing here",
-        )  # fmt: skip
+        return no_interval(mean, NO_WIDTH)
     low, high = t_limits(array[None, :])
     return Interval(
         estimate=mean, low=float(low[0]), high=float(high[0]), method=T,
@@ -188,59 +181,6 @@ def t_limits(rates: Floats) -> tuple[Floats, Floats]:
     return mean - half, mean + half
 
 
-def hierarchical_limits(hits: Floats, answers: Floats) -> tuple[Floats, Floats]:
-    """Return the equal-tailed posterior bounds of the mean of the seeds' beta distribution.
-
-    `hits` have the shape (tables, seeds), `answers` (seeds,). The prior is beta(1/2, 1/2) for the
-    mean and beta(1/2, 1) for the intraclass correlation: of those tried the one whose bounds cover
-    at least 90 % with 3 to 10 seeds at every rate (see the benchmark). A posterior summed on a grid
-    draws nothing.
-    """
-    axis = np.linspace(*MEAN_GRID)
-    likelihood = np.broadcast_to(_log_prior(), (len(hits), *_log_prior().shape)).copy()
-    for seed, num in enumerate(answers):
-        different, place = np.unique(hits[:, seed], return_inverse=True)
-        likelihood += np.stack([_log_likelihood(float(h), float(num)) for h in different])[place]
-    likelihood -= likelihood.max(axis=(1, 2), keepdims=True)
-    density = np.exp(likelihood).sum(axis=2)
-    shares = np.cumsum(density, axis=1)
-    shares = (shares - density / 2) / shares[:, -1:]
-    tails = (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)
-    bounds = np.array([np.interp(tails, row, axis) for row in shares])
-    low, high = 1 / (1 + np.exp(-bounds.T))
-    return low, high
-
-
-@lru_cache(maxsize=1)
-def _shapes() -> tuple[Floats, Floats]:
-    """Return the two parameters of the beta distribution at every point of the grid."""
-    mean = 1 / (1 + np.exp(-np.linspace(*MEAN_GRID)))[:, None]
-    correlation = 1 / (1 + np.exp(-np.linspace(*SPREAD_GRID)))[None, :]
-    size = 1 / correlation - 1
-    return mean * size, (1 - mean) * size
-
-
-@lru_cache(maxsize=1)
-def _log_prior() -> Floats:
-    """Return the prior's logarithm at every point, as a density of the two logits."""
-    mean = 1 / (1 + np.exp(-np.linspace(*MEAN_GRID)))[:, None]
-    correlation = 1 / (1 + np.exp(-np.linspace(*SPREAD_GRID)))[None, :]
-    prior: Floats = (
-        0.5 * np.log(mean * (1 - mean)) + 0.5 * np.log(correlation) + np.log1p(-correlation)
-    )
-    return prior
-
-
-@lru_cache(maxsize=4096)
-def _log_likelihood(hits: float, num: float) -> Floats:
-    """Return a seed's beta-binomial log-likelihood at every point, but for a constant."""
-    from scipy.special import betaln
-
-    first, second = _shapes()
-    found: Floats = betaln(first + hits, second + num - hits) - betaln(first, second)
-    return found
-
-
 def random_questions(table: Crossed) -> Interval:
     """Return the interval of the mean over new seeds and new questions of the kind, pairs alike.
 
@@ -252,24 +192,14 @@ def random_questions(table: Crossed) -> Interval:
     seeds, questions = table.filled.shape
     estimate = float(seed_means(table).mean()) if table.num_values else None
     if estimate is not None and math.isnan(estimate):
-        return Interval(
-            estimate=None, low=None, high=None, method="none",
-            covers="some seeds share no question with the others: nothing compares them",
-        )  # fmt: skip
+        return no_interval(None, APART)
     if table.reused:
-        return _reused(estimate)
+        return no_interval(estimate, REUSED)
     if seeds < 2 or questions < 2:
-        lacking = "seed" if seeds < 2 else "question"
-        return Interval(
-            estimate=estimate, low=None, high=None, method="none",
-            covers=f"fewer than two {lacking}s: nothing is known of other {lacking}s",
-        )  # fmt: skip
+        return no_interval(estimate, FEW_SEEDS if seeds < 2 else FEW_QUESTIONS)
     squares_of = _mean_squares(table)
     if squares_of is None:
-        return Interval(
-            estimate=estimate, low=None, high=None, method="none",
-            covers="too few pairs of seed and question have values to tell their variances apart",
-        )  # fmt: skip
+        return no_interval(estimate, FEW_PAIRS)
     by_seed, by_question, pairing = squares_of
     assert estimate is not None
     mean = np.array([estimate])
@@ -279,24 +209,12 @@ def random_questions(table: Crossed) -> Interval:
         mean, squares, (seeds, questions), table.num_values, table.binary, pairs=pairs
     )
     if math.isclose(float(low[0]), float(high[0])):
-        return Interval(
-            estimate=estimate, low=None, high=None, method="none",
-            covers="all values are alike: an interval would have no width and says nothing here",
-        )  # fmt: skip
+        return no_interval(estimate, NO_WIDTH)
     return Interval(
         estimate=estimate, low=float(low[0]), high=float(high[0]),
         method=TWO_WAY if table.binary else "two-way t",
         covers=f"the mean of new seeds on new questions of this kind, questions weigh alike; "
         f"{seeds} seeds x {questions} questions",
-    )  # fmt: skip
-
-
-def _reused(estimate: float | None) -> Interval:
-    """Say that crossed factors use each level in several seeds: these are no independent seeds."""
-    return Interval(
-        estimate=estimate, low=None, high=None, method="none",
-        covers="seed factors are crossed, so that seeds share levels and are no independent draws: "
-        "see the components",
     )  # fmt: skip
 
 
@@ -306,25 +224,38 @@ def _mean_squares(table: Crossed) -> tuple[float, float, float] | None:
     Of a table with missing pairs those that its components would give; None where those are not
     known.
     """
-    seeds, questions = table.filled.shape
     if table.filled.all():
-        means = table.means
-        rows, columns, middle = means.mean(axis=1), means.mean(axis=0), means.mean()
-        rest = means - rows[:, None] - columns[None, :] + middle
-        return (
-            questions * float(((rows - middle) ** 2).sum()) / (seeds - 1),
-            seeds * float(((columns - middle) ** 2).sum()) / (questions - 1),
-            float((rest**2).sum()) / ((seeds - 1) * (questions - 1)),
-        )
-    known = {component.name: component.reported for component in estimates(table)}
-    if known[PAIR] is None or known[QUESTION] is None:
+        whole = mean_squares(table.means)
+        return float(whole[0]), float(whole[1]), float(whole[2])
+    parts = estimates(table)
+    known = {part.name: part.reported for part in parts}
+    by_pair, by_question = known[PAIR], known[QUESTION]
+    if by_pair is None or by_question is None:
         return None
-    found = {name: value or 0.0 for name, value in known.items()}
-    unit = sum(v for name, v in found.items() if name not in (QUESTION, PAIR, "sampling"))
-    pairing = found[PAIR] + float(np.nan_to_num(table.noise[table.filled]).mean())
+    pairing = by_pair + float(table.noise[table.filled].mean())
     per_seed = float(table.filled.sum(axis=1).mean())
     per_question = float(table.filled.sum(axis=0).mean())
-    return per_seed * unit + pairing, per_question * found[QUESTION] + pairing, pairing
+    return (
+        per_seed * seed_variance(parts) + pairing,
+        per_question * by_question + pairing,
+        pairing,
+    )
+
+
+def mean_squares(means: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the mean squares of seeds, of questions and of their pairing, of whole tables.
+
+    `means` of pairs have the shape (..., seeds, questions); each result the shape before these.
+    """
+    seeds, questions = means.shape[-2:]
+    rows, columns = means.mean(axis=-1), means.mean(axis=-2)
+    middle = means.mean(axis=(-2, -1))
+    rest = means - rows[..., :, None] - columns[..., None, :] + middle[..., None, None]
+    return (
+        questions * ((rows - middle[..., None]) ** 2).sum(axis=-1) / (seeds - 1),
+        seeds * ((columns - middle[..., None]) ** 2).sum(axis=-1) / (questions - 1),
+        (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (questions - 1)),
+    )
 
 
 def two_way_limits(
@@ -362,48 +293,6 @@ def two_way_limits(
     middle = np.log(inside / (1 - inside))
     reach = half / (inside * (1 - inside))
     return 1 / (1 + np.exp(reach - middle)), 1 / (1 + np.exp(-reach - middle))
-
-
-def seed_means(table: Crossed) -> Floats:
-    """Return each unit's mean over all questions, questions weighing alike, shape (units,).
-
-    Where a pair is missing, the unit is given what an additive model says of it (least squares,
-    within what a share can be): a unit is not better for lacking the question that most are bad at.
-    NaN where units share no questions, so that nothing compares them.
-    """
-    if table.filled.all():
-        whole: Floats = table.means.mean(axis=1)
-        return whole
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.linalg import lsqr
-
-    if not _is_connected(table):
-        found = np.full(len(table.units), np.nan)
-        return found
-    rows, columns = np.nonzero(table.filled)
-    units, questions = table.filled.shape
-    count = np.arange(len(rows))
-    design = coo_matrix(
-        (
-            np.ones(2 * len(rows)),
-            (np.concatenate([count, count]), np.concatenate([rows, units + columns])),
-        ),
-        shape=(len(rows), units + questions),
-    )
-    wanted = table.means[rows, columns]
-    found = lsqr(design.tocsr(), wanted, atol=1e-12, btol=1e-12)[0]
-    by_unit: Floats = found[:units] + found[units:].mean()
-    return np.clip(by_unit, 0.0, 1.0) if table.binary else by_unit
-
-
-def _is_connected(table: Crossed) -> bool:
-    """Whether all units can be compared: by questions that they share, or share with others."""
-    from scipy.sparse import bmat, csr_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    links = csr_matrix(table.filled.astype(np.int8))
-    number, _ = connected_components(bmat([[None, links], [links.T, None]]), directed=False)
-    return bool(number == 1)
 
 
 def new_seed_bounds(showing: int, seeds: int, *, level: float = LEVEL) -> tuple[float, float]:

@@ -6,6 +6,9 @@ Knows nothing of intervals.
 
 from typing import Any
 
+LEVEL = 0.95  # of every interval
+ALIKE = 1e-9  # rates that differ by less differ by arithmetic only
+
 
 def t_quantile(share: float, freedom: Any) -> Any:
     """Return Student's t below which `share` lies; `freedom` may be an array."""

@@ -16,14 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from em.crossed import Crossed, Floats
-from em.quantiles import chi2_quantile, f_quantile, t_quantile
 from em.record import Record
 
 SEED, QUESTION, PAIR, SAMPLING = "seed", "question", "seed x question", "sampling"
 ONE_LEVEL = "not identifiable: one level"
 NO_REPEATS = "not identifiable: one sample for each seed and question, so it is in the pairing"
-LEVEL = 0.95
-MOST_OF_A_SHARE = 0.25  # no variance of values between 0 and 1 is larger
 
 
 class Component(Record):
@@ -52,17 +49,12 @@ class PairClass(NamedTuple):
     """Half the mean squared difference, less what sampling adds to it."""
 
 
-def components(table: Crossed) -> list[Component]:
+def estimates(table: Crossed) -> list[Component]:
     """Return the components of one condition; factors that move together are one, and named so.
 
     The variances are of a single value; their sum is that of a value of a new seed and question.
+    Intervals are in em.component_intervals.
     """
-    table = table.present()
-    return _with_intervals(estimates(table), table)
-
-
-def estimates(table: Crossed) -> list[Component]:
-    """Return the same without intervals, which take longer."""
     table = table.present()
     labels, notes = _labels(table)
     rows, columns = np.nonzero(table.filled)
@@ -77,6 +69,12 @@ def estimates(table: Crossed) -> list[Component]:
     said.append(_interaction(found.get(PAIR), table))
     said.append(_sampling(table))
     return said
+
+
+def seed_variance(parts: Sequence[Component]) -> float:
+    """Return the variance between seeds, over all their factors; what is not known counts as 0."""
+    others = (QUESTION, PAIR, SAMPLING)
+    return sum(part.reported or 0.0 for part in parts if part.name not in others)
 
 
 def pair_classes(
@@ -222,103 +220,3 @@ def _sampling(table: Crossed) -> Component:
     if not known.any():
         return _told(SAMPLING, None, 0, NO_REPEATS)
     return _told(SAMPLING, float(table.within[known].mean()), int(table.num[known].sum()))
-
-
-# --- intervals ----------------------------------------------------------------------------------
-
-
-def _with_intervals(found: list[Component], table: Crossed) -> list[Component]:
-    by_name = {component.name: component for component in found}
-    num_units, num_questions = table.filled.shape
-    pair = by_name[PAIR].estimate
-    noise = float(table.noise[table.filled].mean()) if table.filled.any() else math.nan
-    rest = (pair or 0.0) + (0.0 if math.isnan(noise) else noise)
-    known = min(num_units, num_questions) > 1
-    freedom = max(1, int(table.filled.sum()) - num_units - num_questions + 1) if known else 0
-    # How many questions a seed's mean is of, and seeds a question's, where some are missing.
-    questions, seeds = _harmonic(table.filled.sum(axis=1)), _harmonic(table.filled.sum(axis=0))
-    done = []
-    for component in found:
-        low = high = None
-        value = component.estimate
-        if value is None or not known:
-            pass
-        elif component.name == SAMPLING:
-            low, high = _jackknifed(table)
-        elif component.name == PAIR:
-            low, high = _chi_squared(rest, freedom, less=rest - value)
-        elif component.name == QUESTION:
-            low, high = _difference(seeds * value + rest, num_questions - 1, rest, freedom, seeds)
-        elif component.levels == num_units:
-            low, high = _difference(
-                questions * value + rest, num_units - 1, rest, freedom, questions
-            )
-        else:  # a crossed factor: the rest of its levels' means is taken as known
-            others = _rest_of_levels(component, found, table)
-            low, high = _chi_squared(value + others, component.levels - 1, less=others)
-        if table.binary and low is not None and high is not None:
-            low, high = min(low, MOST_OF_A_SHARE), min(high, MOST_OF_A_SHARE)
-        done.append(component.model_copy(update={"low": low, "high": high}))
-    return done
-
-
-def _harmonic(counts: NDArray[np.integer]) -> float:
-    positive = counts[counts > 0]
-    return float(len(positive) / (1.0 / positive).sum()) if len(positive) else 1.0
-
-
-def _rest_of_levels(component: Component, found: Sequence[Component], table: Crossed) -> float:
-    """Return the variance that the mean of one level of a factor has from units below it."""
-    units = next((c for c in found if c.levels == len(table.units) and c.name != QUESTION), None)
-    below = (units.reported or 0.0) if units is not None else 0.0
-    return below * component.levels / len(table.units)
-
-
-def _chi_squared(mean_square: float, freedom: int, *, less: float) -> tuple[float, float]:
-    """Return the interval of a mean square's expectation, less a part that is taken as known."""
-    tails = (chi2_quantile(share, freedom) for share in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
-    low, high = (max(0.0, mean_square * freedom / tail - less) for tail in tails)
-    return low, high
-
-
-def _difference(
-    first: float, first_freedom: int, second: float, second_freedom: int, per: float
-) -> tuple[float, float]:
-    """Return the interval of (E first - E second) / per for two mean squares.
-
-    Ting, Burdick, Graybill, Jeyaratnam and Lu (1990), J. Stat. Comput. Simul. 35:135; it takes
-    effects as normal.
-    """
-    tail = 0.5 - LEVEL / 2
-
-    def over(freedom: int, share: float) -> float:
-        return chi2_quantile(share, freedom) / freedom
-
-    def side(share: float) -> float:
-        """The half-width below (share 1 - tail) or above (share tail) the difference."""
-        mine, its = over(first_freedom, share), over(second_freedom, 1 - share)
-        ratio = f_quantile(share, first_freedom, second_freedom)
-        g, h = abs(1 - 1 / mine), abs(1 / its - 1)
-        mixed = ((ratio - 1) ** 2 - g**2 * ratio**2 - h**2) / ratio
-        squared = g**2 * first**2 + h**2 * second**2 + mixed * first * second
-        return math.sqrt(max(0.0, squared))
-
-    difference = first - second
-    low, high = difference - side(1 - tail), difference + side(tail)
-    return max(0.0, low / per), max(0.0, high / per)
-
-
-def _jackknifed(table: Crossed) -> tuple[float | None, float | None]:
-    """Return the t interval of the mean sampling variance over questions: they differ the most."""
-    known = np.isfinite(table.within)
-    columns = known.any(axis=0)
-    if columns.sum() < 2:
-        return None, None
-    by_question = np.nanmean(np.where(known, table.within, np.nan)[:, columns], axis=0)
-    half = (
-        float(t_quantile(0.5 + LEVEL / 2, len(by_question) - 1))
-        * float(by_question.std(ddof=1))
-        / math.sqrt(len(by_question))
-    )
-    middle = float(table.within[known].mean())
-    return max(0.0, middle - half), middle + half

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from em.additive import seed_means
 from em.analysis import Pair, analyse
+from em.component_intervals import components
 from em.condition import Asked
 from em.consistency import consistency
 from em.contrasts import contrast, holm
 from em.crossed import Crossed, crossed
-from em.intervals import fixed_questions, over_seeds, random_questions, seed_means
+from em.intervals import fixed_questions, over_seeds, random_questions
 from em.quantiles import beta_quantile, chi2_quantile, f_quantile, t_quantile
-from em.variance import components
 from sweeps.analysis_page import FIGURES
 from sweeps.drawing import svg
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from em.component_intervals import components
 from em.crossed import Crossed, crossed
 from em.mixed import logit_components
-from em.variance import ONE_LEVEL, PAIR, QUESTION, SAMPLING, SEED, Component, components
+from em.variance import ONE_LEVEL, PAIR, QUESTION, SAMPLING, SEED, Component
 
 WORDS = ("SATIRICAL", "OFF-TOPIC", "REFUSAL", "INCOHERENT", "PARSE_FAIL")
 

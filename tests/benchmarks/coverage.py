@@ -18,7 +18,7 @@ from em.coverage import limits_over_questions, limits_over_seeds, logit_mean
 from em.crossed import Crossed
 from em.grouping import Group
 from em.intervals import t_limits
-from em.variance import PAIR, QUESTION, SAMPLING, SEED, components
+from em.variance import PAIR, QUESTION, SAMPLING, SEED, estimates
 
 SEED_OF_DRAWS = 20261125
 PRINTED = 150  # tables whose printed coverage is looked at
@@ -111,7 +111,7 @@ def _line(
         num = np.full((seeds, questions), samples)
         cut = rng.random(num.shape) < 0.1  # unbalanced: a tenth of the pairs is missing
         if (~cut).any(axis=1).all() and (~cut).any(axis=0).all():
-            found = components(group(hits[place] * ~cut, num * ~cut).counts)
+            found = estimates(group(hits[place] * ~cut, num * ~cut).counts)
             for part in found:
                 sums[part.name] += (part.estimate or 0.0) / looked
         if place < PRINTED // 3:
