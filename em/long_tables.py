@@ -15,12 +15,11 @@ from pydantic import Field
 
 from em.definitions import DEFINITIONS, ScaleDefinition
 from em.record import Record
+from em.table_files import FILE, read_files
 
-KINDS = (".csv", ".parquet", ".jsonl")
 RULE = re.compile(r"\s*(?P<column>\S+)\s+(?P<how>in|not in|==|!=|<=|>=|<|>)\s+(?P<value>.+?)\s*")
 How = Literal["in", "not in", "==", "!=", "<=", ">=", "<", ">"]
 ORDERED = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
-FILE = "\0file"  # the column that names the file of a row; no file has a column called so
 
 
 class Rule(Record):
@@ -58,18 +57,11 @@ def parse_rule(text: str) -> Rule:
         )
     values = tuple(part.strip() for part in match["value"].split(","))
     how: Any = match["how"]
-    if how in ORDERED:
-        _number(values[0], text)
+    if how in ORDERED and not _is_number(values[0]):
+        raise ValueError(f"{text!r}: {values[0]!r} is not a number, which {how} needs")
     if how not in ("in", "not in") and len(values) > 1:
         raise ValueError(f"{text!r}: {how} takes one value, {len(values)} are given: use in")
     return Rule(column=match["column"], how=how, values=values)
-
-
-def _number(text: str, rule: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"{rule!r}: {text!r} is not a number, which this needs") from error
 
 
 def read(paths: Sequence[Path], columns: TableColumns) -> tuple[pa.Table, list[str]]:
@@ -85,17 +77,7 @@ def read(paths: Sequence[Path], columns: TableColumns) -> tuple[pa.Table, list[s
             "say how a row counts in one way: --value COLUMN, --misaligned 'COLUMN in A,B', or "
             "--aligned and --coherent"
         )
-    if len(set(map(_resolved, paths))) < len(paths):
-        raise ValueError("a file is named twice: its rows would count twice")
-    try:
-        rows = pa.concat_tables([_file(path) for path in paths], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise ValueError(
-            f"the tables do not fit together: {str(error).splitlines()[0]}. Give each column one "
-            "kind of value in all of them"
-        ) from error
-    if not rows.num_rows:
-        raise ValueError(f"{', '.join(map(str, paths))}: no rows")
+    rows = read_files(paths)
     _check_columns(rows, columns)
     seeds = _seeds(rows, columns)
     one = pa.array(["all"] * rows.num_rows)
@@ -132,46 +114,6 @@ def _never(rows: pa.Table, columns: TableColumns) -> list[str]:
 
 def _one(text: str) -> str:
     return str(_plain(pa.array([text]))[0].as_py())
-
-
-def _resolved(path: Path) -> Path:
-    return path.resolve()
-
-
-def _file(path: Path) -> pa.Table:
-    """Return a file's rows, with its name; every column of a csv file as text."""
-    import pyarrow.csv as pacsv
-    import pyarrow.json as pajson
-    import pyarrow.parquet as pq
-
-    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if kind not in KINDS:
-        raise ValueError(f"{path}: not a table: {', '.join(KINDS)} are read, also with .gz")
-    try:
-        if kind == ".parquet":
-            table = pq.read_table(path)
-        else:
-            with pa.input_stream(str(path), compression="detect") as stream:
-                if kind == ".csv":
-                    names = pacsv.open_csv(
-                        pa.input_stream(str(path), compression="detect")
-                    ).schema.names
-                    if len(set(names)) < len(names):
-                        raise ValueError(f"{path}: two columns have one name: {names}")
-                    table = pacsv.read_csv(
-                        stream,
-                        parse_options=pacsv.ParseOptions(newlines_in_values=True),
-                        convert_options=pacsv.ConvertOptions(
-                            column_types=dict.fromkeys(names, pa.string()),
-                            strings_can_be_null=True,
-                            null_values=[""],
-                        ),
-                    )
-                else:
-                    table = pajson.read_json(stream)
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    return table.append_column(FILE, pa.array([path.name] * table.num_rows))
 
 
 def _check_columns(rows: pa.Table, columns: TableColumns) -> None:
@@ -305,7 +247,7 @@ def _numbers(rows: pa.Table, name: str, unscored: Sequence[str]) -> Any:
     texts = _plain(_text(rows, name))
     texts = pc.if_else(pc.is_in(texts, pa.array(unscored, pa.string())), None, texts)
     try:
-        numbers = pc.cast(pc.utf8_trim_whitespace(texts), pa.float64())
+        numbers = pc.cast(texts, pa.float64())
     except pa.ArrowInvalid:
         bad = [t for t in pc.unique(texts).to_pylist() if t is not None and not _is_number(t)]
         raise ValueError(

@@ -12,7 +12,8 @@ from em.judging import Item, Judgement, JudgingStopped
 from sweeps.artefacts import Part, StreamKind
 from sweeps.leases import LeaseLost
 from sweeps.provenance import Moment, provenance
-from sweeps.store import Store, is_failed
+from sweeps.store import Store
+from sweeps.stream_parts import is_failed
 
 PARTS_AT_ONCE = 2  # so that the engine has work while a file is written
 # A part is what a kill can cost: a tenth of the work, within what an engine answers at once and

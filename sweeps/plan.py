@@ -18,7 +18,8 @@ from em.variants import Step
 from sweeps.artefacts import Stage as Stage
 from sweeps.resolved import Drift, Resolved
 from sweeps.spec import Cell, SweepSpec
-from sweeps.store import Store, failed_in, lacks
+from sweeps.store import Store
+from sweeps.stream_parts import failed_in, lacks
 
 STAGES: tuple[Stage, ...] = ("train", "generate", "judge")
 

@@ -27,8 +27,9 @@ from sweeps.artefacts import (
 from sweeps.files import Damaged, StoreError
 from sweeps.ranges import expand
 from sweeps.stage_gates import weights_sha256
-from sweeps.store import KEY_DIGITS, Keyed, Store, rows_of, whole_part
+from sweeps.store import KEY_DIGITS, Keyed, Store
 from sweeps.store_targets import Targets
+from sweeps.stream_parts import rows_of, whole_part
 
 ASIDE = "damaged"
 COLUMNS: dict[StreamKind, list[str]] = {

@@ -16,7 +16,7 @@ from sweeps.attempts import Beat
 from sweeps.files import StoreError
 from sweeps.leases import holding
 from sweeps.plan import SweepPlan
-from sweeps.store import Store, whole_part
+from sweeps.store import Store
 from sweeps.store_gc import (
     Leftover,
     all_plans,
@@ -27,6 +27,7 @@ from sweeps.store_gc import (
     unreferenced,
     without_nested,
 )
+from sweeps.stream_parts import whole_part
 from tests.sweep_runs import emsweep
 
 DAY_S = 24 * 3600.0
