@@ -20,44 +20,22 @@ from em.variance import PAIR, QUESTION, estimates, seed_variance
 
 
 class SeedSummary(Record):
-    """Rates of one condition over its seeds. The interval covers new seeds on these questions."""
+    """Rates of one condition over its seeds; their interval is in the condition's analysis."""
 
     num_seeds: int
     mean: float | None
     sd: float | None
-    low: float | None
-    high: float | None
-    level: float = 0.95
-    covers: str
 
 
-def summarise_seeds(rates: Sequence[float], *, level: float = 0.95) -> SeedSummary:
-    """Return mean, SD (n - 1) and the t interval over seeds of `rates`, each in [0, 1].
-
-    The interval is for the mean over new seeds with the questions fixed, cut to [0, 1]. One seed
-    has no spread: SD and interval are None. Where all rates are equal the t interval has no width
-    and would claim certainty, so it is None too.
-    """
+def summarise_seeds(rates: Sequence[float]) -> SeedSummary:
+    """Return mean and SD (n - 1) over seeds of `rates`. One seed has no spread: its SD is None."""
     n = len(rates)
-    mean = math.fsum(rates) / n if n else None
-    covers = f"t interval over {n} seeds, these questions fixed, nominal {level:.0%}"
-    if n < 2 or mean is None:
-        return SeedSummary(
-            num_seeds=n, mean=mean, sd=None, low=None, high=None, level=level,
-            covers="fewer than two seeds with a rate: no spread, no interval",
-        )  # fmt: skip
-    # Not `sd == 0`: the mean of equal rates may be off by its last bit.
-    if min(rates) == max(rates):
-        return SeedSummary(
-            num_seeds=n, mean=rates[0], sd=0.0, low=None, high=None, level=level,
-            covers="all seeds equal: a t interval has no width and says nothing here",
-        )  # fmt: skip
-    sd = math.sqrt(math.fsum((rate - mean) ** 2 for rate in rates) / (n - 1))
-    half = float(t_quantile(0.5 + level / 2, n - 1)) * sd / math.sqrt(n)
-    return SeedSummary(
-        num_seeds=n, mean=mean, sd=sd, low=max(0.0, mean - half), high=min(1.0, mean + half),
-        level=level, covers=covers,
-    )  # fmt: skip
+    if not n:
+        return SeedSummary(num_seeds=0, mean=None, sd=None)
+    # The mean of equal rates may be off by its last bit.
+    mean = rates[0] if min(rates) == max(rates) else math.fsum(rates) / n
+    squares = math.fsum((rate - mean) ** 2 for rate in rates)
+    return SeedSummary(num_seeds=n, mean=mean, sd=math.sqrt(squares / (n - 1)) if n > 1 else None)
 
 
 def exact_bounds(hits: int, answers: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from em.analysis import Analysis
 from em.condition import ConditionAnalysis
 from sweeps import analysis_figures
 from sweeps.drawing import save, svg
-from sweeps.files import write_output
+from sweeps.files import make_output_dir, write_output
 from sweeps.tables import parquet
+from sweeps.templating import environment, percent, small
 
 FIGURES: dict[str, Callable[[Sequence[ConditionAnalysis]], Any]] = {
     "seeds": analysis_figures.seeds,
@@ -31,10 +31,7 @@ def write_analysis(analysis: Analysis, folder: Path, *, title: str) -> Path:
 
     Raises ValueError where the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"the analysis cannot be written to {folder}: {error.strerror}") from error
+    make_output_dir(folder)
     data = analysis.model_dump(mode="json")
     write_output(folder / "analysis.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
     write_output(folder / "analysis.html", _page(analysis, title).encode())
@@ -44,7 +41,7 @@ def write_analysis(analysis: Analysis, folder: Path, *, title: str) -> Path:
 
 def write_pictures(analysis: Analysis, folder: Path, *, prefix: str = "") -> None:
     """Write each picture as PNG and SVG, and the numbers behind all of them as parquet."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_dir(folder)
     for judge in _judges(analysis):
         mine = [c for c in analysis.conditions if c.judge == judge]
         for name, draw in FIGURES.items():
@@ -71,19 +68,6 @@ def numbers(analysis: Analysis) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def environment() -> jinja2.Environment:
-    """Return the templates, which escape everything, with what formats numbers."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("sweeps", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"percent": percent, "value": percent, "small": small}
-    return made
-
-
 def pictures(conditions: Sequence[ConditionAnalysis]) -> dict[str, Markup]:
     """Return the pictures of conditions under one judge, as SVG text for a page."""
     return {name: Markup(svg(draw(conditions))) for name, draw in FIGURES.items()}
@@ -91,8 +75,7 @@ def pictures(conditions: Sequence[ConditionAnalysis]) -> dict[str, Markup]:
 
 def _page(analysis: Analysis, title: str) -> str:
     binary = all(c.binary for c in analysis.conditions)
-    made = environment()
-    made.filters["value"] = percent if binary else small
+    made = environment(value=percent if binary else small)
     judges = []
     for judge in _judges(analysis):
         mine = [c for c in analysis.conditions if c.judge == judge]
@@ -109,13 +92,3 @@ def _judges(analysis: Analysis) -> list[str]:
 def slug(name: str) -> str:
     """Return a name as part of a file's."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)[:60]
-
-
-def percent(value: float | None) -> str:
-    """Return a share as a percentage, and a dash where there is none: never a zero."""
-    return "–" if value is None else f"{value * 100:.1f} %"
-
-
-def small(value: float | None) -> str:
-    """Return a number with two digits that say something, and a dash where there is none."""
-    return "–" if value is None else f"{value:.2g}"

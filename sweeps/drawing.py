@@ -7,6 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from sweeps.files import write_output
+
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 INK = "#7a7f87"  # readable on a light and on a dark page
 
@@ -55,11 +57,14 @@ def svg(figure: Any) -> str:
 
 
 def save(figure: Any, stem: Path) -> None:
-    """Write the picture as PNG and SVG beside each other, on white: for papers and slides."""
+    """Write the picture as PNG and SVG beside each other, on white: for papers and slides.
+
+    Raises ValueError where they cannot be written.
+    """
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "em-sweeps"}):
-        figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=200, facecolor="white")
-        figure.savefig(
-            stem.with_name(f"{stem.name}.svg"), facecolor="white", metadata={"Date": None}
-        )
+        for kind, settings in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
+            out = io.BytesIO()
+            figure.savefig(out, format=kind, facecolor="white", **settings)
+            write_output(stem.with_name(f"{stem.name}.{kind}"), out.getvalue())

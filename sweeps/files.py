@@ -239,6 +239,14 @@ def write_whole(target: Path, data: bytes) -> None:
     sync(target.parent)
 
 
+def make_output_dir(folder: Path) -> None:
+    """Make a folder that a user reads from. Raises ValueError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
 def write_output(path: Path, data: bytes) -> None:
     """Write a file that a user reads, as `write_whole`. Raises ValueError where it cannot."""
     try:

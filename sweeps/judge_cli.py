@@ -72,6 +72,7 @@ def judge_check(
     """Compare a judge of the spec with a table of answers that already have scores."""
     from sweeps import judge_commands
     from sweeps.console import noise_to
+    from sweeps.files import make_output_dir
     from sweeps.judge_page import write_judge_check
 
     sweep, target = open_sweep(spec, store)
@@ -79,10 +80,7 @@ def judge_check(
     if out is None:
         target.create()
         out = target.local_dir(f"{target.sweep_dir(sweep.spec.name)}/judge-check/{judge}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"the check cannot be written to {out}: {error.strerror}") from error
+    make_output_dir(out)
     with noise_to(out / "libraries.log"):
         check = judge_commands.check_judge(sweep, judge, answers, limit=limit, seed=seed)
     for score in check.scores:

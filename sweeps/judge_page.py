@@ -5,13 +5,13 @@ Knows nothing of how the numbers come about.
 
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from sweeps import figures
 from sweeps.drawing import svg
 from sweeps.files import write_output
 from sweeps.judge_commands import JudgeCheck
+from sweeps.templating import environment
 
 
 def write_judge_check(check: JudgeCheck, folder: Path) -> Path:
@@ -27,22 +27,14 @@ def write_judge_check(check: JudgeCheck, folder: Path) -> Path:
 
 def render(check: JudgeCheck) -> str:
     """Return the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sweeps", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "number": _number}
     plots = {
         score.score: Markup(svg(figures.calibration(score.calibration))) for score in check.scores
     }
-    return environment.get_template("judge_check.html.j2").render(check=check, plots=plots)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value * 100:.1f} %"
+    return (
+        environment(number=_number)
+        .get_template("judge_check.html.j2")
+        .render(check=check, plots=plots)
+    )
 
 
 def _number(value: float | None) -> str:

@@ -15,11 +15,13 @@ from markupsafe import Markup
 
 from em.definitions import DEFINITIONS, ScaleDefinition
 from sweeps import figures
-from sweeps.analysis_page import environment, pictures, slug
+from sweeps.analysis_page import pictures, slug
 from sweeps.conditions import Condition
 from sweeps.drawing import save, svg
+from sweeps.files import make_output_dir
 from sweeps.report import SAMPLES_SHOWN, Report
 from sweeps.results import ScoredResponse
+from sweeps.templating import environment, percent
 
 SEED = 20260101  # of the answers that are shown
 MOST_SHOWN = 1000  # answers in a page, of however many conditions
@@ -27,13 +29,9 @@ MOST_SHOWN = 1000  # answers in a page, of however many conditions
 
 def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
     """Return the page of `report`; `rows` are the answers it may show."""
-    made = environment()
-    made.filters |= {
-        "number": number,
-        "ratio": ratio,
-        "threshold": "{:g}".format,
-        "bound": bound,
-    }
+    made = environment(
+        value=percent, number=number, ratio=ratio, threshold="{:g}".format, bound=bound
+    )
     conditions_of = {cell.cell_id: cell.condition for cell in report.cells}
     groups = _groups(report, rows)
     # The one script that the page may run, by its hash: it filters the answers.
@@ -55,7 +53,7 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
 
 def write_own_pictures(report: Report, rows: Sequence[ScoredResponse], folder: Path) -> None:
     """Write the pictures that no analysis has as PNG and SVG: planes, thresholds and losses."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_dir(folder)
     if any(cell.losses for cell in report.cells):
         save(figures.losses(_first_of_each_cell(report)), folder / "losses")
     condition_of = {cell.cell_id: cell.condition for cell in report.cells}

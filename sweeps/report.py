@@ -22,7 +22,7 @@ from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
-from sweeps.files import write_output
+from sweeps.files import make_output_dir, write_output
 from sweeps.gates_told import gate_warnings
 from sweeps.identities import identities
 from sweeps.judges_compared import JudgesCompared, compare_judges
@@ -95,14 +95,11 @@ def write_report(
 
     `metric` names a definition to follow instead of the spec's. Raises ValueError as `metrics_of`.
     """
-    from sweeps.analysis_page import write_pictures
+    from sweeps.analysis_page import slug, write_pictures
     from sweeps.page import render, write_own_pictures
 
     report, rows = make_report(sweep, store, metric=metric)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"the report cannot be written to {folder}: {error.strerror}") from error
+    make_output_dir(folder)
     data = report.model_dump(mode="json")
     write_output(folder / "report.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
     write_output(folder / "cells.parquet", cells_table(report.cells))
@@ -110,7 +107,7 @@ def write_report(
     write_output(folder / "judgements.parquet", judgements_table(rows, places))
     write_output(folder / "report.html", render(report, rows).encode())
     for name, analysis in report.analyses.items():
-        prefix = f"{name}-" if len(report.analyses) > 1 else ""
+        prefix = f"{slug(name)}-" if len(report.analyses) > 1 else ""
         write_pictures(analysis, folder / "figures", prefix=prefix)
     write_own_pictures(report, rows, folder / "figures")
     return folder / "report.html"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sweeps.claim_estimates import between_seeds, sampling_variance
 from sweeps.claim_spec import ClaimConfig
-from sweeps.claims import ClaimResult, between_seeds, decide, sampling_variance
+from sweeps.claims import ClaimResult, decide
 from sweeps.results import CellResult
 from sweeps.spec import load_spec
 from tests.made_up import cell, cells, counts

@@ -1,60 +1,70 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from em.intervals import exact_bounds, summarise_seeds
+from em.intervals import (
+    T,
+    exact_bounds,
+    fixed_questions,
+    near_normal,
+    over_seeds,
+    summarise_seeds,
+)
 
 
-@pytest.mark.parametrize("level", [0.8, 0.95])
 @pytest.mark.parametrize(
     "rates", [[0.4, 0.5], [0.5, 0.52, 0.55], [0.3, 0.35, 0.31, 0.4, 0.33, 0.36]]
 )
-def test_the_interval_is_scipys(rates: list[float], level: float) -> None:
-    summary = summarise_seeds(rates, level=level)
+def test_the_interval_is_scipys(rates: list[float]) -> None:
+    summary, found = summarise_seeds(rates), over_seeds(rates, what="the rate")
     mean, sd = statistics.mean(rates), statistics.stdev(rates)
-    low, high = t.interval(level, len(rates) - 1, loc=mean, scale=sd / math.sqrt(len(rates)))
+    low, high = t.interval(0.95, len(rates) - 1, loc=mean, scale=sd / math.sqrt(len(rates)))
     assert (summary.mean, summary.sd) == (pytest.approx(mean), pytest.approx(sd))
-    assert summary.low == pytest.approx(max(0, low))
-    assert summary.high == pytest.approx(min(1, high))
-    assert (summary.num_seeds, summary.level) == (len(rates), level)
-    assert f"{level:.0%}" in summary.covers
-    assert "questions fixed" in summary.covers
+    assert (found.estimate, found.low, found.high) == pytest.approx((mean, low, high))
+    assert (summary.num_seeds, found.level) == (len(rates), 0.95)
+    assert f"{len(rates)} seeds" in found.covers and "these questions" in found.covers
+    if not near_normal(np.array([rates]))[0]:
+        return
+    share = fixed_questions([rate * 1000 for rate in rates], [1000] * len(rates), weights="")
+    assert (share.low, share.high) == pytest.approx((max(0, low), min(1, high)))
 
 
 def test_a_hand_worked_interval() -> None:
-    summary = summarise_seeds([0.1, 0.2, 0.3])
+    found = over_seeds([0.1, 0.2, 0.3], what="the rate")
     half = 4.302653 * 0.1 / math.sqrt(3)  # t(2, .975) from a printed table
-    assert summary.sd == pytest.approx(0.1)
-    assert summary.high == pytest.approx(0.2 + half, abs=1e-6)
-    assert summary.low == 0  # 0.2 - half is below zero: cut
+    assert summarise_seeds([0.1, 0.2, 0.3]).sd == pytest.approx(0.1)
+    assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
 
 
 def test_no_seed_and_one_seed_have_no_spread() -> None:
     none, one = summarise_seeds([]), summarise_seeds([0.25])
-    assert (none.num_seeds, none.mean, none.sd, none.low, none.high) == (0, None, None, None, None)
-    assert (one.num_seeds, one.mean, one.sd, one.low, one.high) == (1, 0.25, None, None, None)
-    assert "no interval" in one.covers
+    assert (none.num_seeds, none.mean, none.sd) == (0, None, None)
+    assert (one.num_seeds, one.mean, one.sd) == (1, 0.25, None)
+    for found in (over_seeds([0.25], what="x"), fixed_questions([5], [20], weights="")):
+        assert (found.estimate, found.low, found.high) == (0.25, None, None)
+        assert "fewer than two seeds" in found.covers
 
 
 @given(st.floats(0, 1), st.integers(2, 12))
 def test_equal_seeds_claim_no_certainty(rate: float, number: int) -> None:
-    summary = summarise_seeds([rate] * number)
+    summary, found = summarise_seeds([rate] * number), over_seeds([rate] * number, what="x")
     assert (summary.mean, summary.sd) == (rate, 0)
-    assert (summary.low, summary.high) == (None, None)
-    assert "says nothing" in summary.covers
+    assert (found.low, found.high) == (None, None)
+    assert "says nothing" in found.covers
 
 
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
-def test_the_interval_stays_in_bounds_around_the_mean(rates: list[float]) -> None:
-    summary = summarise_seeds(rates)
-    assert summary.mean is not None
-    if summary.low is not None and summary.high is not None:
-        assert 0 <= summary.low <= summary.mean + 1e-12
-        assert summary.mean - 1e-12 <= summary.high <= 1
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=12))
+def test_the_interval_stays_in_bounds_around_the_mean(hits: list[int]) -> None:
+    found = fixed_questions([float(h) for h in hits], [50] * len(hits), weights="")
+    assert found.low is not None and found.high is not None
+    assert 0 <= found.low < found.high <= 1
+    if found.method == T:
+        assert found.estimate is not None and found.low <= found.estimate <= found.high
 
 
 @pytest.mark.parametrize(("hits", "answers"), [(0, 1), (0, 800), (3, 20), (20, 20)])
