@@ -6,7 +6,7 @@ Pure functions of counts; knows nothing of what the effect is.
 from collections.abc import Sequence
 
 from em.contrasts import holm
-from em.intervals import exact_bounds_of, new_seed_bounds
+from em.intervals import exact_bounds, exact_bounds_of
 from em.record import Record
 
 FLOOR = 0.01  # a rate that nobody would call an effect; the published controls lie below it
@@ -62,7 +62,7 @@ def consistency(
         )
     )
     showing = sum(one.shown for one in by_seed)
-    low, high = new_seed_bounds(showing, len(by_seed))
+    low, high = exact_bounds(showing, len(by_seed))  # with none of three the upper one is 0.71
     return Consistency(
         floor=floor, seeds=len(by_seed), showing=showing,
         chance=(showing + 0.5) / (len(by_seed) + 1), low=low, high=high, by_seed=by_seed,

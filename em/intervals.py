@@ -271,11 +271,3 @@ def two_way_limits(
     middle = np.log(inside / (1 - inside))
     reach = half / (inside * (1 - inside))
     return 1 / (1 + np.exp(reach - middle)), 1 / (1 + np.exp(-reach - middle))
-
-
-def new_seed_bounds(showing: int, seeds: int, *, level: float = LEVEL) -> tuple[float, float]:
-    """Return exact bounds of the chance that a new seed shows it, where `showing` of `seeds` do.
-
-    With none of three the upper bound is 0.71: three clean seeds say little of the next one.
-    """
-    return exact_bounds(showing, seeds, level=level)

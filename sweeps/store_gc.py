@@ -3,9 +3,8 @@
 Knows nothing of how an artefact is made.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from em.record import Record
 from sweeps.artefacts import StreamKind, StreamRecord
@@ -35,14 +34,13 @@ class Leftover(Record):
     why: str
 
 
-def check_quiet(store: Store, **clock: Callable[..., Any]) -> frozenset[str]:
+def check_quiet(store: Store) -> frozenset[str]:
     """Return the drivers of every sweep of the store. Raises ValueError where one is at work.
 
-    Of a driver on another machine that has not said its end this takes a minute; `clock` as in
-    sweeps.leases.living.
+    Of a driver on another machine that has not said its end this takes a minute.
     """
     beats = [(s, beat) for s in store.files.names("sweeps") for beat in store.drivers(s)]
-    for sweep, live in living(store, beats, **clock):
+    for sweep, live in living(store, beats):
         raise ValueError(
             f"nothing is removed from {store.url}: process {live.pid} on {live.host} is at work on "
             f"the sweep {sweep!r} there, and what looks unfinished may be its work. Wait until it "
