@@ -54,14 +54,14 @@ check: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What starts Ray or an engine runs one after the other (two Rays on one machine disturb each other),
-# and beside it all else, whose output is shown at the end. No test in one of the two (5) is no error.
+# What starts Ray runs one after the other (two Rays on one machine disturb each other), and beside it
+# all else, whose output is shown at the end. No test in one of the two (5) is no error.
 test: check
-	$(BIN)/python -m pytest -m "not faults and not ray and not vllm" $(PYTEST) >.venv/others.txt 2>&1 & \
+	$(BIN)/python -m pytest -m "not faults and not ray" $(PYTEST) >.venv/others.txt 2>&1 & \
 	others=$$!; \
-	$(BIN)/python -m pytest -m "not faults and (ray or vllm)" $(PYTEST); engines=$$?; \
+	$(BIN)/python -m pytest -m "not faults and ray" $(PYTEST); clusters=$$?; \
 	wait $$others; beside=$$?; cat .venv/others.txt; \
-	for code in $$engines $$beside; do [ $$code = 0 ] || [ $$code = 5 ] || exit $$code; done
+	for code in $$clusters $$beside; do [ $$code = 0 ] || [ $$code = 5 ] || exit $$code; done
 
 # Faults in the real parts (killed, stopped, full, torn, out of reach), with those that are slow to
 # plant, and the matrix of them: most of an hour. `test` has those of seconds.
