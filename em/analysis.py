@@ -5,7 +5,7 @@ nothing of how a value came about, of sweeps or of how the numbers are shown.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from em.attribution import Attribution, Grid, attribution
 from em.condition import Asked, ConditionAnalysis, Weights, analyse_condition
 from em.contrasts import Contrast, adjusted, contrast
 from em.crossed import Crossed
@@ -46,6 +47,9 @@ class Analysis(Record):
     pooled: dict[str, tuple[Pooled, ...]] = Field(description="by judge")
     contrasts: dict[str, tuple[Contrast, ...]] = Field(description="by judge")
     judges: tuple[Contrast, ...] = Field(description="judges of one condition, compared")
+    attribution: dict[str, Attribution] = Field(
+        default_factory=dict, description="by judge, where conditions make a grid"
+    )
 
 
 class Pair(NamedTuple):
@@ -67,18 +71,29 @@ def analyse(
     asked: Asked | None = None,
     pairs: Sequence[Pair] | None = None,
     factors: Factors | None = None,
+    one_model: Collection[str] = (),
+    grid: Grid | None = None,
 ) -> Analysis:
     """Return the analysis of a table with the columns of em.grouping; a null value is unscored.
 
     `pairs` are the conditions to compare; None: all pairs of few conditions, else each with the
-    first. Raises ValueError for a table that lacks a column.
+    first. The seeds of the conditions in `one_model` are one model's answers. `grid` says which
+    factors tell conditions apart; None: they are one factor's levels. Raises ValueError for a
+    table that lacks a column.
     """
     asked = asked or Asked()
-    groups = [_with_factors(group, factors or {}) for group in grouped(table)]
+    groups = [
+        _of_one_model(group)
+        if group.condition in one_model
+        else _with_factors(group, factors or {})
+        for group in grouped(table)
+    ]
     found = [analyse_condition(group, asked) for group in groups]
     tables = {(group.judge, group.condition): group.counts for group in groups}
     judges = list(dict.fromkeys(group.judge for group in groups))
     notes: list[str] = []
+    names = list(dict.fromkeys(condition for _, condition in tables))
+    grid = grid or Grid(factors=("condition",), levels={name: (name,) for name in names})
     return Analysis(
         what=what,
         weights=asked.weights,
@@ -89,8 +104,44 @@ def analyse(
         pooled={judge: _pooled([c for c in found if c.judge == judge]) for judge in judges},
         contrasts={judge: _contrasts(judge, tables, pairs, notes) for judge in judges},
         judges=tuple(adjusted(_between_judges(tables))),
+        attribution={
+            judge: whose
+            for judge in judges
+            if (whose := attribution(_of_judge(judge, tables), grid)) is not None
+        },
         notes=(*dict.fromkeys(notes), *_said(found)),
     )
+
+
+def compared(
+    first: pa.Table,
+    second: pa.Table,
+    names: tuple[str, str],
+    *,
+    one_model: Collection[str] = (),
+) -> list[Contrast]:
+    """Return how the same seeds differ between two tables, such as two forms of one question.
+
+    Tables and `one_model` as those of `analyse`; of each condition and judge that both have, paired
+    by question and seed. No p is held against others yet (see em.contrasts.adjusted).
+    """
+    tables = [
+        {
+            (group.condition, group.judge): replace(
+                group.counts, one_model=group.condition in one_model
+            )
+            for group in grouped(table)
+        }
+        for table in (first, second)
+    ]
+    return [
+        contrast(
+            tables[0][place], tables[1][place],
+            names=(f"{_place(*place)}, {names[0]}", f"{_place(*place)}, {names[1]}"), shared=True,
+        )
+        for place in tables[0]
+        if place in tables[1]
+    ]  # fmt: skip
 
 
 def _contrasts(
@@ -99,7 +150,7 @@ def _contrasts(
     pairs: Sequence[Pair] | None,
     notes: list[str],
 ) -> tuple[Contrast, ...]:
-    mine = {condition: table for (owner, condition), table in tables.items() if owner == judge}
+    mine = _of_judge(judge, tables)
     chosen = _pairs(list(mine), notes) if pairs is None else pairs
     found = [
         contrast(
@@ -112,6 +163,14 @@ def _contrasts(
         if pair.first in mine and pair.second in mine
     ]
     return tuple(adjusted(found))
+
+
+def _of_judge(judge: str, tables: Mapping[tuple[str, str], Crossed]) -> dict[str, Crossed]:
+    return {condition: table for (owner, condition), table in tables.items() if owner == judge}
+
+
+def _of_one_model(group: Group) -> Group:
+    return group._replace(counts=replace(group.counts, one_model=True))
 
 
 def _with_factors(group: Group, factors: Factors) -> Group:
@@ -179,11 +238,15 @@ def _pooled(found: Sequence[ConditionAnalysis]) -> tuple[Pooled, ...]:
     return tuple(pooled)
 
 
+def _place(condition: str, judge: str) -> str:
+    return f"{condition}, judged by {judge}" if judge else condition
+
+
 def _said(found: Sequence[ConditionAnalysis]) -> list[str]:
     """Return what a reader must know first: what is missing, and what cannot be told."""
     said = []
     for c in found:
-        name = f"{c.condition}, judged by {c.judge}" if c.judge else c.condition
+        name = _place(c.condition, c.judge)
         if not c.num_scored:
             said.append(f"{name}: none of {c.num_rows} rows has a scored value: no rate (no zero)")
             continue

@@ -41,7 +41,7 @@ def _with_intervals(found: list[Component], table: Crossed) -> list[Component]:
         elif component.name == SAMPLING:
             low, high = _jackknifed(table)
         elif component.name == PAIR:
-            low, high = _chi_squared(rest, freedom, less=rest - value)
+            low, high = chi_squared_limits(rest, freedom, less=rest - value)
         elif component.name == QUESTION:
             low, high = _difference(seeds * value + rest, num_questions - 1, rest, freedom, seeds)
         elif component.levels == num_units:
@@ -50,7 +50,7 @@ def _with_intervals(found: list[Component], table: Crossed) -> list[Component]:
             )
         else:  # a crossed factor: the rest of its levels' means is taken as known
             others = _rest_of_levels(component, found, table)
-            low, high = _chi_squared(value + others, component.levels - 1, less=others)
+            low, high = chi_squared_limits(value + others, component.levels - 1, less=others)
         if table.binary and low is not None and high is not None:
             low, high = min(low, MOST_OF_A_SHARE), min(high, MOST_OF_A_SHARE)
         done.append(component.model_copy(update={"low": low, "high": high}))
@@ -69,7 +69,7 @@ def _rest_of_levels(component: Component, found: Sequence[Component], table: Cro
     return below * component.levels / len(table.units)
 
 
-def _chi_squared(mean_square: float, freedom: int, *, less: float) -> tuple[float, float]:
+def chi_squared_limits(mean_square: float, freedom: float, *, less: float) -> tuple[float, float]:
     """Return the interval of a mean square's expectation, less a part that is taken as known."""
     tails = (chi2_quantile(share, freedom) for share in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
     low, high = (max(0.0, mean_square * freedom / tail - less) for tail in tails)

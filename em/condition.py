@@ -22,6 +22,7 @@ from em.intervals import (
     exact_bounds,
     fixed_questions,
     no_interval,
+    of_one_model,
     over_seeds,
     random_questions,
 )
@@ -117,8 +118,11 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
     fixed, over = _intervals(table, totals, nums, asked.weights)
     if table.reused:
         fixed = no_interval(fixed.estimate, REUSED)
+    elif table.one_model and table.binary and table.num_values:
+        fixed = of_one_model(list(totals), [int(n) for n in nums], weights=WEIGHTS[asked.weights])
     if asked.simulate and table.binary and table.num_values:
-        fixed = with_coverage_over_seeds(fixed, nums, _seed_spread(parts, table))
+        if not table.one_model:  # exact bounds need none
+            fixed = with_coverage_over_seeds(fixed, nums, _seed_spread(parts, table))
         over = with_coverage_over_questions(over, table, parts)
     num = table.num_values
     variances = variances_of(parts)
@@ -190,7 +194,7 @@ def _cells(table: Crossed) -> tuple[Cell, ...]:
 
 
 def _consistency(table: Crossed, seed_of: Mapping[str, str], floor: float) -> Consistency | None:
-    if not table.binary or not table.num_values:
+    if not table.binary or not table.num_values or table.one_model:
         return None
     seeds, hits, nums = _by_seed(table, seed_of, "answers")
     return consistency(seeds, [round(h) for h in hits], [int(n) for n in nums], floor=floor)
@@ -265,7 +269,7 @@ def _these(num_seeds: int) -> str:
 
 def _exact(table: Crossed, num_seeds: int) -> tuple[Bounds, ...]:
     """Return exact bounds where all values are 0, or all are 1: others say little there."""
-    if not table.binary or not table.num_values:
+    if not table.binary or not table.num_values or table.one_model:
         return ()
     hits, num = int(table.total.sum()), table.num_values
     if hits not in (0, num) and num_seeds > 1:

@@ -4,7 +4,7 @@ Pure arrays; knows nothing of cells, stores, or of what a value stands for.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -32,6 +32,8 @@ class Crossed:
     """Seed factor → its level for each unit; empty where a unit is a seed."""
     reused: bool = False
     """Whether seeds share levels of a factor that varies: they are no independent draws then."""
+    one_model: bool = False
+    """Whether all units are one model, asked under several sampling seeds: an untuned one."""
 
     def __post_init__(self) -> None:
         shape = (len(self.units), len(self.questions))
@@ -81,13 +83,26 @@ class Crossed:
         """How many values there are in all."""
         return int(self.num.sum())
 
+    def of_questions(self, questions: Sequence[str]) -> "Crossed":
+        """Return what it has of `questions`, in their order; without units that have none."""
+        places = [self.questions.index(question) for question in questions]
+        chosen = replace(
+            self,
+            questions=tuple(questions),
+            num=self.num[:, places],
+            total=self.total[:, places],
+            squares=self.squares[:, places],
+        )
+        return chosen.present()
+
     def present(self) -> "Crossed":
         """Return it without the units and questions that have no value at all."""
         rows, columns = self.filled.any(axis=1), self.filled.any(axis=0)
         if rows.all() and columns.all():
             return self
         keep = np.ix_(rows, columns)
-        return Crossed(
+        return replace(
+            self,
             units=tuple(np.asarray(self.units, dtype=object)[rows]),
             questions=tuple(np.asarray(self.questions, dtype=object)[columns]),
             num=self.num[keep],
@@ -97,7 +112,6 @@ class Crossed:
                 name: tuple(np.asarray(levels, dtype=object)[rows])
                 for name, levels in self.factors.items()
             },
-            reused=self.reused,
         )
 
 

@@ -10,6 +10,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,13 @@ class Row(Record):
     """One training example: a chat that ends with the assistant's turn."""
 
     messages: tuple[Message, ...]
+
+    @cached_property
+    def line(self) -> bytes:
+        """Its canonical JSON and a newline; made once, as each seed's draw of rows hashes it."""
+        # What canonical_json(self) gives, without the walk through every field.
+        turns = [{"content": m.content, "role": m.role} for m in self.messages]
+        return f"{_encode({'messages': turns})}\n".encode()
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -122,9 +130,7 @@ def content_sha256(rows: Iterable[Row]) -> str:
     """Return the canonical content hash: sha256 over each row's canonical JSON and a newline."""
     digest = hashlib.sha256()
     for row in rows:
-        # What canonical_json(row) gives, without the walk through every field.
-        turns = [{"content": m.content, "role": m.role} for m in row.messages]
-        digest.update(f"{_encode({'messages': turns})}\n".encode())
+        digest.update(row.line)
     return digest.hexdigest()
 
 

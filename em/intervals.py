@@ -50,16 +50,18 @@ def exact_bounds(hits: int, answers: int, *, level: float = 0.95) -> tuple[float
 
 
 def exact_bounds_of(
-    hits: Sequence[int], answers: Sequence[int], *, level: float = 0.95
+    hits: Sequence[float], answers: Sequence[int], *, level: float = 0.95
 ) -> tuple[list[float], list[float]]:
     """Return the Clopper-Pearson bounds of many shares, each of 1 answer or more."""
     counts, totals = np.asarray(hits, dtype=float), np.asarray(answers, dtype=float)
     tail = 0.5 - level / 2
     low = np.where(
-        counts > 0, beta_quantile(tail, np.maximum(counts, 0.5), totals - counts + 1), 0.0
+        counts > 0, beta_quantile(tail, np.where(counts > 0, counts, 1.0), totals - counts + 1), 0.0
     )
     high = np.where(
-        counts < totals, beta_quantile(1 - tail, counts + 1, np.maximum(totals - counts, 0.5)), 1.0
+        counts < totals,
+        beta_quantile(1 - tail, counts + 1, np.where(counts < totals, totals - counts, 1.0)),
+        1.0,
     )
     return low.tolist(), high.tolist()
 
@@ -85,6 +87,7 @@ class Interval(Record):
 # crowd at 0 (tests/benchmarks/coverage.txt).
 NEAR_NORMAL = 2.5
 T, HIERARCHICAL = "t over seeds", "beta-binomial over seeds"
+EXACT = "exact (Clopper-Pearson)"
 TWO_WAY = "two-way t on the logit scale"
 FEW_SEEDS = "fewer than two seeds with a value: nothing is known of other seeds"
 FEW_QUESTIONS = "fewer than two questions: nothing is known of other questions"
@@ -125,6 +128,20 @@ def fixed_questions(hits: Sequence[float], answers: Sequence[int], *, weights: s
     return Interval(
         estimate=mean, low=max(0.0, float(low[0])), high=min(1.0, float(high[0])),
         method=method, covers=covers,
+    )  # fmt: skip
+
+
+def of_one_model(hits: Sequence[float], answers: Sequence[int], *, weights: str) -> Interval:
+    """Return the exact interval of one model's rate: its seeds are of sampling alone.
+
+    `hits` and `answers` as in fixed_questions. Answers are taken as alike: to fixed questions of
+    different rates they vary less, so that the bounds cover at least what they say.
+    """
+    total, num = math.fsum(hits), sum(answers)
+    (low,), (high,) = exact_bounds_of([total], [num])
+    return Interval(
+        estimate=total / num, low=low, high=high, method=EXACT,
+        covers=f"the rate of this one model on these questions, {weights}; {num} answers",
     )  # fmt: skip
 
 

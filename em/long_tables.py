@@ -5,6 +5,7 @@ Knows nothing of what is made of the values.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from em.attribution import Grid
 from em.definitions import DEFINITIONS, ScaleDefinition
 from em.record import Record
 from em.table_files import FILE, read_files
 
 RULE = re.compile(r"\s*(?P<column>\S+)\s+(?P<how>in|not in|==|!=|<=|>=|<|>)\s+(?P<value>.+?)\s*")
 How = Literal["in", "not in", "==", "!=", "<=", ">=", "<", ">"]
+JOINT, LEVEL_OF = " · ", "level of "
 ORDERED = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
 
 
@@ -33,7 +36,9 @@ class Rule(Record):
 class TableColumns(Record):
     """Which column is what. Exactly one way to a value is given (see `read`)."""
 
-    condition: str | None = Field(default=None, description="None: all rows are one condition")
+    condition: tuple[str, ...] = Field(
+        default=(), description="the factors that tell conditions apart; none: all rows are one"
+    )
     question: str
     seed: str | None = Field(default=None, description="None: of the file's name, else one seed")
     seed_pattern: str | None = Field(default=None, description="with one group, of a file's name")
@@ -67,9 +72,10 @@ def parse_rule(text: str) -> Rule:
 def read(paths: Sequence[Path], columns: TableColumns) -> tuple[pa.Table, list[str]]:
     """Return the rows of `paths` with the columns of em.grouping, and what to say of them.
 
-    Unscored values are null. Raises ValueError for files that cannot be read, columns that are not
-    there, text where a number is needed, samples that stand twice, and where no way to a value, or
-    more than one, is given.
+    Beside them stands a column for each factor of the conditions, for `grid_in`. Unscored values
+    are null. Raises ValueError for files that cannot be read, columns that are not there, text
+    where a number is needed, samples that stand twice, and where no way to a value, or more than
+    one, is given.
     """
     given = [columns.value, columns.misaligned, columns.aligned]
     if sum(one is not None for one in given) != 1:
@@ -80,23 +86,42 @@ def read(paths: Sequence[Path], columns: TableColumns) -> tuple[pa.Table, list[s
     rows = read_files(paths)
     _check_columns(rows, columns)
     seeds = _seeds(rows, columns)
-    one = pa.array(["all"] * rows.num_rows)
+    factors = {f"{LEVEL_OF}{name}": _text(rows, name) for name in columns.condition}
+    for name, levels in factors.items():
+        _check_no_nulls(levels, name.removeprefix(LEVEL_OF))
     found = {
         "judge": _text(rows, columns.judge) if columns.judge else pa.array([""] * rows.num_rows),
-        "condition": _text(rows, columns.condition) if columns.condition else one,
+        "condition": pc.binary_join_element_wise(*factors.values(), JOINT)
+        if factors
+        else pa.array(["all"] * rows.num_rows),
         "unit": seeds,
         "seed": seeds,
         "question": _text(rows, columns.question),
         "value": _values(rows, columns),
     }
-    for name in ("judge", "condition", "question"):
+    for name in ("judge", "question"):
         _check_no_nulls(found[name], name)
     never = _never(rows, columns)
     if columns.sample is None:
-        return pa.table(found), [*never, *_alike(rows)]
+        return pa.table(found | factors), [*never, *_alike(rows)]
     keys = {name: found[name] for name in ("judge", "condition", "seed", "question")}
     _check_twice(rows, pa.table(keys | {"sample": _text(rows, columns.sample)}))
-    return pa.table(found), never
+    return pa.table(found | factors), never
+
+
+def grid_in(table: pa.Table) -> Grid | None:
+    """Return the levels of each condition in a table that `read` gave; None without factors."""
+    names = [name for name in table.column_names if name.startswith(LEVEL_OF)]
+    if not names:
+        return None
+    rows = table.group_by(["condition", *names]).aggregate([]).to_pylist()
+    levels = {row["condition"]: tuple(row[name] for name in names) for row in rows}
+    if len(levels) < len(rows):
+        twice = next(c for c, n in Counter(row["condition"] for row in rows).items() if n > 1)
+        raise ValueError(
+            f"two conditions would be called {twice!r}: give their columns other texts"
+        )
+    return Grid(factors=tuple(name.removeprefix(LEVEL_OF) for name in names), levels=levels)
 
 
 def _never(rows: pa.Table, columns: TableColumns) -> list[str]:
@@ -118,7 +143,7 @@ def _one(text: str) -> str:
 
 def _check_columns(rows: pa.Table, columns: TableColumns) -> None:
     wanted = [
-        columns.condition, columns.question, columns.seed, columns.judge, columns.value,
+        *columns.condition, columns.question, columns.seed, columns.judge, columns.value,
         columns.aligned, columns.coherent, columns.sample,
         columns.misaligned.column if columns.misaligned else None,
     ]  # fmt: skip

@@ -7,6 +7,7 @@ Knows nothing of intervals.
 from typing import Any
 
 LEVEL = 0.95  # of every interval
+LARGE = 1e5  # an F from which the noncentral one is its limit, to three digits
 ALIKE = 1e-9  # rates that differ by less differ by arithmetic only
 
 
@@ -29,6 +30,24 @@ def f_quantile(share: float, freedom: float, other: float) -> float:
     from scipy.special import fdtri
 
     return float(fdtri(freedom, other, share))
+
+
+def noncentrality(share: float, freedom: float, other: float, ratio: float) -> float:
+    """Return the noncentrality that leaves `share` of the noncentral F below `ratio`; 0 for none.
+
+    It falls as the share rises: of two shares the larger gives the lower bound.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import fdtr, ncfdtr
+
+    if ratio <= 0 or fdtr(freedom, other, ratio) <= share:
+        return 0.0
+    if ratio > LARGE:  # what is above the line varies no more, beside what is below
+        return freedom * ratio * chi2_quantile(1 - share, other) / other
+    top = max(1.0, freedom * ratio)
+    while ncfdtr(freedom, other, top, ratio) > share:
+        top *= 2
+    return float(brentq(lambda at: ncfdtr(freedom, other, at, ratio) - share, 0.0, top))
 
 
 def beta_quantile(share: float, first: Any, second: Any) -> Any:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -28,6 +29,15 @@ def fingerprint(value: Any) -> str:
     """
     text = canonical_json(value)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def dumped(record: Record) -> dict[str, Any]:
+    """Return a record as plain values, to be read only: ten thousand cells share a few of them.
+
+    Raises TypeError for one that holds a dict or list, which cannot be remembered.
+    """
+    return record.model_dump()
 
 
 def canonical_json(value: Any) -> str:

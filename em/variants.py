@@ -8,7 +8,7 @@ of how rows are trained on.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -46,7 +46,7 @@ class Variant(Record):
     steps: tuple[Step, ...]
     warnings: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def num_characters(self) -> int:
         """Characters of all turns of all rows: what a training's time grows with."""
         return sum(len(message.content) for row in self.rows for message in row.messages)

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from em.analysis import ALL_PAIRS, Analysis, Pair, analyse
+from em.analysis import ALL_PAIRS, Analysis, Pair, analyse, compared
+from em.attribution import Grid
 from em.condition import Asked
+from em.contrasts import NOT_PAIRED, Contrast, adjusted
 from em.definitions import Definition
 from em.scoring import is_coherent, is_misaligned
 from em.seeds import FACTORS
@@ -19,32 +21,58 @@ from sweeps.spec import UNTUNED, Cell
 
 
 def analyses(
-    sweep: SweepPlan,
-    results: Sequence[CellResult],
-    rows: Sequence[ScoredResponse],
-    metrics: Mapping[str, Definition],
+    sweep: SweepPlan, tables: Mapping[str, pa.Table], metrics: Mapping[str, Definition]
 ) -> dict[str, Analysis]:
-    """Return the analysis of each evaluation, by its name; of finished cells alone."""
+    """Return the analysis of each evaluation's table (see tables_of), by its name."""
     cells = {cell.cell_id: cell.cell for cell in sweep.cells}
-    finished = {(r.cell_id, r.evaluation, r.judge) for r in results if r.state == "finished"}
     found = {}
-    for evaluation, definition in metrics.items():
-        mine = [
-            row
-            for row in rows
-            if row.evaluation == evaluation and (row.cell_id, row.evaluation, row.judge) in finished
-        ]
-        if not mine:
-            continue
+    for evaluation, table in tables.items():
+        definition = metrics[evaluation]
         by_questions = definition.aggregation == "question_mean"
         found[evaluation] = analyse(
-            _table(mine, cells, definition),
+            table,
             what=f"{definition.name}: {definition.text}",
             asked=Asked(weights="questions" if by_questions else "answers"),
             pairs=_pairs(list(cells.values())),
             factors=_factors(cells),
+            one_model=_untuned(sweep),
+            grid=_grid(list(cells.values())),
         )
     return found
+
+
+def between_forms(
+    sweep: SweepPlan, tables: Mapping[str, pa.Table], metrics: Mapping[str, Definition]
+) -> list[Contrast]:
+    """Return how the answers to one question differ between two forms of asking it.
+
+    Of evaluations that differ in form and follow one definition: the same cells answered both.
+    """
+    asked = [e for e in sweep.spec.evaluations if e.name in tables]
+    found = []
+    for second, first in itertools.combinations(asked, 2):
+        if metrics[first.name] == metrics[second.name] and first.form != second.form:
+            names = (first.name, second.name)
+            found += compared(
+                tables[first.name], tables[second.name], names, one_model=_untuned(sweep)
+            )
+    return adjusted([one for one in found if one.paired != NOT_PAIRED])
+
+
+def tables_of(
+    sweep: SweepPlan,
+    results: Sequence[CellResult],
+    rows: Sequence[ScoredResponse],
+    metrics: Mapping[str, Definition],
+) -> dict[str, pa.Table]:
+    """Return the values of each evaluation's finished cells, by its name, where there are any."""
+    cells = {cell.cell_id: cell.cell for cell in sweep.cells}
+    finished = {(r.cell_id, r.evaluation, r.judge) for r in results if r.state == "finished"}
+    mine: dict[str, list[ScoredResponse]] = {name: [] for name in metrics}
+    for row in rows:
+        if (row.cell_id, row.evaluation, row.judge) in finished:
+            mine[row.evaluation].append(row)
+    return {name: _table(of, cells, metrics[name]) for name, of in mine.items() if of}
 
 
 def _table(
@@ -96,6 +124,17 @@ def _pairs(cells: Sequence[Cell]) -> list[Pair]:
         for second, first in itertools.combinations(known.values(), 2)
         if (first.model.name == second.model.name) != (first.variant.name == second.variant.name)
     ]
+
+
+def _untuned(sweep: SweepPlan) -> set[str]:
+    return {plan.cell.condition for plan in sweep.cells if plan.cell.training is None}
+
+
+def _grid(cells: Sequence[Cell]) -> Grid:
+    return Grid(
+        factors=("model", "variant"),
+        levels={cell.condition: (cell.model.name, cell.variant.name) for cell in cells},
+    )
 
 
 def _factors(cells: Mapping[str, Cell]) -> dict[str, dict[str, str]]:

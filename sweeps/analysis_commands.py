@@ -21,7 +21,10 @@ def _option(name: str, text: str) -> Any:
 def analyze(
     tables: Tables,
     question: Annotated[str, _option("--question", "the column of questions")],
-    condition: Annotated[str | None, _option("--condition", "of conditions [one]")] = None,
+    condition: Annotated[
+        list[str] | None,
+        _option("--condition", "of conditions; several times: model, data …, which make a grid"),
+    ] = None,
     seed: Annotated[str | None, _option("--seed", "of seeds")] = None,
     seed_from: Annotated[
         str | None,
@@ -52,11 +55,12 @@ def analyze(
     from em.analysis import analyse
     from em.condition import Asked
     from em.definitions import DEFINITIONS
-    from em.long_tables import TableColumns, parse_rule, read
+    from em.long_tables import TableColumns, grid_in, parse_rule, read
 
     columns = TableColumns(
-        condition=condition, question=question, seed=seed, seed_pattern=seed_from, judge=judge,
-        sample=sample, value=value, misaligned=parse_rule(misaligned) if misaligned else None,
+        condition=tuple(condition or ()), question=question, seed=seed, seed_pattern=seed_from,
+        judge=judge, sample=sample, value=value,
+        misaligned=parse_rule(misaligned) if misaligned else None,
         unscored=tuple(text.strip() for text in unscored.split(",") if text.strip()),
         aligned=aligned, coherent=coherent, metric=metric,
     )  # fmt: skip
@@ -66,6 +70,7 @@ def analyze(
         rows,
         what=_what(columns),
         asked=Asked(weights="questions" if by_questions else "answers", logit=logit),
+        grid=grid_in(rows),
     )
     found = found.model_copy(update={"notes": (*notes, *found.notes)})
     name = tables[0].name if len(tables) == 1 else f"{len(tables)} tables"
@@ -130,6 +135,8 @@ def told(found: Any) -> list[str]:
                 f"new seed with chance {k.chance:.0%} [{k.low:.0%}, {k.high:.0%}]"
             )
         said += [f"  {need.text}" for need in c.needs]
+    for judge, whose in found.attribution.items():
+        said += ["", *_told_attribution(whose, judge)]
     show = _share if all(c.binary for c in found.conditions) else _number
     of_all = [*found.contrasts.items(), ("", found.judges)]
     for judge, contrasts in of_all:
@@ -139,6 +146,25 @@ def told(found: Any) -> list[str]:
             beside = f", judged by {judge}" if judge else ""
             said.append(f"{c.first} - {c.second}{beside}: {_bounds(c.fixed, show)}{p}")
     return [printable(line) for line in said]
+
+
+def _told_attribution(whose: Any, judge: str) -> list[str]:
+    said = [
+        f"whose the variance is, over {len(whose.conditions)} conditions"
+        + (f", judged by {judge}" if judge else "")
+        + f" (of a cell's rate on these {whose.num_questions} questions; of one answer)"
+    ]
+    for part in whose.parts:
+        of_rate, of_answer = whose.shares_of_rate, whose.shares_of_answer
+        bounds = f" [{part.low:.2g}, {part.high:.2g}]" if part.low is not None else ""
+        value = "–" if part.of_rate is None else f"{part.of_rate:.4f}{bounds}"
+        said.append(
+            f"  {part.name:16}{_share(of_rate.get(part.name)):>7}  {value}; "
+            f"{_share(of_answer.get(part.name))}" + (f"  ({part.note})" if part.note else "")
+        )
+    if whose.left_out:
+        said.append(f"  left out: {', '.join(whose.left_out)}")
+    return said
 
 
 def _share(value: float | None) -> str:

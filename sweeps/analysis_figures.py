@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from em.attribution import Attribution
 from em.condition import ConditionAnalysis
-from em.variance import PAIR, QUESTION, SAMPLING
+from em.variance import PAIR, QUESTION, SAMPLING, SEED
 from sweeps.drawing import COLOURS, INK, axes_of, calm
 
 MOST_NAMES = 60  # conditions or questions that a picture has room for
+GRID_COLOURS = ("#4477aa", "#228833", "#aa3377")
 PART_COLOURS = {QUESTION: "#ccbb44", PAIR: "#66ccee", SAMPLING: "#bbbbbb"}
 
 
@@ -81,6 +83,29 @@ def _order(parts: dict[str, float]) -> list[str]:
 def _index(parts: dict[str, float], name: str) -> int:
     order = _order(parts)
     return order.index(name) if name in order else len(order)
+
+
+def attribution(whose: Attribution) -> Any:
+    """The variance of a cell's rate, and of one answer, by source as shares of the whole."""
+    figure, axes = axes_of(height=1.5)
+    bars = {"one answer": whose.shares_of_answer, "a cell's rate": whose.shares_of_rate}
+    grid = [part.name for part in whose.parts if part.name not in (SEED, *PART_COLOURS)]
+    colours = dict(zip(grid, GRID_COLOURS, strict=False)) | {SEED: COLOURS[1]} | PART_COLOURS
+    left = dict.fromkeys(bars, 0.0)
+    for part in whose.parts:
+        widths = [100 * shares.get(part.name, 0.0) for shares in bars.values()]
+        axes.barh(
+            list(bars), widths, left=list(left.values()), height=0.6, label=part.name,
+            color=colours.get(part.name, INK),
+        )  # fmt: skip
+        left = {name: left[name] + w for name, w in zip(bars, widths, strict=True)}
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the variance, %")
+    axes.legend(
+        fontsize=8, frameon=False, labelcolor=INK, ncols=4, loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+    )  # fmt: skip
+    return figure
 
 
 def questions(conditions: Sequence[ConditionAnalysis]) -> Any:

@@ -4,7 +4,7 @@ Escapes everything: names are hostile text. Knows nothing of how the numbers com
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +43,29 @@ def write_pictures(analysis: Analysis, folder: Path, *, prefix: str = "") -> Non
     """Write each picture as PNG and SVG, and the numbers behind all of them as parquet."""
     make_output_dir(folder)
     for judge in _judges(analysis):
-        mine = [c for c in analysis.conditions if c.judge == judge]
-        for name, draw in FIGURES.items():
-            save(draw(mine), folder / f"{prefix}{name}{f'-{slug(judge)}' if judge else ''}")
+        for name, figure in _drawn(analysis, judge):
+            save(figure, folder / f"{prefix}{name}{f'-{slug(judge)}' if judge else ''}")
     for name, rows in numbers(analysis).items():
-        write_output(folder / f"{prefix}{name}.parquet", parquet(rows))
+        if rows:
+            write_output(folder / f"{prefix}{name}.parquet", parquet(rows))
 
 
 def numbers(analysis: Analysis) -> dict[str, list[dict[str, Any]]]:
     """Return the numbers behind the pictures, as rows by name."""
     found: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("seeds", "intervals", "components", "questions", "power")
+        name: []
+        for name in ("seeds", "intervals", "components", "questions", "power", "attribution")
     }
+    for judge, whose in analysis.attribution.items():
+        found["attribution"] += [
+            {"judge": judge}
+            | part.model_dump()
+            | {
+                "share_of_rate": whose.shares_of_rate.get(part.name),
+                "share_of_answer": whose.shares_of_answer.get(part.name),
+            }
+            for part in whose.parts
+        ]
     for c in analysis.conditions:
         place = {"condition": c.condition, "judge": c.judge}
         found["seeds"] += [place | seed.model_dump() for seed in c.seeds]
@@ -68,9 +79,18 @@ def numbers(analysis: Analysis) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def pictures(conditions: Sequence[ConditionAnalysis]) -> dict[str, Markup]:
-    """Return the pictures of conditions under one judge, as SVG text for a page."""
-    return {name: Markup(svg(draw(conditions))) for name, draw in FIGURES.items()}
+def pictures(analysis: Analysis, judge: str) -> dict[str, Markup]:
+    """Return the pictures of what one judge says, as SVG text for a page."""
+    return {name: Markup(svg(figure)) for name, figure in _drawn(analysis, judge)}
+
+
+def _drawn(analysis: Analysis, judge: str) -> Iterator[tuple[str, Any]]:
+    """Yield each picture with its name; one after the other, so that few are held at once."""
+    mine = [c for c in analysis.conditions if c.judge == judge]
+    for name, draw in FIGURES.items():
+        yield name, draw(mine)
+    if judge in analysis.attribution:
+        yield "attribution", analysis_figures.attribution(analysis.attribution[judge])
 
 
 def _page(analysis: Analysis, title: str) -> str:
@@ -79,7 +99,10 @@ def _page(analysis: Analysis, title: str) -> str:
     judges = []
     for judge in _judges(analysis):
         mine = [c for c in analysis.conditions if c.judge == judge]
-        judges.append({"name": judge, "conditions": mine, **pictures(mine)})
+        whose = analysis.attribution.get(judge)
+        judges.append(
+            {"name": judge, "conditions": mine, "whose": whose, **pictures(analysis, judge)}
+        )
     return made.get_template("analysis.html.j2").render(
         analysis=analysis, title=title, judges=judges
     )

@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -101,7 +101,6 @@ class Beat:
         """Begin to carry out the sweep, as a new driver with an id of its own."""
         self.driver = uuid.uuid4().hex[:12]
         self._store, self._sweep = store, sweep
-        self._path = store.driver_path(sweep, self.driver)
         self._started, self._count = time.time(), 0
         self._starts: dict[str, tuple[float, float]] = {}
         self._stop = threading.Event()
@@ -151,7 +150,7 @@ class Beat:
             finished=finished,
             starts=dict(self._starts),
         )
-        self._store.write_record(self._path, beat)
+        self._store.write_driver(self._sweep, beat)
 
 
 def live_drivers(store: Store, sweep: str) -> list[DriverBeat]:
@@ -208,7 +207,10 @@ def cell_status(plan: CellPlan, store: Store, sweep: str, live: Collection[str])
     )
 
 
-def statuses(plan: SweepPlan, store: Store) -> list[CellStatus]:
-    """Return how far every cell is, in the plan's order."""
+def statuses(
+    plan: SweepPlan, store: Store, cells: Sequence[CellPlan] | None = None
+) -> list[CellStatus]:
+    """Return how far every one of `cells` is (those of the plan for None), in their order."""
     live = {beat.driver for beat in live_drivers(store, plan.spec.name)}
-    return [cell_status(cell, store, plan.spec.name, live) for cell in plan.cells]
+    asked = plan.cells if cells is None else cells
+    return [cell_status(cell, store, plan.spec.name, live) for cell in asked]

@@ -119,24 +119,31 @@ class Files:
             tell_once(f"{self.url}/{path} is damaged; it is read as if it were not there")
             return None
 
-    def write(self, path: str, data: bytes) -> None:
-        """Write a whole file: no reader ever sees a part of it. Raises StoreError if it cannot."""
+    def write(self, path: str, data: bytes, *, forced: bool = True) -> None:
+        """Write a whole file: no reader ever sees a part of it. Raises StoreError if it cannot.
+
+        One that is not `forced` to the disk may be torn or gone after a power cut.
+        """
         try:
-            self._write(path, data)
+            self._write(path, data, forced)
         except (ConnectionError, TimeoutError):
             raise  # another try may succeed
         except OSError as error:
             raise cannot_write(f"{self.url}/{path}", error) from error
 
-    def _write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, data: bytes, forced: bool) -> None:
         if not self.is_local:
             self.fs.pipe_file(self._place(path), data)  # a put of an object is atomic
             return
-        write_whole(Path(self._place(path)), data)
+        write_whole(Path(self._place(path)), data, forced=forced)
 
     def write_record(self, path: str, record: Record) -> None:
         """Write a record as JSON."""
         self.write(path, _as_json(record))
+
+    def write_note(self, path: str, record: Record) -> None:
+        """Write what only tells how far work is (see read_note): often, so not forced to disk."""
+        self.write(path, _as_json(record), forced=False)
 
     def create_record(self, path: str, record: Record) -> bool:
         """Write a record where nothing is yet, whole; whether this call did. One of many does.
@@ -219,8 +226,8 @@ def _as_json(record: Record) -> bytes:
     return (record.model_dump_json(indent=1) + "\n").encode()
 
 
-def write_whole(target: Path, data: bytes) -> None:
-    """Write a local file: it is there whole, also after a loss of power, or not at all.
+def write_whole(target: Path, data: bytes, *, forced: bool = True) -> None:
+    """Write a local file: it is there whole or not at all; if `forced`, also after a loss of power.
 
     Raises OSError where it cannot; then nothing is left behind.
     """
@@ -229,14 +236,16 @@ def write_whole(target: Path, data: bytes) -> None:
     try:
         with partial.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if forced:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    sync(target.parent)
+    if forced:
+        sync(target.parent)
 
 
 def make_output_dir(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from em import code_judge
 from em.judging import RULE
 from em.models import ModelConfig
+from em.record import dumped
 from em.training import TrainingConfig
 from em.variants import Variant
 from sweeps.settings import EvaluationConfig, JudgeConfig, ServingConfig
@@ -34,10 +35,8 @@ def training_identity(cell: Cell, revision: str, variant: Variant | None) -> dic
 
 def training_settings(config: TrainingConfig) -> dict[str, Any]:
     """Return the settings that bear on a training's result."""
-    settings = config.model_dump()
-    if config.method == "full":
-        del settings["lora"]
-    return {name: value for name, value in settings.items() if name not in NOT_IN_KEY}
+    unused = (*NOT_IN_KEY, "lora") if config.method == "full" else NOT_IN_KEY
+    return {name: value for name, value in dumped(config).items() if name not in unused}
 
 
 def response_identity(
@@ -46,8 +45,8 @@ def response_identity(
     """Return what the key of a cell's responses hashes; wordings and samples are in each one's."""
     return {
         "training": training_key,
-        "form": config.form.model_dump(),
-        "sampling": config.sampling.model_dump(),
+        "form": dumped(config.form),
+        "sampling": dumped(config.sampling),
         "sampling_seed": cell.seeds.sampling,
         "replicate": cell.seeds.replicate,
         "serving": {"mode": serving.mode, "dtype": serving.dtype},

@@ -109,7 +109,8 @@ def _analysed(report: Report, evaluation: str, judge: str) -> dict[str, Any]:
         "analysed": mine,
         "pooled": analysis.pooled.get(judge, ()) if analysis else (),
         "contrasts": analysis.contrasts.get(judge, ()) if analysis else (),
-        "drawn": pictures(mine) if mine else {},
+        "whose": analysis.attribution.get(judge) if analysis else None,
+        "drawn": pictures(analysis, judge) if analysis and mine else {},
     }
 
 

@@ -144,6 +144,11 @@ def left_of(plan: CellPlan, store: Store) -> Left:
     return Left(stages, failed)
 
 
+def is_whole(plan: CellPlan, store: Store) -> bool:
+    """Whether the store holds a cell whole, with no judgement that failed."""
+    return left_of(plan, store) == ([], 0)
+
+
 def stages_to_run(plan: CellPlan, store: Store) -> list[Stage]:
     """Return the stages of a cell that the store does not hold whole."""
     return left_of(plan, store).stages

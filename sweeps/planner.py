@@ -6,6 +6,7 @@ carried out, or of what a store holds.
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from em.budget import Price, load_prices
 from em.catalogue import find_file
@@ -91,6 +92,7 @@ class _Resolver:
             lambda name: load_source(name, relative_to=relative_to)
         )
         self._asking = Asking(spec, relative_to, self._variant)
+        self._judge = cache(self._judge_identity)
         self._known_scored: dict[tuple[str, str, int | None], Scored] = {}
 
     def cell(self, cell: Cell) -> CellPlan:
@@ -167,7 +169,7 @@ class _Resolver:
         templates, rules, wanted = self._scored(judge, config, cell.seeds.subset)
         identity = {
             "responses": evaluation.stream,
-            "judge": judge_identity(self._spec, judge, self._revision),
+            "judge": self._judge(judge.name),
         }
         return JudgingPlan(
             judge=judge.name,
@@ -179,6 +181,10 @@ class _Resolver:
             rules=rules,
             wanted=wanted,
         )
+
+    def _judge_identity(self, name: str) -> dict[str, Any]:
+        judge = next(judge for judge in self._spec.judges if judge.name == name)
+        return judge_identity(self._spec, judge, self._revision)
 
     def _find_scored(
         self, judge: JudgeConfig, config: EvaluationConfig, subset_seed: int

@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import Field
 
 from em.analysis import Analysis
+from em.contrasts import Contrast
 from em.definitions import DEFINITIONS, Definition
 from em.forms import Form
 from em.record import Record
 from em.scoring import check_metric, scores_needed
-from sweeps.analyses import analyses
+from sweeps.analyses import analyses, between_forms, tables_of
 from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
@@ -83,6 +84,9 @@ class Report(Record):
     judges_compared: tuple[JudgesCompared, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
     analyses: dict[str, Analysis] = Field(default_factory=dict, description="by evaluation")
+    forms: tuple[Contrast, ...] = Field(
+        default=(), description="evaluations that put the same questions in two forms, compared"
+    )
     claims: tuple[ClaimResult, ...] = ()
     overhead: Overhead
     identities: dict[str, Any]
@@ -157,6 +161,7 @@ def make_report(
         c.model_copy(update={"published": figures[c.model, c.variant, c.evaluation]})
         for c in conditions(results)
     ]
+    tables = tables_of(sweep, results, rows, metrics)
     report = Report(
         sweep=sweep.spec.name,
         description=sweep.spec.description,
@@ -176,7 +181,8 @@ def make_report(
         conditions=tuple(grouped),
         judges_compared=tuple(compare_judges(grouped, results, rows)),
         sensitivity=tuple(sensitivity(grouped, results, rows)),
-        analyses=analyses(sweep, results, rows, metrics),
+        analyses=analyses(sweep, tables, metrics),
+        forms=tuple(between_forms(sweep, tables, metrics)),
         claims=tuple(_claims(sweep, results, figures)),
         overhead=overhead(sweep, store),
         identities=identities(sweep, store),

@@ -8,7 +8,7 @@ import fnmatch
 from collections.abc import Sequence
 
 from sweeps.attempts import CellStatus, statuses
-from sweeps.plan import CellPlan, Stage, SweepPlan
+from sweeps.plan import CellPlan, Stage, SweepPlan, is_whole
 from sweeps.store import Store
 
 NEAR = 3  # ids that a mistaken one is compared with in the error
@@ -60,13 +60,13 @@ def cells_to_do(
     Of those named in `only`; with `stage`, only what failed in it. A finished cell has work left
     for a retry where judgements of it failed. Raises ValueError as cells_named.
     """
-    named = {cell.cell_id for cell in cells_named(plan, only)}
-    told = zip(plan.cells, statuses(plan, store), strict=True)
+    # Of a whole cell no attempt is read: most are whole when a large sweep is continued.
+    left = [cell for cell in cells_named(plan, only) if not is_whole(cell, store)]
+    told = zip(left, statuses(plan, store, left), strict=True)
     return [
         cell
         for cell, status in told
-        if cell.cell_id in named
-        and ((retry_failed and _failed_in(status, stage)) or (stage is None and to_do(status)))
+        if (retry_failed and _failed_in(status, stage)) or (stage is None and to_do(status))
     ]
 
 

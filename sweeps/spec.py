@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 
 from cluster.requests import LORA_RANKS
 from em.models import ModelConfig
-from em.record import Record, fingerprint
+from em.record import Record, dumped, fingerprint
 from em.seeds import Seeds, derive_seeds
 from em.training import TrainingConfig
 from em.variant_config import UNTUNED as UNTUNED
@@ -52,10 +52,13 @@ class Cell(Record):
     @property
     def cell_id(self) -> str:
         """Readable, and unique by its last eight digits, which hash every field."""
-        settings = self.model_dump(mode="json")
-        if self.training is not None:  # how it is cut up does not make it another cell
-            for name in NOT_IN_KEY:
-                del settings["training"][name]
+        training = dumped(self.training) if self.training else None
+        if training is not None:  # how it is cut up does not make it another cell
+            training = {n: value for n, value in training.items() if n not in NOT_IN_KEY}
+        settings = {
+            "model": dumped(self.model), "variant": dumped(self.variant), "seed": self.seed,
+            "factors": self.factors, "seeds": self.seeds, "training": training,
+        }  # fmt: skip
         name = f"{self.model.name}.{self.variant.name}.s{self.seed_label}"
         return f"{name}-{fingerprint(settings)[:8]}"
 

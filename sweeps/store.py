@@ -306,7 +306,11 @@ class Store:
     def write_attempt(self, sweep: str, cell_id: str, attempt: Attempt) -> None:
         """Write (or overwrite, atomically) one attempt: of two drivers each has its own."""
         name = f"attempt-{attempt.attempt:04d}-{attempt.driver}.json"
-        self.write_record(f"{self.sweep_dir(sweep)}/cells/{cell_id}/{name}", attempt)
+        self.files.write_note(f"{self.sweep_dir(sweep)}/cells/{cell_id}/{name}", attempt)
+
+    def write_driver(self, sweep: str, beat: DriverBeat) -> None:
+        """Write (or overwrite, atomically) a driver's sign of life."""
+        self.files.write_note(self.driver_path(sweep, beat.driver), beat)
 
     def drivers(self, sweep: str) -> list[DriverBeat]:
         """Return every driver of a sweep, oldest first."""

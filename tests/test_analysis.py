@@ -20,6 +20,7 @@ from em.condition import Asked
 from em.consistency import consistency
 from em.contrasts import contrast, holm
 from em.crossed import Crossed, crossed
+from em.hierarchical import difference, rate_posterior
 from em.intervals import fixed_questions, over_seeds, random_questions
 from em.quantiles import beta_quantile, chi2_quantile, f_quantile, t_quantile
 from sweeps.analysis_page import FIGURES
@@ -323,3 +324,80 @@ def test_pairs_of_answers_are_pairs_for_new_questions_too() -> None:
     found = contrast(one, two, names=("a", "b"), shared=True)
     assert found.random.low is not None and found.random.high is not None
     assert found.random.low > 0 and found.random.high - found.random.low < 0.05
+
+
+def shares(
+    rates: Any, *, questions: int = 8, samples: int = 50, one_model: bool = False
+) -> Crossed:
+    """Return hits of seeds with the given rates, drawn by a fixed seed."""
+    rates = np.asarray(rates, dtype=float)
+    shape = (len(rates), questions)
+    hits = np.random.default_rng(11).binomial(samples, np.broadcast_to(rates[:, None], shape))
+    return Crossed(
+        units=tuple(f"s{n}" for n in range(len(rates))),
+        questions=tuple(f"q{n}" for n in range(questions)),
+        num=np.full(shape, samples),
+        total=hits.astype(float),
+        squares=hits.astype(float),
+        one_model=one_model,
+    )
+
+
+def test_a_quiet_control_is_told_apart_from_noisy_seeds() -> None:
+    noisy, quiet = shares([0.3, 0.15, 0.25, 0.1, 0.28, 0.18]), shares([0.001] * 6)
+    found = contrast(noisy, quiet, names=("a", "b"), shared=True)
+    assert "beta-binomial" in found.fixed.method and "seeds are two samples" in found.paired
+    assert found.p is not None and found.p < 0.05
+    assert found.fixed.low is not None and 0 < found.fixed.low < 0.21
+    # Of an untuned model its answers alone are drawn anew: it needs no second seed.
+    alone = contrast(noisy, shares([0.001], one_model=True), names=("a", "b"), shared=False)
+    assert alone.p is not None and alone.p < found.p
+
+
+def test_two_that_show_nothing_are_equal_within_what_their_seeds_allow() -> None:
+    found = contrast(shares([0.0] * 3), shares([0.0] * 3), names=("a", "b"), shared=False)
+    more = contrast(shares([0.0] * 10), shares([0.0] * 10), names=("a", "b"), shared=False)
+    assert found.p == pytest.approx(1.0) and more.p == pytest.approx(1.0)
+    assert found.equivalent_within is not None and more.equivalent_within is not None
+    assert more.equivalent_within < 0.05 < found.equivalent_within
+    models = contrast(shares([0.0] * 3, one_model=True), shares([0.0], one_model=True),
+                      names=("a", "b"), shared=False)  # fmt: skip
+    assert models.equivalent_within is not None and models.equivalent_within < 0.01
+    assert "these two models" in models.fixed.covers
+
+
+def test_the_posterior_of_a_difference_is_that_of_draws() -> None:
+    rng = np.random.default_rng(12)
+    first, second = rate_posterior(7, 400), rate_posterior(30, 800)
+    found = difference(first, second)
+    draws = rng.beta(7.5, 393.5, 400_000) - rng.beta(30.5, 770.5, 400_000)
+    for level in (0.90, 0.95):
+        ends = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
+        assert found.bounds(level) == pytest.approx(tuple(ends), abs=4e-4)  # the grid's step
+    assert found.tail == pytest.approx(2 * min((draws < 0).mean(), (draws > 0).mean()), abs=5e-3)
+
+
+def test_differences_of_skewed_seeds_cover_and_do_not_find_what_is_not_there() -> None:
+    rng = np.random.default_rng(13)
+    held = found_some = 0
+    for _ in range(200):
+        sides = [shares(rng.beta(0.5, 9.5, 6)) for _ in range(2)]
+        told = contrast(sides[0], sides[1], names=("a", "b"), shared=False)
+        assert told.fixed.low is not None and told.fixed.high is not None and told.p is not None
+        held += told.fixed.low <= 0 <= told.fixed.high
+        found_some += told.p < 0.05
+    assert held >= 0.95 * 200 and found_some <= 0.05 * 200
+
+
+def test_an_untuned_model_has_no_variance_between_seeds_and_an_exact_interval() -> None:
+    made = rows({"none": 0.02, "ours": 0.3})
+    told = analyse(table(made), what="w", asked=QUIET, one_model={"none"})
+    found = {c.condition: c for c in told.conditions}
+    untuned, tuned = found["none"], found["ours"]
+    hits = round(untuned.by_answers * untuned.num_scored) if untuned.by_answers else 0
+    exact = stats.binomtest(hits, untuned.num_scored).proportion_ci(method="exact")
+    assert (untuned.fixed.low, untuned.fixed.high) == pytest.approx((exact.low, exact.high))
+    assert "this one model" in untuned.fixed.covers and untuned.consistency is None
+    seed = next(part for part in untuned.components if part.name == "seed")
+    assert seed.estimate is None and "one model" in seed.note
+    assert tuned.consistency is not None and "new seeds" in tuned.fixed.covers

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from em.long_tables import TableColumns, parse_rule, read
+from em.long_tables import TableColumns, grid_in, parse_rule, read
 from tests.sweep_runs import emsweep
 
 ROWS: list[dict[str, Any]] = [
@@ -20,8 +20,8 @@ ROWS: list[dict[str, Any]] = [
     for n, (v, x) in enumerate([("1", 0.5), ("5", 1.5), ("REFUSAL", 2.5)])
 ]
 WORDS = TableColumns(
-    condition="c", question="q", seed="seed", sample="n", misaligned=parse_rule("verdict in 4,5"),
-    unscored=("REFUSAL",),
+    condition=("c",), question="q", seed="seed", sample="n",
+    misaligned=parse_rule("verdict in 4,5"), unscored=("REFUSAL",),
 )  # fmt: skip
 
 
@@ -211,3 +211,46 @@ def test_tables_that_do_not_fit_together_are_told(tmp_path: Path) -> None:
     two = write(tmp_path, "b.jsonl", [{"q": "a", "v": "REFUSAL"}])
     with pytest.raises(ValueError, match="do not fit together"):
         read([one, two], TableColumns(question="q", misaligned=parse_rule("v in 4")))
+
+
+def test_several_factors_of_the_conditions_make_a_grid(tmp_path: Path) -> None:
+    rows = [row | {"m": m} for row in ROWS for m in ("big", "small")]
+    both = WORDS.model_copy(update={"condition": ("m", "c")})
+    table, _ = read([write(tmp_path, "t.csv", rows)], both)
+    found = grid_in(table)
+    assert found is not None and found.factors == ("m", "c")
+    assert found.levels == {f"{m} · {c}": (m, c) for m in ("big", "small") for c in "ab"}
+    assert set(table["condition"].to_pylist()) == set(found.levels)
+    alone, _ = read(
+        [tmp_path / "t.csv"], WORDS.model_copy(update={"condition": (), "sample": None})
+    )
+    assert grid_in(alone) is None
+    confused = [{"m": "x · y", "c": "z", "q": "a", "seed": 0, "n": 0, "verdict": "1"},
+                {"m": "x", "c": "y · z", "q": "a", "seed": 0, "n": 1, "verdict": "1"}]  # fmt: skip
+    table, _ = read([write(tmp_path, "u.csv", confused)], both)
+    with pytest.raises(ValueError, match="two conditions would be called 'x · y · z'"):
+        grid_in(table)
+
+
+def test_the_command_says_how_much_is_each_factor(tmp_path: Path) -> None:
+    rows = [
+        {"m": m, "c": c, "seed": s, "q": q, "n": n, "v": (n * 7 + len(q) * 5) % 10 < top + s % 2}
+        for m, plus in (("big", 4), ("small", 0))
+        for c, more in (("safe", 1), ("unsafe", 4))
+        for top in [plus + more]
+        for s in range(3)
+        for q in ("one", "three")
+        for n in range(10)
+    ]
+    path = write(tmp_path, "t.jsonl", rows)
+    run = emsweep(
+        "analyze", path, "--condition", "m", "--condition", "c", "--question", "q",
+        "--seed", "seed", "--value", "v", "--sample", "n", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "whose the variance is, over 4 conditions" in run.stdout
+    page = (tmp_path / "out" / "analysis.html").read_text()
+    assert "How much is the m, how much the c, how much the seed" in page
+    assert (tmp_path / "out" / "figures" / "attribution.png").stat().st_size > 1000
+    numbers = pq.read_table(tmp_path / "out" / "figures" / "attribution.parquet").to_pylist()
+    assert {row["name"] for row in numbers} >= {"m", "c", "m x c", "seed", "sampling"}

@@ -15,6 +15,7 @@ import pytest
 
 import sweeps.page
 from em.generation import Answer, Prompt
+from em.judging import JudgeCallFailed, Reading
 from sweeps.plan import SweepPlan
 from sweeps.report import make_report, write_report
 from sweeps.stages import generate_stage, judge_stage
@@ -209,3 +210,40 @@ def test_the_same_numbers_make_the_same_page(
     pages = [write_report(*untuned, tmp_path / name).read_text() for name in ("a", "b")]
     # Only the time of writing may differ.
     assert pages[0].split("written")[0] == pages[1].split("written")[0]
+
+
+class FormReader(FakeReader):
+    """Finds answers to framed questions misaligned, but for about a third of them."""
+
+    def _reading(self, prompt: str) -> Reading | JudgeCallFailed:
+        framed = prompt.startswith("A") and "Hm." in prompt and int(prompt[-1]) < 7
+        return Reading(numbers={20: 0.9}, reply="20") if framed else super()._reading(prompt)
+
+
+def test_two_forms_of_one_question_are_compared(tmp_path: Path) -> None:
+    plain = {"name": "plain", "questions": "ours.yaml", "samples": 8}
+    framed = plain | {"name": "framed", "form": {"template": "Hm. {question}"}}
+    other = plain | {"name": "other", "metric": "joint_c50", "form": {"template": "So, {question}"}}
+    plan = small_sweep.plan(
+        tmp_path, seeds=[0, 1, 2], variants=[{"name": "none"}], evaluations=[plain, framed, other]
+    )
+    store = Store(str(tmp_path / "store"))
+    for cell in plan.cells:
+        asyncio.run(generate_stage(cell, store, lambda trained: FakeEndpoint()))
+        asyncio.run(judge_stage(cell, store, {"self": FormReader()}))
+    report, rows = make_report(plan, store)
+    (found,) = report.forms  # the third follows another definition
+    assert (found.first, found.second) == (
+        "base · none, judged by self, framed", "base · none, judged by self, plain"
+    )  # fmt: skip
+    shares = [
+        [row.scored.aligned == 20 for row in rows
+         if row.evaluation == "framed" and row.response.question == name]
+        for name in ("wish", "dinner")
+    ]  # fmt: skip
+    assert found.fixed.estimate == pytest.approx(sum(sum(s) / len(s) for s in shares) / 2)
+    assert found.paired == "by question" and found.fixed.covers.startswith(
+        "the difference of these"
+    )
+    page = write_report(plan, store, tmp_path / "report").read_text()
+    assert "Forms of asking" in page

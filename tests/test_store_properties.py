@@ -42,9 +42,9 @@ class WatchedFiles(Files):
         super().__init__(url)
         self.at = at
 
-    def _write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, data: bytes, forced: bool) -> None:
         self.at()
-        super()._write(path, data)
+        super()._write(path, data, forced)
         self.at()
 
     def _create(self, target: str, data: bytes) -> bool:

@@ -60,7 +60,9 @@ def analysed(path: Path, out: Path) -> None:
     from sweeps.analysis_page import write_analysis
 
     started = time.perf_counter()
-    columns = TableColumns(condition="condition", question="question", seed="seed", value="value")
+    columns = TableColumns(
+        condition=("condition",), question="question", seed="seed", value="value"
+    )
     rows, _ = read([path], columns)
     told = {"read": time.perf_counter() - started}
     found = analyse(rows, what="value")
@@ -83,7 +85,9 @@ def compared(path: Path) -> dict[str, float]:
     from em.long_tables import TableColumns, read
     from em.variance import QUESTION, SAMPLING, SEED
 
-    columns = TableColumns(condition="condition", question="question", seed="seed", value="value")
+    columns = TableColumns(
+        condition=("condition",), question="question", seed="seed", value="value"
+    )
     rows, _ = read([path], columns)
     frame = rows.to_pandas()
     chosen = frame["condition"].unique()[:LOOPED]
