@@ -4,7 +4,8 @@
 
 For each stage of a cell, as a run does it: the attempt is noted, the lease taken, asked for and
 given back, the record written, the attempt noted as finished. The store is below the folder that
-TMPDIR names: a disk, for what a disk costs (nothing is forced to it where that is memory).
+TMPDIR names: a disk, for what a disk costs (nothing is forced to it where that is memory). ext4
+passes over every file that was removed within the last minute: wait for that long between two runs.
 """
 
 import itertools
