@@ -123,12 +123,13 @@ def test_another_sweep_shares_the_cells(
     assert len(report(store, "other")["cells"]) == 4
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     "signals",
     [
         pytest.param([signal.SIGKILL], id="killed"),
-        pytest.param([signal.SIGINT, signal.SIGKILL], id="stopped", marks=pytest.mark.faults),
+        pytest.param([signal.SIGINT, signal.SIGKILL], id="stopped"),
     ],
 )
 def test_stopped_in_every_stage_and_continued(
