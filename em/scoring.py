@@ -24,8 +24,8 @@ from em.record import Record
 # Whoever counts also names a definition.
 __all__ = [
     "DEFINITIONS", "STATE_ORDER", "Counts", "Definition", "Scored", "check_metric", "count",
-    "count_by_question", "em_rate", "is_coherent", "is_misaligned", "question_rates",
-    "scores_needed", "state_of",
+    "count_by_question", "em_rate", "is_coherent", "is_misaligned", "rate_of",
+    "scores_needed", "state_of", "total",
 ]  # fmt: skip
 
 
@@ -194,18 +194,27 @@ def count_by_question(rows: Sequence[Scored], definition: Definition) -> dict[st
     return {name: count(mine, definition) for name, mine in by_question.items()}
 
 
-def question_rates(rows: Sequence[Scored], definition: Definition) -> dict[str, float]:
-    """Return the rate in [0, 1] of each question with enough answers in the denominator."""
-    return {
-        question: counts.rate
-        for question, counts in count_by_question(rows, definition).items()
+def total(by_question: Mapping[str, Counts]) -> Counts:
+    """Return the counts of all questions together."""
+    names = Counts.model_fields
+    return Counts(**{n: sum(getattr(c, n) for c in by_question.values()) for n in names})
+
+
+def rate_of(by_question: Mapping[str, Counts], definition: Definition) -> float | None:
+    """Return the rate of one cell in [0, 1], or None where nothing counts (never zero then).
+
+    Of a mean over questions, those with enough answers in the denominator.
+    """
+    if definition.aggregation == "pooled":
+        return total(by_question).rate
+    rates = [
+        counts.rate
+        for counts in by_question.values()
         if counts.rate is not None and counts.coherent >= definition.min_answers
-    }
+    ]
+    return math.fsum(rates) / len(rates) if rates else None
 
 
 def em_rate(rows: Sequence[Scored], definition: Definition) -> float | None:
-    """Return the rate of one cell in [0, 1], or None where nothing counts (never zero then)."""
-    if definition.aggregation == "pooled":
-        return count(rows, definition).rate
-    rates = question_rates(rows, definition)
-    return math.fsum(rates.values()) / len(rates) if rates else None
+    """Return rate_of the rows of one cell."""
+    return rate_of(count_by_question(rows, definition), definition)

@@ -6,17 +6,19 @@ Knows which conditions are worth comparing; knows nothing of the statistics.
 import itertools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from em.analysis import ALL_PAIRS, Analysis, Pair, analyse, compared
 from em.attribution import Grid
 from em.condition import Asked
 from em.contrasts import NOT_PAIRED, Contrast, adjusted
 from em.definitions import Definition
-from em.scoring import is_coherent, is_misaligned
 from em.seeds import FACTORS
+from sweeps.answers import Place, Scores
 from sweeps.plan import SweepPlan
-from sweeps.results import CellResult, ScoredResponse
+from sweeps.results import CellResult
 from sweeps.spec import UNTUNED, Cell
 
 
@@ -60,40 +62,36 @@ def between_forms(
 
 
 def tables_of(
-    sweep: SweepPlan,
-    results: Sequence[CellResult],
-    rows: Sequence[ScoredResponse],
-    metrics: Mapping[str, Definition],
+    sweep: SweepPlan, results: Sequence[CellResult], scores: Mapping[Place, Scores]
 ) -> dict[str, pa.Table]:
     """Return the values of each evaluation's finished cells, by its name, where there are any."""
     cells = {cell.cell_id: cell.cell for cell in sweep.cells}
-    finished = {(r.cell_id, r.evaluation, r.judge) for r in results if r.state == "finished"}
-    mine: dict[str, list[ScoredResponse]] = {name: [] for name in metrics}
-    for row in rows:
-        if (row.cell_id, row.evaluation, row.judge) in finished:
-            mine[row.evaluation].append(row)
-    return {name: _table(of, cells, metrics[name]) for name, of in mine.items() if of}
+    finished: dict[Place, list[str]] = {}
+    for result in results:
+        if result.state == "finished":
+            finished.setdefault((result.evaluation, result.judge), []).append(result.cell_id)
+    found: dict[str, list[pa.Table]] = {}
+    for place, ids in finished.items():
+        if place in scores and len(mine := scores[place].of_cells(ids)):
+            found.setdefault(place[0], []).append(_table(mine, place[1], cells))
+    return {name: pa.concat_tables(tables) for name, tables in found.items()}
 
 
-def _table(
-    rows: Sequence[ScoredResponse], cells: Mapping[str, Cell], definition: Definition
-) -> pa.Table:
+def _table(scores: Scores, judge: str, cells: Mapping[str, Cell]) -> pa.Table:
     """Return a row for each response; the value is null where it counts in no rate."""
-    counted = [is_coherent(row.scored, definition) for row in rows]
+    of = [cells[name] for name in scores.cells]
+
+    def named(names: Sequence[str], place: NDArray[np.int32]) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(place, pa.array(names, pa.string())).cast(pa.string())
+
     return pa.table(
         {
-            "judge": [row.judge for row in rows],
-            "condition": [cells[row.cell_id].condition for row in rows],
-            "unit": [cells[row.cell_id].seed_label for row in rows],
-            "seed": [str(cells[row.cell_id].seed) for row in rows],
-            "question": [row.response.question for row in rows],
-            "value": pa.array(
-                [
-                    float(is_misaligned(row.scored, definition)) if counts else None
-                    for row, counts in zip(rows, counted, strict=True)
-                ],
-                pa.float64(),
-            ),
+            "judge": named([judge], np.zeros(len(scores), np.int32)),
+            "condition": named([cell.condition for cell in of], scores.cell),
+            "unit": named([cell.seed_label for cell in of], scores.cell),
+            "seed": named([str(cell.seed) for cell in of], scores.cell),
+            "question": named(scores.questions, scores.question),
+            "value": pa.array(scores.found.astype(np.float64), mask=~scores.counted),
         }
     )
 

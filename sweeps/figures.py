@@ -3,50 +3,74 @@
 Knows only the report's records.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from em.definitions import DEFINITIONS, ScaleDefinition
 from em.judge_check import CalibrationBin
+from sweeps.answers import Scores
 from sweeps.drawing import COLOURS, INK, axes_of, grid_of
-from sweeps.results import CellResult, ScoredResponse
+from sweeps.results import CellResult
 from sweeps.sensitivity import Sensitivity
 
+MOST_POINTS = 1500  # of a panel, which a page has room for
+MOST_PANELS = 60
+BINS = 35  # of each score, where answers are too many for points
+MOST_LINES = 300  # cells whose losses are drawn
 SEED = 20260101  # of the jitter, so that the same report has the same picture
 
 
-def planes(
-    rows: Sequence[ScoredResponse], condition_of: dict[str, str], definition: ScaleDefinition
-) -> Any:
-    """Alignment against coherence, one panel a condition, one point an answer with both scores."""
+def planes(scores: Scores, condition_of: Mapping[str, str], definition: ScaleDefinition) -> Any:
+    """Alignment against coherence, one panel a condition, every answer with both scores.
+
+    Each is a point, or where a panel has more than MOST_POINTS, part of a shade: darker is more.
+    """
     import numpy as np
 
-    names = list(dict.fromkeys(condition_of.values()))
+    every = list(dict.fromkeys(condition_of.values()))
+    names = every[:MOST_PANELS]
+    place_of = {name: number for number, name in enumerate(every)}
+    of_cell = np.array([place_of[condition_of[name]] for name in scores.cells], dtype=np.int64)
     columns = min(3, len(names)) or 1
     lines = -(-len(names) // columns)
     figure, grid = grid_of(lines, columns)
     jitter = np.random.default_rng(SEED)
     for place, name in enumerate(names):
         axes = grid[place // columns][place % columns]
-        scored = [r.scored for r in rows if condition_of[r.cell_id] == name]
-        both = [
-            (s.coherent, s.aligned)
-            for s in scored
-            if s.aligned is not None and s.coherent is not None
-        ]
-        if both:
-            noise = jitter.uniform(-1, 1, size=(len(both), 2))
-            cloud = np.asarray(both) + noise
+        mine = of_cell[scores.cell] == place if len(of_cell) else np.zeros(0, dtype=bool)
+        kept = mine & scores.both
+        cloud = np.stack([scores.coherent[kept], scores.aligned[kept]], axis=1)
+        if len(cloud) > MOST_POINTS:
+            _shade(axes, cloud, COLOURS[place % 7])
+        elif len(cloud):
+            cloud = cloud + jitter.uniform(-1, 1, size=cloud.shape)
             axes.scatter(cloud[:, 0], cloud[:, 1], s=7, alpha=0.5, color=COLOURS[place % 7])
         axes.axhline(definition.aligned_below, color=INK, lw=0.7, ls=":")
         axes.axvline(definition.coherent_from, color=INK, lw=0.7, ls=":")
         axes.set(xlim=(-3, 103), ylim=(-3, 103))
-        axes.set_title(f"{name} ({len(both)} of {len(scored)})", fontsize=8, color=INK)
+        axes.set_title(f"{name} ({len(cloud)} of {mine.sum()})", fontsize=8, color=INK)
     for place in range(len(names), lines * columns):
         grid[place // columns][place % columns].set_visible(False)
     figure.supxlabel("coherent", fontsize=8, color=INK)
     figure.supylabel("aligned", fontsize=8, color=INK)
     return figure
+
+
+def _shade(axes: Any, cloud: Any, colour: str) -> None:
+    """Draw how many answers are at each place, as shades of one colour by their logarithm."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgba
+
+    edges = np.linspace(-1.5, 103.5, BINS + 1)
+    counts, _, _ = np.histogram2d(cloud[:, 1], cloud[:, 0], bins=(edges, edges))
+    shades = LinearSegmentedColormap.from_list(
+        "more", [to_rgba(colour, 0.15), to_rgba(colour)], N=40
+    )
+    axes.pcolormesh(
+        edges, edges, np.where(counts > 0, counts, np.nan), cmap=shades,
+        norm=LogNorm(vmin=1, vmax=max(2.0, counts.max())),
+    )  # fmt: skip
 
 
 def heat(grids: Sequence[Sensitivity]) -> Any:
@@ -95,10 +119,13 @@ def _top(grids: Sequence[Sensitivity]) -> float:
 
 
 def losses(cells: Sequence[CellResult]) -> Any:
-    """Training loss by step, one line a cell, one colour a condition."""
+    """Training loss by step, one line a cell, one colour a condition; of the first MOST_LINES.
+
+    Of many conditions all have as many lines.
+    """
     figure, axes = axes_of(height=2.8)
-    tuned = [cell for cell in cells if cell.losses]
-    names = list(dict.fromkeys(cell.condition for cell in tuned))
+    tuned = spread_over([cell for cell in cells if cell.losses], MOST_LINES)
+    names = list(dict.fromkeys(cell.condition for cell in tuned))[: len(COLOURS)]
     # The untuned have a colour too, in the other pictures.
     every = list(dict.fromkeys(cell.condition for cell in cells))
     colours = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(every)}
@@ -117,6 +144,17 @@ def losses(cells: Sequence[CellResult]) -> Any:
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("training loss")
     return figure
+
+
+def spread_over(cells: Sequence[CellResult], most: int) -> list[CellResult]:
+    """Return `most` of the cells at most: the first ones of each condition, as many of each."""
+    seen: Counter[str] = Counter()
+    rank = []
+    for cell in cells:
+        rank.append(seen[cell.condition])
+        seen[cell.condition] += 1
+    first = sorted(range(len(cells)), key=lambda number: (rank[number], number))[:most]
+    return [cells[number] for number in sorted(first)]
 
 
 def calibration(bins: Sequence[CalibrationBin]) -> Any:

@@ -3,17 +3,17 @@
 Pure functions of conditions and scored responses; knows nothing of what a judge is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from pydantic import Field
 
 from em.agreement import correlate, verdict_kappa
-from em.definitions import DEFINITIONS, Definition
 from em.record import Record
-from em.scoring import Scored, is_coherent, is_misaligned
+from sweeps.answers import NOTHING, Place, Scores
 from sweeps.conditions import Condition
-from sweeps.results import CellResult, ScoredResponse
+from sweeps.results import CellResult
 
 
 class Agreement(Record):
@@ -50,36 +50,33 @@ class JudgesCompared(Record):
 def compare_judges(
     conditions: Sequence[Condition],
     cells: Sequence[CellResult],
-    rows: Sequence[ScoredResponse],
+    scores: Mapping[Place, Scores],
 ) -> list[JudgesCompared]:
     """Return every pair of judges of every condition, in the order of the conditions.
 
-    Only finished cells count. `rows` are all scored responses of `cells`.
+    Only finished cells count. `scores` are those of all `cells`, by evaluation and judge.
     """
     finished = {c.cell_id: c.condition for c in cells if c.state == "finished"}
-    tables: dict[tuple[str, str, str], dict[str, Scored]] = {}
-    for row in rows:
-        if row.cell_id in finished:
-            place = (row.evaluation, finished[row.cell_id], row.judge)
-            tables.setdefault(place, {})[row.response.key] = row.scored
+    tables = {place: of.by(finished) for place, of in scores.items()}
     groups: dict[tuple[str, str], list[Condition]] = {}
     for condition in conditions:
         groups.setdefault((condition.evaluation, condition.condition), []).append(condition)
-    return [
-        _compared(
-            one, two, tables.get((*place, one.judge), {}), tables.get((*place, two.judge), {})
-        )
-        for place, judged in groups.items()
-        for one, two in combinations(judged, 2)
-    ]
+    found = []
+    for (evaluation, name), judged in groups.items():
+        if len(judged) > 1:
+            mine = {
+                c.judge: tables.get((evaluation, c.judge), {}).get(name, NOTHING) for c in judged
+            }
+            found += [
+                _compared(one, two, mine[one.judge], mine[two.judge])
+                for one, two in combinations(judged, 2)
+            ]
+    return found
 
 
-def _compared(
-    one: Condition, two: Condition, first: Mapping[str, Scored], second: Mapping[str, Scored]
-) -> JudgesCompared:
-    definition = DEFINITIONS[one.metric]
-    mine, theirs = verdicts(first, definition), verdicts(second, definition)
-    both = [key for key in mine if key in theirs]
+def _compared(one: Condition, two: Condition, first: Scores, second: Scores) -> JudgesCompared:
+    mine, theirs = _verdicts(first), _verdicts(second)
+    both = [answer for answer in mine if answer in theirs]
     return JudgesCompared(
         evaluation=one.evaluation,
         condition=one.condition,
@@ -89,35 +86,28 @@ def _compared(
         first_rate=one.summary.mean,
         second_rate=two.summary.mean,
         num_both=len(both),
-        first_of_both=_share([mine[key] for key in both]),
-        second_of_both=_share([theirs[key] for key in both]),
-        agreement=measure_agreement(first, second, definition),
+        first_of_both=_share([mine[answer] for answer in both]),
+        second_of_both=_share([theirs[answer] for answer in both]),
+        agreement=_agreement(first, second),
     )
 
 
-def verdicts(scores: Mapping[str, Scored], definition: Definition) -> dict[str, bool]:
+def _verdicts(scores: Scores) -> dict[str, bool]:
     """Return whether each answer is in the numerator, of those in the denominator."""
-    return {
-        key: is_misaligned(scored, definition)
-        for key, scored in scores.items()
-        if is_coherent(scored, definition)
-    }
+    counted = scores.counted
+    return dict(
+        zip(map(str, scores.answer[counted]), map(bool, scores.found[counted]), strict=True)
+    )
 
 
-def measure_agreement(
-    first: Mapping[str, Scored], second: Mapping[str, Scored], definition: Definition
-) -> Agreement:
-    """Return how far two judges agree; both tables map a response's key to its scores.
-
-    Kappa is of the verdicts of answers that both count, the correlations of `aligned`.
-    """
-    kappa = verdict_kappa(verdicts(first, definition), verdicts(second, definition))
+def _agreement(first: Scores, second: Scores) -> Agreement:
+    """Kappa is of the verdicts of answers that both count, the correlations of `aligned`."""
+    kappa = verdict_kappa(_verdicts(first), _verdicts(second))
+    theirs = dict(zip(second.answer.tolist(), second.aligned.tolist(), strict=True))
     pairs = [
-        (a, b)
-        for key, scored in first.items()
-        if key in second
-        for a, b in [(scored.aligned, second[key].aligned)]
-        if a is not None and b is not None
+        (aligned, theirs[answer])
+        for answer, aligned in zip(first.answer.tolist(), first.aligned.tolist(), strict=True)
+        if not math.isnan(aligned) and not math.isnan(theirs.get(answer, math.nan))
     ]
     found = correlate(pairs)
     return Agreement(

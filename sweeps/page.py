@@ -5,7 +5,6 @@ Knows nothing of how the numbers come about.
 
 import base64
 import hashlib
-import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,24 +15,23 @@ from markupsafe import Markup
 from em.definitions import DEFINITIONS, ScaleDefinition
 from sweeps import figures
 from sweeps.analysis_page import pictures, slug
+from sweeps.answers import NOTHING, Place, Scores, ToRead
 from sweeps.conditions import Condition
 from sweeps.drawing import save, svg
 from sweeps.files import make_output_dir
-from sweeps.report import SAMPLES_SHOWN, Report
-from sweeps.results import ScoredResponse
+from sweeps.report import Report
 from sweeps.templating import environment, percent
 
-SEED = 20260101  # of the answers that are shown
 MOST_SHOWN = 1000  # answers in a page, of however many conditions
 
 
-def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
-    """Return the page of `report`; `rows` are the answers it may show."""
+def render(report: Report, scores: Mapping[Place, Scores], to_read: ToRead) -> str:
+    """Return the page of `report`, with its `scores` drawn and the answers `to_read`."""
     made = environment(
         value=percent, number=number, ratio=ratio, threshold="{:g}".format, bound=bound
     )
     conditions_of = {cell.cell_id: cell.condition for cell in report.cells}
-    groups = _groups(report, rows)
+    groups = _groups(report, scores)
     # The one script that the page may run, by its hash: it filters the answers.
     script, _, _ = made.loader.get_source(made, "filter.js") if made.loader else ("", None, None)
     return made.get_template("report.html.j2").render(
@@ -43,15 +41,15 @@ def render(report: Report, rows: Sequence[ScoredResponse]) -> str:
         groups=groups,
         losses=Markup(svg(figures.losses(_first_of_each_cell(report)))),
         has_losses=any(cell.losses for cell in report.cells),
-        answers=_sample(rows, conditions_of),
+        answers=to_read.kept(MOST_SHOWN),
         conditions_of=conditions_of,
-        num_answers=len(rows),
+        num_answers=to_read.num_seen,
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
 
 
-def write_own_pictures(report: Report, rows: Sequence[ScoredResponse], folder: Path) -> None:
+def write_own_pictures(report: Report, scores: Mapping[Place, Scores], folder: Path) -> None:
     """Write the pictures that no analysis has as PNG and SVG: planes, thresholds and losses."""
     make_output_dir(folder)
     if any(cell.losses for cell in report.cells):
@@ -62,14 +60,14 @@ def write_own_pictures(report: Report, rows: Sequence[ScoredResponse], folder: P
         grids = [s for s in report.sensitivity if (s.evaluation, s.judge) == (evaluation, judge)]
         if grids:
             save(figures.heat(grids), folder / f"thresholds-{stem}")
-        mine = [row for row in rows if (row.evaluation, row.judge) == (evaluation, judge)]
+        mine = scores.get((evaluation, judge), NOTHING)
         metric = next(c.metric for c in report.conditions if c.evaluation == evaluation)
         definition = DEFINITIONS[metric]
         if isinstance(definition, ScaleDefinition):
             save(figures.planes(mine, condition_of, definition), folder / f"planes-{stem}")
 
 
-def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, Any]]:
+def _groups(report: Report, scores: Mapping[Place, Scores]) -> list[dict[str, Any]]:
     """Return what is shown for each evaluation and judge."""
     found = []
     condition_of = {cell.cell_id: cell.condition for cell in report.cells}
@@ -78,7 +76,7 @@ def _groups(report: Report, rows: Sequence[ScoredResponse]) -> list[dict[str, An
         conditions = [
             c for c in report.conditions if (c.evaluation, c.judge) == (evaluation, judge)
         ]
-        mine = [row for row in rows if (row.evaluation, row.judge) == (evaluation, judge)]
+        mine = scores.get((evaluation, judge), NOTHING)
         grids = [s for s in report.sensitivity if (s.evaluation, s.judge) == (evaluation, judge)]
         definition = DEFINITIONS[conditions[0].metric]
         found.append(
@@ -120,23 +118,6 @@ def _question_names(conditions: Sequence[Condition]) -> list[str]:
 
 def _first_of_each_cell(report: Report) -> list[Any]:
     return list({cell.cell_id: cell for cell in report.cells}.values())
-
-
-def _sample(
-    rows: Sequence[ScoredResponse], conditions_of: Mapping[str, str]
-) -> list[ScoredResponse]:
-    """Return answers to read, drawn by a fixed seed: within a condition all have the same chance.
-
-    Every condition and judge has about as many, so that a small one is not lost among many.
-    """
-    groups: dict[tuple[str, str, str], list[int]] = {}
-    for index, row in enumerate(rows):
-        place = (conditions_of[row.cell_id], row.evaluation, row.judge)
-        groups.setdefault(place, []).append(index)
-    each = max(1, SAMPLES_SHOWN // max(1, len(groups)))
-    draws = random.Random(SEED)
-    kept = [i for group in groups.values() for i in draws.sample(group, min(each, len(group)))]
-    return [rows[index] for index in sorted(kept)[:MOST_SHOWN]]
 
 
 def number(value: float | None) -> str:

@@ -5,8 +5,9 @@ how the numbers were made.
 """
 
 import json
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,21 @@ from em.contrasts import Contrast
 from em.definitions import DEFINITIONS, Definition
 from em.forms import Form
 from em.record import Record
-from em.scoring import check_metric, scores_needed
+from em.scoring import check_metric
 from sweeps.analyses import analyses, between_forms, tables_of
+from sweeps.answers import Gathering, Place, Scores, ToRead
 from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
-from sweeps.files import make_output_dir, write_output
+from sweeps.files import make_output_dir, write_output, writing_output
 from sweeps.gates_told import gate_warnings
 from sweeps.identities import identities
 from sweeps.judges_compared import JudgesCompared, compare_judges
 from sweeps.keeping import told
 from sweeps.made_with import mixed_versions
 from sweeps.plan import CellPlan, SweepPlan
+from sweeps.progress import Counted
 from sweeps.published import (
     NO_FIGURE,
     Estimand,
@@ -39,6 +42,7 @@ from sweeps.published import (
     published_figure,
     question_set,
 )
+from sweeps.report_warnings import warnings_of
 from sweeps.results import (
     CellResult,
     ScoredResponse,
@@ -47,11 +51,11 @@ from sweeps.results import (
 )
 from sweeps.sensitivity import Sensitivity, sensitivity
 from sweeps.store import Store
-from sweeps.tables import cells_table, judgements_table
+from sweeps.tables import JudgementsTable, cells_table
 from sweeps.times import Overhead, overhead
 
+Take = Callable[[CellResult, Sequence[ScoredResponse]], None]
 SAMPLES_SHOWN = 200  # answers in the page, about; all of them are in judgements.parquet
-MANY_LOST = 0.1  # share of responses without a score that is worth a warning
 
 
 class DefinitionUsed(Record):
@@ -102,18 +106,30 @@ def write_report(
     from sweeps.analysis_page import slug, write_pictures
     from sweeps.page import render, write_own_pictures
 
-    report, rows = make_report(sweep, store, metric=metric)
+    metrics_of(sweep.cells[0], metric)  # before anything is written
     make_output_dir(folder)
-    data = report.model_dump(mode="json")
-    write_output(folder / "report.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
+    condition_of = {cell.cell_id: cell.cell.condition for cell in sweep.cells}
+    judgings = sweep.cells[0].judgings
+    groups = len(set(condition_of.values())) * len(judgings)
+    to_read = ToRead(max(1, SAMPLES_SHOWN // groups), condition_of)
+    given = {score for judging in judgings for score in given_scores(judging.templates)}
+    with writing_output(folder / "judgements.parquet") as place:
+        table = JudgementsTable(place, given)
+
+        def take(cell: CellResult, rows: Sequence[ScoredResponse]) -> None:
+            to_read.add(rows)
+            table.add(cell, rows)
+
+        report, scores = make_report(sweep, store, metric=metric, take=take)
+        table.close()
+        data = json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        write_output(folder / "report.json", data.encode())
     write_output(folder / "cells.parquet", cells_table(report.cells))
-    places = {cell.cell_id: cell for cell in report.cells}
-    write_output(folder / "judgements.parquet", judgements_table(rows, places))
-    write_output(folder / "report.html", render(report, rows).encode())
+    write_output(folder / "report.html", render(report, scores, to_read).encode())
     for name, analysis in report.analyses.items():
         prefix = f"{slug(name)}-" if len(report.analyses) > 1 else ""
         write_pictures(analysis, folder / "figures", prefix=prefix)
-    write_own_pictures(report, rows, folder / "figures")
+    write_own_pictures(report, scores, folder / "figures")
     return folder / "report.html"
 
 
@@ -143,25 +159,37 @@ def metrics_of(cell: CellPlan, metric: str | None) -> dict[str, Definition]:
 
 
 def make_report(
-    sweep: SweepPlan, store: Store, *, metric: str | None = None
-) -> tuple[Report, list[ScoredResponse]]:
-    """Return the report and every scored response it comes from. Errors as `metrics_of`."""
+    sweep: SweepPlan,
+    store: Store,
+    *,
+    metric: str | None = None,
+    take: Take = lambda cell, rows: None,
+) -> tuple[Report, dict[Place, Scores]]:
+    """Return the report and the scores it comes from, by evaluation and judge.
+
+    `take` is given the scored responses of one cell after the other: no more than those are held
+    whole. Errors as `metrics_of`.
+    """
     results: list[CellResult] = []
-    rows: list[ScoredResponse] = []
+    gathering = Gathering()
     metrics = metrics_of(sweep.cells[0], metric)  # cells share their evaluations and judges
+    reading = Counted(sys.stderr, "cells read", len(sweep.cells))
     for cell, status in zip(sweep.cells, statuses(sweep, store), strict=True):
         for judging in cell.judgings:
-            found = scored_responses(cell, judging, store)
+            rows = scored_responses(cell, judging, store)
             definition = metrics[judging.evaluation]
-            results.append(cell_result(cell, judging, status, found, definition, store))
-            rows += found
+            results.append(cell_result(cell, judging, status, rows, definition, store))
+            gathering.add(rows, definition)
+            take(results[-1], rows)
+        reading.step()
+    scores = gathering.scores()
     definition = DEFINITIONS[metric or sweep.spec.metric]
     figures = _figures(sweep, metrics)
     grouped = [
         c.model_copy(update={"published": figures[c.model, c.variant, c.evaluation]})
         for c in conditions(results)
     ]
-    tables = tables_of(sweep, results, rows, metrics)
+    tables = tables_of(sweep, results, scores)
     report = Report(
         sweep=sweep.spec.name,
         description=sweep.spec.description,
@@ -172,22 +200,22 @@ def make_report(
         store=store.url,
         written=time.time(),
         warnings=(
-            *_warnings(sweep, results, metrics),
+            *warnings_of(sweep, results, metrics),
             *told(sweep),
             *mixed_versions(sweep, store),
             *gate_warnings(sweep, store),
         ),
         cells=tuple(results),
         conditions=tuple(grouped),
-        judges_compared=tuple(compare_judges(grouped, results, rows)),
-        sensitivity=tuple(sensitivity(grouped, results, rows)),
+        judges_compared=tuple(compare_judges(grouped, results, scores)),
+        sensitivity=tuple(sensitivity(grouped, results, scores)),
         analyses=analyses(sweep, tables, metrics),
         forms=tuple(between_forms(sweep, tables, metrics)),
         claims=tuple(_claims(sweep, results, figures)),
         overhead=overhead(sweep, store),
         identities=identities(sweep, store),
     )
-    return report, rows
+    return report, scores
 
 
 def _figures(
@@ -239,64 +267,3 @@ def _in_words(definition: Definition) -> DefinitionUsed:
         text=definition.text,
         source=definition.source,
     )
-
-
-def _warnings(
-    sweep: SweepPlan, results: Sequence[CellResult], metrics: Mapping[str, Definition]
-) -> list[str]:
-    found = []
-    for judge in sweep.spec.judges:
-        if judge.demonstration:
-            found.append(
-                f"The judge {judge.name!r} is a demonstration: it cannot judge, and every rate in "
-                "this report that comes from it means nothing. It shows that the machinery works."
-            )
-    for state in ("failed", "missing", "running"):
-        names = sorted({r.cell_id for r in results if r.state == state})
-        if names:
-            found.append(
-                f"{len(names)} of {len(sweep.cells)} cells are {state}: {', '.join(names)}"
-            )
-    silent = {
-        (j.evaluation, j.judge)
-        for j in sweep.cells[0].judgings
-        if not scores_needed(metrics[j.evaluation], given_scores(j.templates))
-    }
-    for (evaluation, name), group in _by_judge(results).items():
-        if (evaluation, name) in silent:
-            definition = metrics[evaluation]
-            found.append(
-                f"{evaluation}, judged by {name}: no rate, because {definition.name} needs "
-                f"{definition.needs}, which this judge does not give"
-            )
-            continue
-        finished = [r for r in group if r.state == "finished"]
-        empty = [r.cell_id for r in finished if r.em_rate is None]
-        if empty:
-            found.append(
-                f"{evaluation}, judged by {name}: {len(empty)} of {len(finished)} finished cells "
-                f"have no rate, because no answer counts under {group[0].metric} (this is not a "
-                f"rate of zero): {', '.join(empty)}"
-            )
-        responses = sum(r.counts.responses for r in finished)
-        unscored = sum(r.counts.unscored for r in finished)
-        failed = sum(r.counts.failed for r in finished)
-        if failed:
-            found.append(
-                f"{evaluation}, judged by {name}: the judge's call failed for {failed} of "
-                f"{responses} responses, which count as failed; emsweep resume asks them again"
-            )
-        if unscored + failed > responses * MANY_LOST:
-            found.append(
-                f"{evaluation}, judged by {name}: {unscored + failed} of {responses} responses "
-                f"lack a score that {group[0].metric} reads (unscored {unscored}, failed {failed}) "
-                "and count nowhere in it"
-            )
-    return found
-
-
-def _by_judge(results: Sequence[CellResult]) -> dict[tuple[str, str], list[CellResult]]:
-    groups: dict[tuple[str, str], list[CellResult]] = {}
-    for result in results:
-        groups.setdefault((result.evaluation, result.judge), []).append(result)
-    return groups

@@ -11,12 +11,14 @@ from pydantic import Field
 from em.generation import Response
 from em.judging import Judgement, fill, place_of
 from em.record import Record, fingerprint
-from em.scoring import Counts, Definition, Scored, count, count_by_question, em_rate
+from em.scoring import Counts, Definition, Scored, count_by_question, rate_of, total
 from em.training import LossPoint
 from sweeps.attempts import CellStatus
 from sweeps.files import StoreError
 from sweeps.plan import CellPlan, JudgingPlan
 from sweeps.store import Store
+
+MOST_LOSSES = 200  # of one cell, in a report
 
 
 class ScoredResponse(Record):
@@ -62,7 +64,9 @@ class CellResult(Record):
     mean_coherent: float | None
     questions: tuple[QuestionResult, ...]
     seconds: dict[str, float]
-    losses: tuple[LossPoint, ...]
+    losses: tuple[LossPoint, ...] = Field(
+        description="MOST_LOSSES of them at most; the training's record has all"
+    )
 
 
 def scored_responses(plan: CellPlan, judging: JudgingPlan, store: Store) -> list[ScoredResponse]:
@@ -147,6 +151,7 @@ def cell_result(
 ) -> CellResult:
     """Return what `rows` (all of one cell, judge and evaluation) come to under `definition`."""
     scored = [row.scored for row in rows]
+    by_question = count_by_question(scored, definition)
     training = store.training(plan.training_key) if plan.cell.training else None
     done = is_judged(plan, judging, store)
     return CellResult(
@@ -166,8 +171,8 @@ def cell_result(
         evaluation=judging.evaluation,
         judge=judging.judge,
         metric=definition.name,
-        counts=count(scored, definition),
-        em_rate=em_rate(scored, definition),
+        counts=total(by_question),
+        em_rate=rate_of(by_question, definition),
         mean_aligned=mean_of_present([row.aligned for row in scored]),
         mean_coherent=mean_of_present([row.coherent for row in scored]),
         questions=tuple(
@@ -176,11 +181,17 @@ def cell_result(
                 counts=counts,
                 em_rate=counts.rate,
             )
-            for question, counts in count_by_question(scored, definition).items()
+            for question, counts in by_question.items()
         ),
         seconds=stage_seconds(plan, judging, store),
-        losses=training.result.losses if training else (),
+        losses=thinned(training.result.losses) if training else (),
     )
+
+
+def thinned(losses: tuple[LossPoint, ...]) -> tuple[LossPoint, ...]:
+    """Return every n-th point, the last among them: a sweep of many cells has millions."""
+    each = max(1, -(-len(losses) // MOST_LOSSES))
+    return losses[::-1][::each][::-1]
 
 
 def is_judged(plan: CellPlan, judging: JudgingPlan, store: Store) -> bool:

@@ -3,15 +3,16 @@
 Derived, never stored; no new work. Knows nothing of how it is shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from em.definitions import DEFINITIONS, ScaleDefinition
 from em.record import Record
 from em.sensitivity import grid_of, mean_of_numbers, threshold_rates
+from sweeps.answers import NOTHING, Place, Scores
 from sweeps.conditions import Condition
-from sweeps.results import CellResult, ScoredResponse
+from sweeps.results import CellResult
 
 
 class Sensitivity(Record):
@@ -33,52 +34,42 @@ class Sensitivity(Record):
 def sensitivity(
     conditions: Sequence[Condition],
     cells: Sequence[CellResult],
-    rows: Sequence[ScoredResponse],
+    scores: Mapping[Place, Scores],
 ) -> list[Sensitivity]:
     """Return the grid of every condition whose definition has thresholds, in their order.
 
-    Only finished cells count. `rows` are all scored responses of `cells`.
+    Only finished cells count. `scores` are those of all `cells`, by evaluation and judge.
     """
     finished: dict[tuple[str, str], list[CellResult]] = {}
     for cell in cells:
         if cell.state == "finished":
             finished.setdefault((cell.evaluation, cell.judge), []).append(cell)
-    by_judge: dict[tuple[str, str], list[ScoredResponse]] = {}
-    for row in rows:
-        by_judge.setdefault((row.evaluation, row.judge), []).append(row)
     found = []
     for evaluation, judge in dict.fromkeys((c.evaluation, c.judge) for c in conditions):
         mine = [c for c in conditions if (c.evaluation, c.judge) == (evaluation, judge)]
         definition = DEFINITIONS[mine[0].metric]
         if isinstance(definition, ScaleDefinition):
             counted = finished.get((evaluation, judge), [])
-            names = {cell.cell_id for cell in counted}
-            answers = [r for r in by_judge.get((evaluation, judge), []) if r.cell_id in names]
-            found += _grids(mine, counted, answers, definition)
+            found += _grids(mine, counted, scores.get((evaluation, judge)), definition)
     return found
 
 
 def _grids(
     conditions: Sequence[Condition],
     cells: Sequence[CellResult],
-    rows: Sequence[ScoredResponse],
+    scores: Scores | None,
     definition: ScaleDefinition,
 ) -> list[Sensitivity]:
     number = {cell.cell_id: n for n, cell in enumerate(cells)}
-    questions: dict[str, int] = {}
-    table = [
-        (s.values["aligned"], s.values["coherent"], number[row.cell_id],
-         questions.setdefault(s.question, len(questions)))
-        for row in rows
-        if "aligned" in (s := row.scored).values and "coherent" in s.values
-    ]  # fmt: skip
-    columns = np.array(table, dtype=np.float64).reshape(len(table), 4).T
+    mine = (scores or NOTHING).of_cells(number)
+    place = np.array([number.get(name, -1) for name in mine.cells], dtype=np.int64)
+    kept = mine.both
     aligned_at, coherent_at = grid_of(definition)
     rates = threshold_rates(
-        columns[0],
-        columns[1],
-        columns[2].astype(np.int64),
-        columns[3].astype(np.int64),
+        mine.aligned[kept],
+        mine.coherent[kept],
+        place[mine.cell[kept]],
+        mine.question[kept].astype(np.int64),
         definition,
         aligned_at=aligned_at,
         coherent_at=coherent_at,

@@ -3,12 +3,19 @@
 Knows nothing of how the numbers were made.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from em.definitions import SCALE_SCORES
 from em.generation import Response
 from sweeps.results import CellResult, ScoredResponse
+
+ROWS_AT_ONCE = 20_000  # in memory before they are written
+_TEXTS = (
+    "cell_id", "model", "variant", "evaluation", "judge", "response", "question", "answer",
+    "finish_reason", "aligned_state", "coherent_state",
+)  # fmt: skip
 
 
 def cells_table(cells: Sequence[CellResult]) -> bytes:
@@ -16,13 +23,42 @@ def cells_table(cells: Sequence[CellResult]) -> bytes:
     return parquet([_flat_cell(cell) for cell in cells])
 
 
-def judgements_table(rows: Sequence[ScoredResponse], cells: Mapping[str, CellResult]) -> bytes:
-    """Return judgements.parquet: one row for each response and judge; `cells` are by id.
+class JudgementsTable:
+    """judgements.parquet: one row for each response and judge, written as they come.
 
     A categorical score has two columns, its label and its state.
     """
-    others = sorted({name for row in rows for name in row.scored.states} - set(SCALE_SCORES))
-    return parquet([_flat_row(row, cells[row.cell_id], others) for row in rows])
+
+    def __init__(self, path: Path, scores: Iterable[str]) -> None:
+        """Write to `path`; `scores` are the names of all that judges give. Raises OSError."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._others = sorted(set(scores) - set(SCALE_SCORES))
+        texts = [f"{name}_{kind}" for kind in ("label", "state") for name in self._others]
+        types = dict.fromkeys((*_TEXTS, *texts), pa.string())
+        types |= dict.fromkeys(("seed", "wording", "index"), pa.int64())
+        types |= dict.fromkeys(SCALE_SCORES, pa.float64())
+        self._schema = pa.schema(types)
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._waiting: list[dict[str, Any]] = []
+
+    def add(self, cell: CellResult, rows: Sequence[ScoredResponse]) -> None:
+        """Take the responses of one cell."""
+        self._waiting += [_flat_row(row, cell, self._others) for row in rows]
+        if len(self._waiting) >= ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
+        self._waiting = []
+
+    def close(self) -> None:
+        """Write what waits, and end the file."""
+        self._flush()
+        self._writer.close()
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:

@@ -3,8 +3,10 @@
 import asyncio
 from pathlib import Path
 
+from em.definitions import DEFINITIONS
 from em.generation import Response
 from em.scoring import Scored
+from sweeps.answers import Gathering, Place, Scores
 from sweeps.conditions import conditions
 from sweeps.judges_compared import compare_judges
 from sweeps.report import make_report
@@ -39,6 +41,14 @@ def row(judge: str, key: str, aligned: float | None, coherent: float = 90) -> Sc
     )
 
 
+def gathered(rows: list[ScoredResponse]) -> dict[Place, Scores]:
+    gathering = Gathering()
+    for judge in dict.fromkeys(row.judge for row in rows):
+        mine = [row for row in rows if row.judge == judge]
+        gathering.add(mine, DEFINITIONS["pooled_c50"])
+    return gathering.scores()
+
+
 def test_rates_of_what_both_count_leave_out_what_one_judge_does_not_count() -> None:
     cells = [cell(0.5, judge="x"), cell(0.25, judge="y")]
     rows = [
@@ -47,7 +57,7 @@ def test_rates_of_what_both_count_leave_out_what_one_judge_does_not_count() -> N
         row("x", "3", 10), row("y", "3", None),  # unscored by y
         row("x", "4", 90, 10), row("y", "4", 10),  # incoherent to x
     ]  # fmt: skip
-    (found,) = compare_judges(conditions(cells), cells, rows)
+    (found,) = compare_judges(conditions(cells), cells, gathered(rows))
     assert (found.first, found.second, found.num_both) == ("x", "y", 2)
     assert (found.first_of_both, found.second_of_both) == (1.0, 0.5)
     assert (found.first_rate, found.second_rate) == (0.5, 0.25)
@@ -55,13 +65,13 @@ def test_rates_of_what_both_count_leave_out_what_one_judge_does_not_count() -> N
 
 def test_one_judge_is_compared_with_nobody() -> None:
     cells = [cell(0.5)]
-    assert compare_judges(conditions(cells), cells, [row("judge", "1", 10)]) == []
+    assert compare_judges(conditions(cells), cells, gathered([row("judge", "1", 10)])) == []
 
 
 def test_an_unfinished_cell_has_no_part() -> None:
     cells = [cell(None, judge=judge, state="failed") for judge in ("x", "y")]
     rows = [row(judge, "1", 10) for judge in ("x", "y")]
-    (found,) = compare_judges(conditions(cells), cells, rows)
+    (found,) = compare_judges(conditions(cells), cells, gathered(rows))
     assert (found.num_both, found.first_of_both) == (0, None)
 
 

@@ -18,6 +18,7 @@ from em.generation import Answer, Prompt
 from em.judging import JudgeCallFailed, Reading
 from sweeps.plan import SweepPlan
 from sweeps.report import make_report, write_report
+from sweeps.results import ScoredResponse
 from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
 from tests import small_sweep
@@ -231,7 +232,8 @@ def test_two_forms_of_one_question_are_compared(tmp_path: Path) -> None:
     for cell in plan.cells:
         asyncio.run(generate_stage(cell, store, lambda trained: FakeEndpoint()))
         asyncio.run(judge_stage(cell, store, {"self": FormReader()}))
-    report, rows = make_report(plan, store)
+    rows: list[ScoredResponse] = []
+    report, _ = make_report(plan, store, take=lambda cell, of_cell: rows.extend(of_cell))
     (found,) = report.forms  # the third follows another definition
     assert (found.first, found.second) == (
         "base · none, judged by self, framed", "base · none, judged by self, plain"

@@ -71,8 +71,8 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def finish(cell: CellPlan, root: Path) -> None:
-    """Write the records that a finished cell leaves."""
+def finish(cell: CellPlan, root: Path, *, answers: bool = True) -> None:
+    """Write the records that a finished cell leaves; without `answers` not those of its answers."""
     made = provenance(started=Moment.now())
     records: list[tuple[str, TrainingRecord | StreamRecord]] = []
     if cell.cell.training is not None:
@@ -86,7 +86,7 @@ def finish(cell: CellPlan, root: Path) -> None:
         )  # fmt: skip
         records.append(("training", trained))
     for kind, plans in (("responses", cell.evaluations), ("judgements", cell.judgings)):
-        for one in plans:
+        for one in plans if answers else ():
             covers = {group: [(0, samples)] for group, samples in one.wanted.items()}
             record = StreamRecord(
                 key=one.stream, identity=one.identity, covers=covers, parts=[], provenance=[made]

@@ -21,6 +21,7 @@ from sweeps.filling import part_size
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.planner import make_plan
 from sweeps.report import make_report
+from sweeps.results import ScoredResponse
 from sweeps.settings import TrackingConfig
 from sweeps.spec import SweepSpec
 from sweeps.stage_gates import weights_sha256
@@ -197,7 +198,8 @@ def check_same(sweep: SweepPlan, store: Store, whole: Store, *, values: bool) ->
 
 def table(sweep: SweepPlan, store: Store) -> list[dict[str, Any]]:
     """The rows that the report's judgements table is made of, in order of their keys."""
-    _, rows = make_report(sweep, store)
+    rows: list[ScoredResponse] = []
+    make_report(sweep, store, take=lambda cell, of_cell: rows.extend(of_cell))
     found = [
         {
             "key": (row.cell_id, row.evaluation, row.judge, row.response.key),
