@@ -20,7 +20,7 @@ from em.record import Record
 
 SEED, QUESTION, PAIR, SAMPLING = "seed", "question", "seed x question", "sampling"
 ONE_MODEL = "none: all seeds are one model, and only its answers are drawn anew"
-ROUNDING = 1e-12  # what is smaller, beside the largest difference of a design, is arithmetic's
+ROUNDING = 1e-12  # what is smaller, beside the squares of the values, is arithmetic's
 ONE_LEVEL = "not identifiable: one level"
 NO_REPEATS = "not identifiable: one sample for each seed and question, so it is in the pairing"
 
@@ -65,6 +65,11 @@ def estimates(table: Crossed) -> list[Component]:
         coded[QUESTION] = columns
     classes = pair_classes(table.means[rows, columns], table.noise[rows, columns], coded)
     found = _solve(classes, list(coded))
+    if len(rows):
+        scale = ROUNDING * float(
+            (table.means[rows, columns] ** 2 + table.noise[rows, columns]).max()
+        )
+        found = {name: 0.0 if abs(value) < scale else value for name, value in found.items()}
     said = [
         _told(name, None, 1, ONE_MODEL)
         if table.one_model
@@ -147,7 +152,6 @@ def _solve(classes: Sequence[PairClass], names: Sequence[str]) -> dict[str, floa
     weights = np.sqrt([c.num_pairs for c in classes])
     wanted = np.array([c.half_square for c in classes])
     found, *_ = np.linalg.lstsq(design * weights[:, None], wanted * weights, rcond=None)
-    found[np.abs(found) < ROUNDING * np.abs(wanted).max()] = 0.0
     # A component is known where no other solution gives it another value.
     _, sizes, basis = np.linalg.svd(design)
     free = basis[int((sizes > 1e-9 * sizes.max()).sum()) :]

@@ -11,7 +11,7 @@ import numpy as np
 from em.attribution import Attribution
 from em.condition import ConditionAnalysis
 from em.variance import PAIR, QUESTION, SAMPLING, SEED
-from sweeps.drawing import COLOURS, INK, axes_of, calm
+from sweeps.drawing import COLOURS, INK, axes_of, calm, say_first, tip
 
 MOST_NAMES = 60  # conditions or questions that a picture has room for
 GRID_COLOURS = ("#4477aa", "#228833", "#aa3377")
@@ -23,10 +23,15 @@ def seeds(conditions: Sequence[ConditionAnalysis]) -> Any:
     shown = conditions[:MOST_NAMES]
     scale = 100 if all(c.binary for c in shown) else 1
     figure, axes = axes_of(height=0.6 * len(shown) + 0.9)
+    say_first(figure, len(shown), len(conditions))
     for row, condition in enumerate(shown):
         colour = COLOURS[row % len(COLOURS)]
-        points = [seed.mean * scale for seed in condition.seeds]
-        axes.scatter(points, [row - 0.12] * len(points), s=30, color=colour, alpha=0.8, zorder=3)
+        for seed in condition.seeds:
+            (point,) = axes.plot(
+                seed.mean * scale, row - 0.12, "o", ms=5.5, mew=0, color=colour, alpha=0.8, zorder=3
+            )
+            told = f"{100 * seed.mean:.1f} %" if scale == 100 else f"{seed.mean:.3g}"
+            tip(figure, point, f"{condition.condition}, seed {seed.seed}: {told} of {seed.num}")
         for interval, place, width in ((condition.fixed, 0.1, 3.0), (condition.random, 0.24, 1.2)):
             if interval.low is None or interval.high is None or interval.estimate is None:
                 continue
@@ -45,8 +50,10 @@ def seeds(conditions: Sequence[ConditionAnalysis]) -> Any:
 
 def components(conditions: Sequence[ConditionAnalysis]) -> Any:
     """The variance of one value by source, as shares of the whole, one bar a condition."""
-    shown = [c for c in conditions if _parts(c)][:MOST_NAMES]
+    known = [c for c in conditions if _parts(c)]
+    shown = known[:MOST_NAMES]
     figure, axes = axes_of(height=0.42 * max(1, len(shown)) + 1.1)
+    say_first(figure, len(shown), len(known))
     names = list(dict.fromkeys(name for c in shown for name in _parts(c)))
     seeds_first = [n for n in names if n not in PART_COLOURS]
     colours = dict(zip(seeds_first, ("#ee6677", "#aa3377", "#4477aa", "#228833"), strict=False))
@@ -59,7 +66,11 @@ def components(conditions: Sequence[ConditionAnalysis]) -> Any:
             lefts.append(100 * sum(parts[n] for n in before) / whole)
             widths.append(100 * parts.get(name, 0.0) / whole)
         colour = PART_COLOURS.get(name, colours.get(name, INK))
-        axes.barh(range(len(shown)), widths, left=lefts, color=colour, height=0.6, label=name)
+        bars = axes.barh(
+            range(len(shown)), widths, left=lefts, color=colour, height=0.6, label=name
+        )
+        for condition, bar, width in zip(shown, bars, widths, strict=True):
+            tip(figure, bar, f"{condition.condition}, {name}: {width:.1f} %")
     axes.set_yticks(range(len(shown)), [c.condition for c in shown])
     axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
     axes.set_xlim(0, 100)
@@ -94,10 +105,12 @@ def attribution(whose: Attribution) -> Any:
     left = dict.fromkeys(bars, 0.0)
     for part in whose.parts:
         widths = [100 * shares.get(part.name, 0.0) for shares in bars.values()]
-        axes.barh(
+        drawn = axes.barh(
             list(bars), widths, left=list(left.values()), height=0.6, label=part.name,
             color=colours.get(part.name, INK),
         )  # fmt: skip
+        for name, bar, width in zip(bars, drawn, widths, strict=True):
+            tip(figure, bar, f"{name}, {part.name}: {width:.1f} %")
         left = {name: left[name] + w for name, w in zip(bars, widths, strict=True)}
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the variance, %")
@@ -111,7 +124,10 @@ def attribution(whose: Attribution) -> Any:
 def questions(conditions: Sequence[ConditionAnalysis]) -> Any:
     """The mean of each question under each condition, as shades of one scale."""
     shown = conditions[:MOST_NAMES]
-    names = list(dict.fromkeys(cell.question for c in shown for cell in c.questions))[:MOST_NAMES]
+    every = list(dict.fromkeys(cell.question for c in shown for cell in c.questions))
+    names = every[:MOST_NAMES]
+    from matplotlib.patches import Rectangle
+
     scale = 100 if all(c.binary for c in shown) else 1
     grid = np.full((len(names), len(shown)), np.nan)
     for column, condition in enumerate(shown):
@@ -119,12 +135,19 @@ def questions(conditions: Sequence[ConditionAnalysis]) -> Any:
             if cell.question in names:
                 grid[names.index(cell.question), column] = cell.mean * scale
     figure, axes = axes_of(height=0.24 * len(names) + 1.6)
+    say_first(figure, len(names), len(every), "questions")
+    say_first(figure, len(shown), len(conditions))
     top = max(1.0, float(np.nanmax(grid))) if np.isfinite(grid).any() else 1.0
     bounds = {"vmin": 0, "vmax": top} if scale == 100 else {}
     # A mesh, not a picture: nothing is embedded in a page.
     image = axes.pcolormesh(grid, cmap="viridis", **bounds)
+    for row, column in zip(*np.nonzero(np.isfinite(grid)), strict=True):
+        value = f"{grid[row, column]:.1f} %" if scale == 100 else f"{grid[row, column]:.3g}"
+        over = axes.add_patch(Rectangle((column, row), 1, 1, lw=0, alpha=0.0))
+        tip(figure, over, f"{names[row]}, {shown[column].condition}: {value}")
     across, down = np.arange(len(shown)) + 0.5, np.arange(len(names)) + 0.5
-    axes.set_xticks(across, [c.condition for c in shown], rotation=30, ha="right")
+    tilt = 30 if len(shown) <= 12 else 90
+    axes.set_xticks(across, [c.condition for c in shown], rotation=tilt, ha="right")
     axes.set_yticks(down, names)
     axes.invert_yaxis()
     bar = figure.colorbar(image, ax=axes, shrink=min(0.8, 14 / max(1, len(names))), aspect=25)
@@ -137,8 +160,10 @@ def questions(conditions: Sequence[ConditionAnalysis]) -> Any:
 
 def power(conditions: Sequence[ConditionAnalysis]) -> Any:
     """The expected half-width against seeds: full for these questions, dashed for new ones."""
-    shown = [c for c in conditions if c.curve][: len(COLOURS)]
+    told = [c for c in conditions if c.curve]
+    shown = told[: len(COLOURS)]
     figure, axes = axes_of(height=3.0)
+    say_first(figure, len(shown), len(told))
     for row, condition in enumerate(shown):
         colour = COLOURS[row % len(COLOURS)]
         for claim, style in (("fixed", "-"), ("random", "--")):

@@ -3,6 +3,7 @@
 Knows nothing of what a picture shows.
 """
 
+import html
 import io
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,40 @@ def calm(axes: Any) -> None:
     axes.yaxis.label.set(color=INK, fontsize=8)
 
 
+def say_first(figure: Any, shown: int, every: int, what: str = "conditions") -> None:
+    """Say on the picture that it has the first `shown` of `every`, where it has not all."""
+    if shown < every:
+        said = [figure.get_suptitle(), f"the first {shown} of {every} {what}"]
+        figure.suptitle(", ".join(filter(None, said)), fontsize=8, color=INK)
+
+
+def tip(figure: Any, artist: Any, text: str) -> None:
+    """Have a browser show `text` where the pointer is over a part of the picture: no script does.
+
+    The text may be hostile.
+    """
+    tips = figure.__dict__.setdefault("tips", [])
+    artist.set_gid(f"tip-{len(tips)}")
+    tips.append(text)
+
+
 def svg(figure: Any) -> str:
     """Return the picture without an XML head, its text as text, the same for the same data."""
+    text = _as_svg(figure, transparent=True)
+    return text[text.index("<svg") :]
+
+
+def _as_svg(figure: Any, **settings: Any) -> str:
     import matplotlib
 
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "em-sweeps"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata={"Date": None}, **settings)
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    for number, told in enumerate(figure.__dict__.get("tips", ())):
+        group = f'<g id="tip-{number}">'
+        text = text.replace(group, f"{group}<title>{html.escape(told)}</title>", 1)
+    return text
 
 
 def save(figure: Any, stem: Path) -> None:
@@ -61,10 +87,8 @@ def save(figure: Any, stem: Path) -> None:
 
     Raises ValueError where they cannot be written.
     """
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "em-sweeps"}):
-        for kind, settings in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
-            out = io.BytesIO()
-            figure.savefig(out, format=kind, facecolor="white", **settings)
-            write_output(stem.with_name(f"{stem.name}.{kind}"), out.getvalue())
+    out = io.BytesIO()
+    figure.savefig(out, format="png", facecolor="white", dpi=200)
+    write_output(stem.with_name(f"{stem.name}.png"), out.getvalue())
+    text = _as_svg(figure, facecolor="white")
+    write_output(stem.with_name(f"{stem.name}.svg"), text.encode())

@@ -10,12 +10,12 @@ from typing import Any
 from em.definitions import DEFINITIONS, ScaleDefinition
 from em.judge_check import CalibrationBin
 from sweeps.answers import Scores
-from sweeps.drawing import COLOURS, INK, axes_of, grid_of
+from sweeps.drawing import COLOURS, INK, axes_of, grid_of, say_first, tip
 from sweeps.results import CellResult
 from sweeps.sensitivity import Sensitivity
 
 MOST_POINTS = 1500  # of a panel, which a page has room for
-MOST_PANELS = 60
+MOST_PANELS = 24  # conditions that have one
 BINS = 35  # of each score, where answers are too many for points
 MOST_LINES = 300  # cells whose losses are drawn
 SEED = 20260101  # of the jitter, so that the same report has the same picture
@@ -35,6 +35,7 @@ def planes(scores: Scores, condition_of: Mapping[str, str], definition: ScaleDef
     columns = min(3, len(names)) or 1
     lines = -(-len(names) // columns)
     figure, grid = grid_of(lines, columns)
+    say_first(figure, len(names), len(every))
     jitter = np.random.default_rng(SEED)
     for place, name in enumerate(names):
         axes = grid[place // columns][place % columns]
@@ -73,14 +74,16 @@ def _shade(axes: Any, cloud: Any, colour: str) -> None:
     )  # fmt: skip
 
 
-def heat(grids: Sequence[Sensitivity]) -> Any:
+def heat(every: Sequence[Sensitivity]) -> Any:
     """The rate under each pair of thresholds, one small panel a condition, one scale for all."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
+    grids = every[:MOST_PANELS]
     columns = min(4, len(grids)) or 1
     lines = -(-len(grids) // columns)
     figure, panels = grid_of(lines, columns, height=1.9)
+    say_first(figure, len(grids), len(every))
     shades = LinearSegmentedColormap.from_list("rate", ["#f2f4f7", "#ee6677", "#5b0f1b"], N=40)
     for place, grid in enumerate(grids):
         axes = panels[place // columns][place % columns]
@@ -124,19 +127,22 @@ def losses(cells: Sequence[CellResult]) -> Any:
     Of many conditions all have as many lines.
     """
     figure, axes = axes_of(height=2.8)
-    tuned = spread_over([cell for cell in cells if cell.losses], MOST_LINES)
+    trained = [cell for cell in cells if cell.losses]
+    tuned = spread_over(trained, MOST_LINES)
+    say_first(figure, len(tuned), len(trained), "cells")
     names = list(dict.fromkeys(cell.condition for cell in tuned))[: len(COLOURS)]
     # The untuned have a colour too, in the other pictures.
     every = list(dict.fromkeys(cell.condition for cell in cells))
     colours = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(every)}
     for cell in tuned:
-        axes.plot(
+        (line,) = axes.plot(
             [point.step for point in cell.losses],
             [point.loss for point in cell.losses],
             color=colours[cell.condition],
             lw=1.2,
             marker="." if len(cell.losses) < 30 else "",
         )
+        tip(figure, line, cell.cell_id)
     for name in names:
         axes.plot([], [], color=colours[name], label=name)
     if names:

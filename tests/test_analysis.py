@@ -401,3 +401,13 @@ def test_an_untuned_model_has_no_variance_between_seeds_and_an_exact_interval() 
     seed = next(part for part in untuned.components if part.name == "seed")
     assert seed.estimate is None and "one model" in seed.note
     assert tuned.consistency is not None and "new seeds" in tuned.fixed.covers
+
+
+def test_the_pointer_over_a_picture_is_told_the_number_and_names_are_escaped() -> None:
+    made = rows({"<script>x</script>": 0.5}, seeds=3, questions=2)
+    found = analyse(table(made), what="w", asked=QUIET).conditions
+    seeds, asked = svg(FIGURES["seeds"](found)), svg(FIGURES["questions"](found))
+    assert seeds.count("<title>") == 3 and asked.count("<title>") == 2
+    first = found[0].seeds[0]
+    assert f"seed {first.seed}: {100 * first.mean:.1f} % of {first.num}</title>" in seeds
+    assert "<script>" not in seeds + asked and "&lt;script&gt;x&lt;/script&gt;, seed" in seeds
