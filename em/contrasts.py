@@ -11,7 +11,7 @@ import numpy as np
 
 from em.additive import seed_means
 from em.crossed import Crossed, Floats
-from em.hierarchical import Difference, difference, mean_posterior, rate_posterior
+from em.hierarchical import Difference, difference, posterior
 from em.intervals import (
     FEW_QUESTIONS,
     FEW_SEEDS,
@@ -150,13 +150,8 @@ class _Skewed(NamedTuple):
 
 
 def _posterior(side: Crossed, rates: Floats) -> Floats:
-    """Return the posterior of a side's mean rate over new seeds; of one model, over new answers."""
     answers = side.num.sum(axis=1).astype(np.float64)
-    hits = rates * answers
-    if side.one_model:
-        return rate_posterior(float(hits.sum()), float(answers.sum()))
-    found: Floats = mean_posterior(hits[None, :], answers)[0]
-    return found
+    return posterior(rates, answers, one_model=side.one_model)
 
 
 def _of_pairs(differences: Floats) -> _Test | None:

@@ -53,6 +53,18 @@ def rate_posterior(hits: float, answers: float) -> Floats:
     return found
 
 
+def posterior(rates: Floats, answers: Floats, *, one_model: bool) -> Floats:
+    """Return the posterior of a mean rate over new seeds, or of one model's over new answers.
+
+    `rates` of seeds and the number of their `answers` have the shape (seeds,).
+    """
+    hits = rates * answers
+    if one_model:
+        return rate_posterior(float(hits.sum()), float(answers.sum()))
+    found: Floats = mean_posterior(hits[None, :], answers)[0]
+    return found
+
+
 class Difference(NamedTuple):
     """The posterior of a difference: `values` in rising order, and the probability of each."""
 

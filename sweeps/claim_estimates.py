@@ -7,18 +7,24 @@ nothing of claims or verdicts.
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from em.crossed import Floats
 from em.definitions import DEFINITIONS
+from em.hierarchical import difference, posterior
 from em.intervals import (
     FEW_SEEDS,
     NO_WIDTH,
     exact_bounds,
     fixed_questions,
+    near_normal,
     over_seeds,
     summarise_seeds,
 )
 from em.quantiles import LEVEL, chi2_quantile
 from em.record import Record
 from sweeps.results import CellResult
+from sweeps.spec import UNTUNED
 
 # Seeds that differ by less differ by the rounding of a division only.
 DIGITS = 12
@@ -33,20 +39,6 @@ class Estimate(Record):
     high: float | None = None
     num_seeds: int
     method: str
-
-
-def differences(one: Mapping[Place, CellResult], other: Mapping[Place, CellResult]) -> list[float]:
-    """Return rate minus rate of the seeds that both have, finished and with a rate.
-
-    Cells of one seed share their seeds of adapter start, row order and row choice where both are
-    tuned. Against an untuned cell nothing is shared, and the interval is only the wider for it.
-    """
-    pairs = [(one[seed], other[seed]) for seed in one if seed in other]
-    return [
-        a.em_rate - b.em_rate
-        for a, b in pairs
-        if a.state == b.state == "finished" and a.em_rate is not None and b.em_rate is not None
-    ]
 
 
 def of_rate(cells: Sequence[CellResult]) -> Estimate:
@@ -69,18 +61,56 @@ def of_rate(cells: Sequence[CellResult]) -> Estimate:
     )
 
 
-def of_differences(by_seed: Sequence[float]) -> Estimate:
-    """Return the mean of differences by seed, with the t interval over new seeds."""
-    found = over_seeds([round(gap, DIGITS) for gap in by_seed], what="the difference")
+def of_difference(one: Mapping[Place, CellResult], other: Mapping[Place, CellResult]) -> Estimate:
+    """Return rate minus rate over the seeds that both have, finished and with a rate.
+
+    The t interval of the differences by seed: cells of one seed share their seeds of adapter start,
+    row order and row choice where both are tuned (against an untuned cell nothing is shared, and
+    the interval is only the wider for it). Where seeds of a side crowd at 0 or 1, that of the
+    posterior of the difference, as in the report's own contrasts.
+    """
+    pairs = [(one[seed], other[seed]) for seed in one if seed in other]
+    pairs = [pair for pair in pairs if all(_has_rate(cell) for cell in pair)]
+    sides = [[cell for cell, _ in pairs], [cell for _, cell in pairs]]
+    rates = [np.array([cell.em_rate or 0.0 for cell in side]) for side in sides]
+    if len(pairs) > 1 and not all(near_normal(side[None, :])[0] for side in rates):
+        return _of_skewed(sides, rates)
+    gaps = [round(float(gap), DIGITS) for gap in rates[0] - rates[1]]
+    found = over_seeds(gaps, what="the difference")
     low, high = found.low, found.high
     return Estimate(
         estimate=None if found.estimate is None else round(found.estimate, DIGITS),
         low=None if low is None else max(-1.0, low),
         high=None if high is None else min(1.0, high),
-        num_seeds=len(by_seed),
+        num_seeds=len(pairs),
         method=f"{found.method}: {found.covers}, nominal {found.level:.0%}"
         if low is not None
         else found.covers,
+    )
+
+
+def _has_rate(cell: CellResult) -> bool:
+    return cell.state == "finished" and cell.em_rate is not None
+
+
+def _of_skewed(sides: Sequence[Sequence[CellResult]], rates: Sequence[Floats]) -> Estimate:
+    first, second = (
+        posterior(
+            of, np.array([float(cell.counts.coherent) for cell in side]),
+            one_model=side[0].variant == UNTUNED,
+        )
+        for side, of in zip(sides, rates, strict=True)
+    )  # fmt: skip
+    estimate = round(float(rates[0].mean() - rates[1].mean()), DIGITS)
+    low, high = difference(first, second).bounds(LEVEL)
+    num = len(sides[0])
+    return Estimate(
+        estimate=estimate,
+        low=min(low, estimate),
+        high=max(high, estimate),
+        num_seeds=num,
+        method=f"difference of beta-binomial means: the difference over new seeds on these "
+        f"questions; {num} seeds, nominal {LEVEL:.0%}",
     )
 
 

@@ -15,9 +15,8 @@ from sweeps.claim_estimates import (
     Estimate,
     Place,
     between_seeds,
-    differences,
     of_answers,
-    of_differences,
+    of_difference,
     of_rate,
 )
 from sweeps.claim_spec import ClaimConfig, evaluations_of
@@ -114,7 +113,7 @@ def _decided(
     elif other is None:
         found = of_rate([c for c in one.values() if _usable(c)])
     else:
-        found = of_differences(differences(one, other))
+        found = of_difference(one, other)
     if other is None and not claim.spread:
         found = of_answers([c for c in one.values() if _usable(c)]) or found
     verdict, reason = _verdict(claim, found)

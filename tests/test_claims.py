@@ -120,11 +120,22 @@ def test_seeds_without_an_event_are_bounded_by_their_answers() -> None:
 
 
 def test_equal_differences_of_unequal_rates_have_no_width() -> None:
-    """0.3 - 0.1 and 0.4 - 0.2 differ in their last bit only."""
-    made = cells([0.3, 0.4, 0.7]) + cells([0.1, 0.2, 0.5], variant="secure")
+    """0.6 - 0.4 and 0.7 - 0.5 differ in their last bits only."""
+    made = cells([0.5, 0.6, 0.7]) + cells([0.3, 0.4, 0.5], variant="secure")
     found = verdict(claim(control="secure", above=0), made)
     assert (found.verdict, found.low) == ("undecided", None)
     assert found.estimate == pytest.approx(0.2)
+
+
+def test_a_difference_to_seeds_that_show_nothing_is_of_their_posteriors() -> None:
+    made = cells([0.3, 0.35, 0.4]) + cells([0.0, 0.0, 0.0], variant="secure")
+    found = verdict(claim(control="secure", above=0), made)
+    assert found.estimate == pytest.approx(0.35) and "beta-binomial" in found.method
+    untuned = cells([0.3, 0.35, 0.4]) + cells([0.0, 0.0, 0.0], variant="none")
+    sure = verdict(claim(control="none", above=0), untuned)
+    assert sure.verdict == "supported"
+    # The untuned model is one: only its answers are uncertain, not what another seed would be.
+    assert found.low is not None and sure.low is not None and found.low < sure.low
 
 
 def test_two_cells_of_one_seed_are_both_counted() -> None:
