@@ -14,14 +14,13 @@ from em.component_intervals import components
 from em.consistency import FLOOR, Consistency, consistency
 from em.coverage import with_coverage_over_questions, with_coverage_over_seeds
 from em.crossed import Crossed
+from em.factors import over_factors
 from em.grouping import Group
 from em.intervals import (
-    REUSED,
     Interval,
     T,
     exact_bounds,
     fixed_questions,
-    no_interval,
     of_one_model,
     over_seeds,
     random_questions,
@@ -116,12 +115,16 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
     parts = components(group.counts)
     seeds, totals, nums = _by_seed(table, group.seed_of, asked.weights)
     fixed, over = _intervals(table, totals, nums, asked.weights)
-    if table.reused:
-        fixed = no_interval(fixed.estimate, REUSED)
+    together = table.reused or (len(seeds) < 2 and bool(table.factors))  # no independent seeds
+    if together and table.num_values:
+        fixed = over_factors(
+            table, _rates(table, asked.weights), parts, weights=WEIGHTS[asked.weights],
+            simulate=asked.simulate,
+        )  # fmt: skip
     elif table.one_model and table.binary and table.num_values:
         fixed = of_one_model(list(totals), [int(n) for n in nums], weights=WEIGHTS[asked.weights])
     if asked.simulate and table.binary and table.num_values:
-        if not table.one_model:  # exact bounds need none
+        if not table.one_model and not together:  # exact bounds need none; theirs is there
             fixed = with_coverage_over_seeds(fixed, nums, _seed_spread(parts, table))
         over = with_coverage_over_questions(over, table, parts)
     num = table.num_values
@@ -200,6 +203,15 @@ def _consistency(table: Crossed, seed_of: Mapping[str, str], floor: float) -> Co
     return consistency(seeds, [round(h) for h in hits], [int(n) for n in nums], floor=floor)
 
 
+def _rates(table: Crossed, weights: Weights) -> np.ndarray[Any, Any]:
+    """Return the mean of each unit under `weights`, shape (units,)."""
+    means: np.ndarray[Any, Any] = table.total.sum(axis=1) / np.maximum(table.num.sum(axis=1), 1)
+    if weights == "answers" or not len(means):
+        return means
+    alike = seed_means(table)
+    return np.where(np.isfinite(alike), alike, means)
+
+
 def _by_seed(
     table: Crossed, seed_of: Mapping[str, str], weights: Weights
 ) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -211,10 +223,7 @@ def _by_seed(
     seeds = sorted(set(names), key=lambda name: (len(name), name))
     place = np.array([seeds.index(name) for name in names], dtype=np.int64)
     num = table.num.sum(axis=1)
-    means = table.total.sum(axis=1) / np.maximum(num, 1)
-    if weights == "questions" and len(names):
-        alike = seed_means(table)
-        means = np.where(np.isfinite(alike), alike, means)
+    means = _rates(table, weights)
     nums = np.bincount(place, weights=num, minlength=len(seeds))
     totals = np.bincount(place, weights=means * num, minlength=len(seeds))
     return seeds, totals, nums

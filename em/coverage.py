@@ -120,6 +120,36 @@ def with_coverage_over_questions(
     )
 
 
+def with_coverage_of_factors(
+    interval: Interval,
+    variances: tuple[float, float, float],
+    shape: tuple[int, int],
+    num_values: int,
+    names: tuple[str, str],
+) -> Interval:
+    """Return an interval over two crossed seed factors with its simulated coverage.
+
+    `variances` are those of rates: of either factor, and of what is left between trainings; `shape`
+    the number of levels of either.
+    """
+    if interval.low is None or interval.estimate is None:
+        return interval
+    if too_few(interval.estimate, num_values):
+        return interval.model_copy(update={"coverage_of": TOO_FEW})
+    mean = _rounded(max(interval.estimate, 0.5 / num_values))
+    spreads = tuple(_rounded(math.sqrt(variance)) for variance in variances)
+    answers = int(_rounded(num_values / (shape[0] * shape[1])))
+    share = coverage_over_questions(mean, spreads, *shape, answers)
+    return interval.model_copy(
+        update={
+            "coverage": share,
+            "coverage_of": f"{shape[0]} x {shape[1]} levels x {answers} answers, rate {mean:.2%}, "
+            f"SD of {names[0]} {spreads[0]:.2%}, of {names[1]} {spreads[1]:.2%}, of what is left "
+            f"{spreads[2]:.2%}",
+        }
+    )
+
+
 @lru_cache(maxsize=4096)
 def coverage_over_questions(
     mean: float,

@@ -58,7 +58,7 @@ def estimates(table: Crossed) -> list[Component]:
     Intervals are in em.component_intervals.
     """
     table = table.present()
-    labels, notes = _labels(table)
+    labels, notes = _labels_and_notes(table)
     rows, columns = np.nonzero(table.filled)
     coded = {name: codes[rows] for name, codes in labels.items()}
     if table.units and QUESTION not in coded:
@@ -159,7 +159,13 @@ def _solve(classes: Sequence[PairClass], names: Sequence[str]) -> dict[str, floa
     return {n: float(v) for n, v, ok in zip(unknown, found, known, strict=True) if ok}
 
 
-def _labels(table: Crossed) -> tuple[dict[str, NDArray[np.integer]], list[Component]]:
+def unit_labels(table: Crossed) -> dict[str, NDArray[np.integer]]:
+    """Return what tells units apart: by each seed factor (those that move together are one), and
+    by the seed, or what is left of it; a number for each unit."""
+    return _labels_and_notes(table)[0]
+
+
+def _labels_and_notes(table: Crossed) -> tuple[dict[str, NDArray[np.integer]], list[Component]]:
     """Return what tells units apart, by name, and components that cannot be known.
 
     Factors that move together are one label; what tells every unit apart is the seed's.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -291,18 +292,18 @@ def test_one_sample_of_each_pair_still_tells_seeds_and_questions() -> None:
     assert parts["sampling"].estimate is None
 
 
-def test_seeds_that_share_levels_of_crossed_factors_have_no_interval() -> None:
+def test_seeds_that_share_levels_of_crossed_factors_are_no_independent_seeds() -> None:
     made = rows({"a": 0.4, "b": 0.6}, seeds=4)
     levels = {"init": {f"s{n}": str(n % 2) for n in range(4)},
               "order": {f"s{n}": str(n // 2) for n in range(4)}}  # fmt: skip
     found = analyse(table(made), what="w", asked=QUIET, factors=levels)
     for c in found.conditions:
-        assert c.fixed.low is None and "seed factors are crossed" in c.fixed.covers
-        assert c.random.low is None
+        assert "2 x 2 levels" in c.fixed.covers
+        assert c.random.low is None and "seed factors are crossed" in c.random.covers
     assert found.contrasts["j"][0].p is None
     apart = {"init": {f"s{n}": str(n) for n in range(4)}}
     kept = analyse(table(made), what="w", asked=QUIET, factors=apart)
-    assert all(c.fixed.low is not None for c in kept.conditions)
+    assert all("new seeds" in c.fixed.covers for c in kept.conditions)
 
 
 def test_rows_without_a_name_are_refused_and_nan_is_unscored() -> None:
@@ -411,3 +412,56 @@ def test_the_pointer_over_a_picture_is_told_the_number_and_names_are_escaped() -
     first = found[0].seeds[0]
     assert f"seed {first.seed}: {100 * first.mean:.1f} % of {first.num}</title>" in seeds
     assert "<script>" not in seeds + asked and "&lt;script&gt;x&lt;/script&gt;, seed" in seeds
+
+
+def crossed_starts_and_orders(
+    starts: int, orders: int, rng: np.random.Generator, *, questions: int = 6, samples: int = 40
+) -> tuple[pa.Table, dict[str, dict[str, str]]]:
+    """Rates of trainings of some starts times some orders, each of which shifts its trainings."""
+    of_start, of_order = rng.normal(0, 0.08, starts), rng.normal(0, 0.05, orders)
+    made, levels = [], {"init": {}, "order": {}, "subset": {}}  # type: ignore[var-annotated]
+    for a in range(starts):
+        for b in range(orders):
+            unit = f"0.init{a}.order{b}"
+            levels["init"][unit], levels["order"][unit] = str(a), str(b)
+            levels["subset"][unit] = "0"
+            rate = np.clip(0.4 + of_start[a] + of_order[b] + rng.normal(0, 0.03), 0, 1)
+            hits = rng.random((questions, samples)) < rate
+            made += [
+                {"judge": "j", "condition": "c", "unit": unit, "seed": "0", "question": f"q{q}",
+                 "value": float(hit)}
+                for q, line in enumerate(hits) for hit in line
+            ]  # fmt: skip
+    return table(made), levels
+
+
+def test_two_crossed_seed_factors_have_an_interval_over_new_levels_of_both() -> None:
+    rng, held = np.random.default_rng(21), 0
+    for _ in range(120):
+        made, levels = crossed_starts_and_orders(4, 4, rng)
+        (found,) = analyse(made, what="w", asked=QUIET, factors=levels).conditions
+        assert found.fixed.low is not None and found.fixed.high is not None
+        held += found.fixed.low <= 0.4 <= found.fixed.high
+    assert held >= 0.9 * 120
+    assert "new levels of init and of order" in found.fixed.covers
+    (told,) = analyse(made, what="w", factors=levels).conditions
+    assert told.fixed.coverage is not None and told.fixed.coverage > 0.88
+    assert "4 x 4 levels x" in told.fixed.coverage_of
+    one = {"init": levels["init"]}  # orders are then what is left of the seed: it is not crossed
+    (alone,) = analyse(made, what="w", asked=QUIET, factors=one).conditions
+    assert alone.fixed.low is None
+    gap = made.filter(pc.not_equal(made["unit"], "0.init1.order2"))
+    (less,) = analyse(gap, what="w", asked=QUIET, factors=levels).conditions
+    assert less.fixed.low is None and "seed factors are crossed" in less.fixed.covers
+    # A table of two factors is analysed as one of seeds by questions is.
+    means = made.group_by("unit").aggregate([("value", "mean")]).to_pydict()
+    rates = np.zeros((4, 4))
+    for unit, rate in zip(means["unit"], means["value_mean"], strict=True):
+        rates[int(levels["init"][unit]), int(levels["order"][unit])] = rate
+    place = np.indices(rates.shape)
+    twin = random_questions(crossed(place[0].ravel(), place[1].ravel(), rates.ravel()))
+    (plain,) = analyse(
+        made.set_column(5, "value", pc.multiply(made["value"], 0.5)), what="w", asked=QUIET,
+        factors=levels,
+    ).conditions  # fmt: skip
+    assert (plain.fixed.low, plain.fixed.high) == pytest.approx((twin.low / 2, twin.high / 2))
