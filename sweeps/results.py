@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from em.generation import Response
-from em.judging import Judgement, fill, place_of
+from em.judging import State, fill, place_of
 from em.record import Record, fingerprint
 from em.scoring import Counts, Definition, Scored, count_by_question, rate_of, total
 from em.training import LossPoint
@@ -29,6 +29,18 @@ class ScoredResponse(Record):
     judge: str
     response: Response
     scored: Scored
+
+
+class _Given(Record):
+    """What a report reads of a judgement: a tenth of what is stored of it."""
+
+    key: str
+    response: str
+    score: str
+    state: State
+    value: float | None
+    label: str | None
+    prompt_sha256: str
 
 
 class QuestionResult(Record):
@@ -77,8 +89,9 @@ def scored_responses(plan: CellPlan, judging: JudgingPlan, store: Store) -> list
     """
     evaluation = next(e for e in plan.evaluations if e.name == judging.evaluation)
     order = {w.key: (n, samples) for n, (w, samples) in enumerate(evaluation.asked)}
-    judged: dict[str, dict[str, Judgement]] = {}
-    for item in store.read_stream("judgements", judging.stream, Judgement):
+    judged: dict[str, dict[str, _Given]] = {}
+    columns = tuple(_Given.model_fields)
+    for item in store.read_stream("judgements", judging.stream, _Given, columns):
         if place_of(item.key)[0] in judging.wanted:
             judged.setdefault(item.response, {})[item.score] = item
     found = []
@@ -101,7 +114,7 @@ def _weights(plan: CellPlan, store: Store) -> str | None:
 def _check_same_origin(
     response: Response,
     weights: str | None,
-    scores: dict[str, Judgement],
+    scores: dict[str, _Given],
     judging: JudgingPlan,
     store: Store,
 ) -> None:
@@ -124,7 +137,7 @@ def _check_same_origin(
 
 
 def _row(
-    plan: CellPlan, judging: JudgingPlan, response: Response, scores: dict[str, Judgement]
+    plan: CellPlan, judging: JudgingPlan, response: Response, scores: dict[str, _Given]
 ) -> ScoredResponse:
     return ScoredResponse(
         cell_id=plan.cell_id,

@@ -237,8 +237,18 @@ class Store:
             found += [part] if part else []
         return found
 
-    def read_part(self, kind: StreamKind, key: str, part: Part, model: type[Item]) -> list[Item]:
-        """Return the items of a part. Raises StoreError where its bytes are not those recorded."""
+    def read_part(
+        self,
+        kind: StreamKind,
+        key: str,
+        part: Part,
+        model: type[Item],
+        columns: Sequence[str] | None = None,
+    ) -> list[Item]:
+        """Return the items of a part, of `columns` alone where they are given.
+
+        Raises StoreError where its bytes are not those recorded.
+        """
         place = f"{kind}/{key[:KEY_DIGITS]}/{part.name}"
         data = self.files.read(place)
         if data is None:
@@ -250,14 +260,20 @@ class Store:
                 f"{self.url}/{place} is damaged: its sha256 is not the recorded {part.sha256}; "
                 f"{REPAIR}"
             )
-        return [model.model_validate(row) for row in rows_of(data)]
+        return [model.model_validate(row) for row in rows_of(data, columns)]
 
-    def read_stream(self, kind: StreamKind, key: str, model: type[Item]) -> list[Item]:
+    def read_stream(
+        self,
+        kind: StreamKind,
+        key: str,
+        model: type[Item],
+        columns: Sequence[str] | None = None,
+    ) -> list[Item]:
         """Return every recorded item of a stream, each key once: the first that is not failed."""
         record = self.stream(kind, key)
         items: dict[str, Item] = {}
         for part in record.parts if record else ():
-            for item in self.read_part(kind, key, part, model):
+            for item in self.read_part(kind, key, part, model, columns):
                 key_of = item.key  # type: ignore[attr-defined]
                 if key_of not in items or (is_failed(items[key_of]) and not is_failed(item)):
                     items[key_of] = item
