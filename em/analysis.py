@@ -5,8 +5,7 @@ nothing of how a value came about, of sweeps or of how the numbers are shown.
 """
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from em.attribution import Attribution, Grid, attribution
 from em.condition import Asked, ConditionAnalysis, Weights, analyse_condition
 from em.contrasts import Contrast, adjusted, contrast
 from em.crossed import Crossed
-from em.grouping import Group, grouped
+from em.grouping import Known, grouped
 from em.quantiles import t_quantile
 from em.record import Record
 
@@ -60,36 +59,25 @@ class Pair(NamedTuple):
     shared: bool
 
 
-Factors = Mapping[str, Mapping[str, str]]
-"""Seed factor → its level of each unit."""
-
-
 def analyse(
     table: pa.Table,
     *,
     what: str,
     asked: Asked | None = None,
     pairs: Sequence[Pair] | None = None,
-    factors: Factors | None = None,
-    one_model: Collection[str] = (),
+    known: Known | None = None,
     grid: Grid | None = None,
 ) -> Analysis:
     """Return the analysis of a table with the columns of em.grouping; a null value is unscored.
 
     `pairs` are the conditions to compare; None: all pairs of few conditions, else each with the
-    first. The seeds of the conditions in `one_model` are one model's answers. `grid` says which
-    factors tell conditions apart; None: they are one factor's levels. Raises ValueError for a
-    table that lacks a column.
+    first. `grid` says which factors tell conditions apart; None: they are one factor's levels.
+    Raises ValueError for a table that lacks a column.
     """
     asked = asked or Asked()
-    groups = [
-        _of_one_model(group)
-        if group.condition in one_model
-        else _with_factors(group, factors or {})
-        for group in grouped(table)
-    ]
+    groups = grouped(table, known)
     found = [analyse_condition(group, asked) for group in groups]
-    tables = {(group.judge, group.condition): group.counts for group in groups}
+    tables = {(group.judge, group.condition): group.by_seed for group in groups}
     judges = list(dict.fromkeys(group.judge for group in groups))
     notes: list[str] = []
     names = list(dict.fromkeys(condition for _, condition in tables))
@@ -114,30 +102,21 @@ def analyse(
 
 
 def compared(
-    first: pa.Table,
-    second: pa.Table,
-    names: tuple[str, str],
-    *,
-    one_model: Collection[str] = (),
+    first: pa.Table, second: pa.Table, names: tuple[str, str], known: Known | None = None
 ) -> list[Contrast]:
-    """Return how the same seeds differ between two tables, such as two forms of one question.
+    """Return how the same models differ between two tables, such as two forms of one question.
 
-    Tables and `one_model` as those of `analyse`; of each condition and judge that both have, paired
-    by question and seed. No p is held against others yet (see em.contrasts.adjusted).
+    Tables and what is `known` as those of `analyse`; of each condition and judge that both have,
+    paired by question and seed. No p is held against others yet (see em.contrasts.adjusted).
     """
     tables = [
-        {
-            (group.condition, group.judge): replace(
-                group.counts, one_model=group.condition in one_model
-            )
-            for group in grouped(table)
-        }
+        {(group.condition, group.judge): group.by_seed for group in grouped(table, known)}
         for table in (first, second)
     ]
     return [
         contrast(
-            tables[0][place], tables[1][place],
-            names=(f"{_place(*place)}, {names[0]}", f"{_place(*place)}, {names[1]}"), shared=True,
+            tables[0][place], tables[1][place], pairing="models",
+            names=(f"{_place(*place)}, {names[0]}", f"{_place(*place)}, {names[1]}"),
         )
         for place in tables[0]
         if place in tables[1]
@@ -157,7 +136,7 @@ def _contrasts(
             mine[pair.first],
             mine[pair.second],
             names=(pair.first, pair.second),
-            shared=pair.shared,
+            pairing="seeds" if pair.shared else "none",
         )
         for pair in chosen
         if pair.first in mine and pair.second in mine
@@ -167,27 +146,6 @@ def _contrasts(
 
 def _of_judge(judge: str, tables: Mapping[tuple[str, str], Crossed]) -> dict[str, Crossed]:
     return {condition: table for (owner, condition), table in tables.items() if owner == judge}
-
-
-def _of_one_model(group: Group) -> Group:
-    return group._replace(counts=replace(group.counts, one_model=True))
-
-
-def _with_factors(group: Group, factors: Factors) -> Group:
-    units = group.counts.units
-    known = {
-        name: tuple(levels[unit] for unit in units)
-        for name, levels in factors.items()
-        if all(unit in levels for unit in units)
-    }
-    if not known:
-        return group
-    seeds = [group.seed_of[unit] for unit in units]
-    reused = any(
-        len(set(levels)) > 1 and len(set(zip(levels, seeds, strict=True))) > len(set(levels))
-        for levels in known.values()
-    )
-    return group._replace(counts=replace(group.counts, factors=known, reused=reused))
 
 
 def _pairs(conditions: Sequence[str], notes: list[str]) -> list[Pair]:
@@ -208,7 +166,7 @@ def _between_judges(tables: Mapping[tuple[str, str], Crossed]) -> list[Contrast]
     return [
         contrast(
             tables[a, condition], tables[b, condition],
-            names=(f"{condition}, {a}", f"{condition}, {b}"), shared=True,
+            names=(f"{condition}, {a}", f"{condition}, {b}"), pairing="models",
         )
         for condition, judges in by_condition.items()
         for a, b in itertools.combinations(judges, 2)
@@ -252,6 +210,11 @@ def _said(found: Sequence[ConditionAnalysis]) -> list[str]:
             continue
         if c.num_unscored:
             said.append(f"{name}: {c.num_unscored} of {c.num_rows} rows are unscored, left out")
+        if c.num_left_out:
+            said.append(
+                f"{name}: {c.num_left_out} scored rows are of pairs of seed and question that have "
+                "fewer than the definition asks for, left out"
+            )
         if c.num_missing_pairs:
             said.append(
                 f"{name}: {c.num_missing_pairs} of {c.num_pairs} pairs of seed and question have "

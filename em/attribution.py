@@ -1,8 +1,9 @@
 """How much of the rates' variance is the model's, the data's, the seed's, the question's.
 
 Conditions are a whole grid of levels, such as models x variants. Its levels are chosen, not drawn:
-what is told is the variance among these, and speaks of no others (fixed effects); seeds and
-questions are drawn. Pure functions of counts; knows nothing of what a level is.
+what is told is the variance over these, and speaks of no others (fixed effects); seeds and
+questions are drawn. So the parts add up to the variance of the rate of a cell of the grid. Pure
+functions of counts; knows nothing of what a level is.
 """
 
 import math
@@ -18,6 +19,8 @@ from em.record import Record
 from em.variance import PAIR, QUESTION, SAMPLING, SEED, estimates
 
 TOGETHER = " x "
+TOO_FEW = "fewer than two conditions have two comparable seeds and a place in one grid"
+NOT_ASKED = "no question is asked of all conditions of the grid"
 Levels = tuple[str, ...]
 """Of one condition, a level of each grid factor."""
 
@@ -49,14 +52,15 @@ class Attribution(Record):
     """The sources of variance over a grid of conditions, under one judge.
 
     A cell is one seed of one condition; its rate is over `num_questions` questions, which weigh
-    alike.
+    alike. Without parts: `why`.
     """
 
     factors: tuple[str, ...]
-    conditions: tuple[str, ...]
+    conditions: tuple[str, ...] = ()
     left_out: tuple[str, ...]
-    num_questions: int
-    parts: tuple[Share, ...]
+    num_questions: int = 0
+    parts: tuple[Share, ...] = ()
+    why: str = ""
 
     @property
     def shares_of_rate(self) -> dict[str, float]:
@@ -76,35 +80,41 @@ def _shares(variances: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def attribution(tables: Mapping[str, Crossed], grid: Grid) -> Attribution | None:
-    """Return whose the variance is over the conditions in `tables`, or None where none compares.
+    """Return whose the variance is over the conditions in `tables`; None for fewer than two.
 
-    Conditions are left out, and named, that have one seed, seeds that share levels, or no place in
-    the whole grid that most of the others make.
+    Conditions are left out, and named, that have one seed, seeds that share levels or no question
+    that compares them, or no place in the whole grid that most of the others make.
     """
+    if len(tables) < 2:
+        return None
     usable = {
         name: table.present()
         for name, table in tables.items()
-        if name in grid.levels and not table.reused and len(table.present().units) > 1
+        if name in grid.levels and _is_usable(table.present())
     }
     chosen = _whole_grid({name: grid.levels[name] for name in usable})
+    left_out = tuple(name for name in tables if name not in chosen)
+    nothing = Attribution(factors=grid.factors, left_out=left_out)
     if len(chosen) < 2:
-        return None
+        return nothing.model_copy(update={"why": TOO_FEW})
     asked = set.intersection(*(set(usable[name].questions) for name in chosen))
-    if not asked:
-        return None
     used = [usable[name].of_questions(sorted(asked)) for name in chosen]
+    if not asked or not all(map(_is_usable, used)):
+        return nothing.model_copy(update={"why": NOT_ASKED})
     means = [seed_means(table) for table in used]
-    if any(len(table.units) < 2 for table in used) or np.isnan(np.concatenate(means)).any():
-        return None
     levels = [grid.levels[name] for name in chosen]
-    parts = [*_of_grid(means, levels, grid.factors), *_within(used, means)]
     return Attribution(
         factors=grid.factors,
         conditions=tuple(chosen),
-        left_out=tuple(name for name in tables if name not in chosen),
+        left_out=left_out,
         num_questions=len(asked),
-        parts=tuple(parts),
+        parts=(*_of_grid(means, levels, grid.factors), *_within(used, means)),
     )
+
+
+def _is_usable(table: Crossed) -> bool:
+    enough = len(table.units) > 1 and not table.reused
+    return enough and not bool(np.isnan(seed_means(table)).any())
 
 
 def _whole_grid(levels: Mapping[str, Levels]) -> list[str]:
@@ -121,18 +131,25 @@ def _whole_grid(levels: Mapping[str, Levels]) -> list[str]:
             for axis, names in enumerate(kinds)
             for level in names
         }
-        axis, level = min(filled, key=lambda place: (filled[place], place))
+        # Of those that lack as much, the one that stands last.
+        first = {place: number for number, place in enumerate(_in_order(left))}
+        axis, level = min(filled, key=lambda place: (filled[place], -first[place]))
         left = {name: one for name, one in left.items() if one[axis] != level}
     return []
+
+
+def _in_order(levels: Mapping[str, Levels]) -> list[tuple[int, str]]:
+    """Return every axis and level, in the order in which conditions have them."""
+    return list(dict.fromkeys((a, one[a]) for one in levels.values() for a in range(len(one))))
 
 
 def _of_grid(
     means: Sequence[Floats], levels: Sequence[Levels], factors: Sequence[str]
 ) -> list[Share]:
-    """Return the variance among each factor's levels, and of their combinations beside it.
+    """Return the variance over each factor's levels, and of their combinations beside it.
 
-    The analysis of variance of the conditions' means with known errors (Searle, Casella and
-    McCulloch 1992, Variance Components, ch. 4): E MS = theta (places / levels) + mean error.
+    An analysis of variance of the conditions' means, whose errors are known from their seeds: of a
+    sum of squares with as many degrees of freedom, E SS = conditions variance + freedom mean error.
     """
     rates = np.array([float(of.mean()) for of in means])
     error, of_error = _pooled([(float(of.var(ddof=1)) / len(of), len(of) - 1) for of in means])
@@ -142,12 +159,11 @@ def _of_grid(
         kinds = sorted({one[axis] for one in levels})
         by = [rates[[one[axis] == kind for one in levels]].mean() for kind in kinds]
         squares = num / len(kinds) * float(((np.array(by) - rates.mean()) ** 2).sum())
-        found.append(_share(name, len(kinds), squares, len(kinds) - 1, num / len(kinds), error,
-                            of_error))  # fmt: skip
+        found.append(_share(name, len(kinds), squares, len(kinds) - 1, num, error, of_error))
         rest, left = rest - squares, left - (len(kinds) - 1)
     if len(factors) > 1 and left:
         name = TOGETHER.join(factors) if len(factors) == 2 else "their combinations"
-        found.append(_share(name, num, rest, left, 1.0, error, of_error))
+        found.append(_share(name, num, rest, left, num, error, of_error))
     return found
 
 
@@ -163,19 +179,19 @@ def _pooled(variances: Sequence[tuple[float, int]]) -> tuple[float, float]:
 
 
 def _share(
-    name: str, levels: int, squares: float, freedom: int, per: float, error: float, of_error: float
+    name: str, levels: int, squares: float, freedom: int, num: int, error: float, of_error: float
 ) -> Share:
     if not freedom:
         return Share(
             name=name, levels=levels, of_answer=None, of_rate=None,
             note="not identifiable: one level",
         )  # fmt: skip
-    value = (squares / freedom - error) / per
+    value = (squares - freedom * error) / num
     low = high = None
     note = ""
     if error > ALIKE**2:
-        # theta = noncentrality error / (freedom per)
-        ratio, size = squares / freedom / error, error / (freedom * per)
+        # variance = noncentrality error / conditions
+        ratio, size = squares / freedom / error, error / num
         low, high = (
             size * noncentrality(share, freedom, of_error, ratio)
             for share in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2)

@@ -1,4 +1,5 @@
-"""Components of variance with an interval each. It takes effects as normal.
+"""Components of variance with an interval each. It takes effects as normal, but for seeds of shares
+that crowd at 0 or 1: those are taken from a beta distribution.
 
 Knows nothing of how a component is estimated (see em.variance).
 """
@@ -9,7 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from em.additive import seed_means
 from em.crossed import Crossed
+from em.hierarchical import variance_limits
+from em.intervals import near_normal
 from em.quantiles import LEVEL, chi2_quantile, f_quantile, t_quantile
 from em.variance import PAIR, QUESTION, SAMPLING, Component, estimates
 
@@ -44,6 +48,8 @@ def _with_intervals(found: list[Component], table: Crossed) -> list[Component]:
             low, high = chi_squared_limits(rest, freedom, less=rest - value)
         elif component.name == QUESTION:
             low, high = _difference(seeds * value + rest, num_questions - 1, rest, freedom, seeds)
+        elif component.levels == num_units and _is_skewed(table):
+            low, high = _of_skewed_seeds(table, pair or 0.0)
         elif component.levels == num_units:
             low, high = _difference(
                 questions * value + rest, num_units - 1, rest, freedom, questions
@@ -51,10 +57,27 @@ def _with_intervals(found: list[Component], table: Crossed) -> list[Component]:
         else:  # a crossed factor: the rest of its levels' means is taken as known
             others = _rest_of_levels(component, found, table)
             low, high = chi_squared_limits(value + others, component.levels - 1, less=others)
+        if low == high:  # no value differs from another: nothing tells how much they may
+            low = high = None
         if table.binary and low is not None and high is not None:
             low, high = min(low, MOST_OF_A_SHARE), min(high, MOST_OF_A_SHARE)
         done.append(component.model_copy(update={"low": low, "high": high}))
     return done
+
+
+def _is_skewed(table: Crossed) -> bool:
+    """Whether shares crowd at 0 or 1: an interval that takes seeds as normal covers half there."""
+    plain = table.binary and not table.factors and not table.one_model
+    return plain and not bool(near_normal(seed_means(table)[None, :])[0])
+
+
+def _of_skewed_seeds(table: Crossed, pair: float) -> tuple[float | None, float | None]:
+    """Return the bounds of seeds from a beta distribution, less their pairing with questions."""
+    rates, answers = seed_means(table), table.effective
+    if np.isnan(rates).any():
+        return None, None
+    low, high = variance_limits(rates * answers, answers)
+    return max(0.0, low - max(0.0, pair) / len(table.questions)), high
 
 
 def _harmonic(counts: NDArray[np.integer]) -> float:

@@ -79,6 +79,7 @@ class ConditionAnalysis(Record):
     num_rows: int
     num_scored: int
     num_unscored: int
+    num_left_out: int = Field(default=0, description="scored, of pairs with too few of them")
     num_seeds: int
     num_questions: int
     num_pairs: int = Field(description="of a seed (or a cell of it) and a question that were asked")
@@ -114,19 +115,20 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
     table = group.counts.present()
     parts = components(group.counts)
     seeds, totals, nums = _by_seed(table, group.seed_of, asked.weights)
-    fixed, over = _intervals(table, totals, nums, asked.weights)
-    together = table.reused or (len(seeds) < 2 and bool(table.factors))  # no independent seeds
-    if together and table.num_values:
+    worth = _worth(group, seeds, nums, asked.weights)
+    fixed = _over_seeds(table, totals / np.maximum(nums, 1), worth, asked.weights)
+    over = random_questions(group.by_seed)
+    if table.reused and table.num_values:
         fixed = over_factors(
             table, _rates(table, asked.weights), parts, weights=WEIGHTS[asked.weights],
             simulate=asked.simulate,
         )  # fmt: skip
     elif table.one_model and table.binary and table.num_values:
-        fixed = of_one_model(list(totals), [int(n) for n in nums], weights=WEIGHTS[asked.weights])
+        fixed = _of_one_model(table, asked.weights)
     if asked.simulate and table.binary and table.num_values:
-        if not table.one_model and not together:  # exact bounds need none; theirs is there
-            fixed = with_coverage_over_seeds(fixed, nums, _seed_spread(parts, table))
-        over = with_coverage_over_questions(over, table, parts)
+        if not table.one_model and not table.reused:  # exact bounds need none; theirs is there
+            fixed = with_coverage_over_seeds(fixed, worth, _seed_spread(parts, table))
+        over = with_coverage_over_questions(over, group.by_seed, parts)
     num = table.num_values
     variances = variances_of(parts)
     pairs = int(table.filled.sum())
@@ -137,7 +139,8 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
         judge=group.judge,
         num_rows=group.num_rows,
         num_scored=num,
-        num_unscored=group.num_rows - num,
+        num_unscored=group.num_rows - num - group.num_left_out,
+        num_left_out=group.num_left_out,
         num_seeds=len(seeds),
         num_questions=len(table.questions),
         num_pairs=group.counts.filled.size,
@@ -229,16 +232,30 @@ def _by_seed(
     return seeds, totals, nums
 
 
-def _intervals(
-    table: Crossed, totals: "np.ndarray[Any, Any]", nums: "np.ndarray[Any, Any]", weights: Weights
-) -> tuple[Interval, Interval]:
+def _worth(
+    group: Group, seeds: Sequence[str], nums: "np.ndarray[Any, Any]", weights: Weights
+) -> "np.ndarray[Any, Any]":
+    """Return how many alike answers each seed's rate is worth: where all are pooled, as many."""
+    if weights == "answers" or group.counts.reused:
+        return nums
+    whole = group.by_seed
+    worth = {group.seed_of.get(u, u): n for u, n in zip(whole.units, whole.effective, strict=True)}
+    return np.array([worth.get(seed, 0.0) for seed in seeds])
+
+
+def _over_seeds(
+    table: Crossed, rates: "np.ndarray[Any, Any]", worth: "np.ndarray[Any, Any]", weights: Weights
+) -> Interval:
     if table.binary:
-        fixed = fixed_questions(list(totals), [int(n) for n in nums], weights=WEIGHTS[weights])
-    else:
-        fixed = over_seeds(
-            list(totals / np.maximum(nums, 1)), what=f"the mean, {WEIGHTS[weights]},"
-        )
-    return fixed, random_questions(table)
+        return fixed_questions(list(rates * worth), list(worth), weights=WEIGHTS[weights])
+    return over_seeds(list(rates), what=f"the mean, {WEIGHTS[weights]},")
+
+
+def _of_one_model(table: Crossed, weights: Weights) -> Interval:
+    whole = table.together(["all"] * len(table.units))
+    answers = float(whole.num_values if weights == "answers" else whole.effective[0])
+    rate = float(_rates(whole, weights)[0])
+    return of_one_model(rate, answers, num=whole.num_values, weights=WEIGHTS[weights])
 
 
 def _seed_spread(parts: Sequence[Component], table: Crossed) -> float | None:

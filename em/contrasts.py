@@ -5,31 +5,35 @@ Pure functions of arrays; knows nothing of which conditions are worth comparing.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from em.additive import seed_means
-from em.crossed import Crossed, Floats
-from em.hierarchical import Difference, difference, posterior
+from em.crossed import Crossed
+from em.differences import POSTERIOR, Side, Skewed, TTest, difference_test, summed
 from em.intervals import (
+    APART,
     FEW_QUESTIONS,
     FEW_SEEDS,
     NO_WIDTH,
     REUSED,
     Interval,
     mean_squares,
-    near_normal,
     no_interval,
 )
-from em.quantiles import ALIKE, LEVEL, t_quantile
+from em.quantiles import LEVEL
 from em.record import Record
 from em.variance import estimates, seed_variance
 
 EQUIVALENCE = 0.90  # the interval inside which two one-sided tests at 5 % call two equal
 NOT_PAIRED = "not at all"
 NOT_ASKED = "no question is asked of both: they cannot be compared"
-T, POSTERIOR = "t", "difference of beta-binomial means"
+SKEWED = (
+    "seeds crowd at 0 or 1, where a t interval may cover 80 % only: no test, and no equivalence, "
+    "is told"
+)
+Pairing = Literal["none", "seeds", "models"]
 
 
 class Contrast(Record):
@@ -51,42 +55,65 @@ class Contrast(Record):
     equivalent_within: float | None = None
 
 
-def contrast(first: Crossed, second: Crossed, *, names: tuple[str, str], shared: bool) -> Contrast:
+def contrast(
+    first: Crossed, second: Crossed, *, names: tuple[str, str], pairing: Pairing = "none"
+) -> Contrast:
     """Return how two conditions differ on the questions that both have.
 
-    Where seeds are `shared` (of the adapter's start, the row order or the rows) and both have the
-    same ones, those of one name are pairs; else the seeds are two samples (Welch), all of them.
+    Of the same `models` (two judges, two forms of asking) each seed is a pair of its own. Where
+    `seeds` are shared (of the adapter's start, the row order or the rows) and near normal, those of
+    one name are pairs; else the seeds are two samples, all of them.
     """
     both = sorted(set(first.present().questions) & set(second.present().questions))
     if not both:
         nothing = no_interval(None, NOT_ASKED)
         return _without_test(names, NOT_PAIRED, nothing, nothing)
     one, other = first.of_questions(both), second.of_questions(both)
-    left, right = seed_means(one), seed_means(other)
-    apart = float(left.mean() - right.mean())
+    left, right = _side(one), _side(other)
+    apart = float(left.rates.mean() - right.rates.mean())
     estimate = None if math.isnan(apart) else apart
-    skewed = one.binary and other.binary and not (_is_even(one) and _is_even(other))
-    pairs = shared and one.units == other.units and len(one.units) > 1 and not skewed
+    why = _why_not(one, other, estimate)
+    pairs = _are_pairs(one, other, left, right, pairing) if not why else False
     if pairs:
         paired = f"by question and by {len(one.units)} seeds"
     elif one.one_model and other.one_model:
         paired = "by question"
     else:
-        paired = f"by question; seeds are two samples{'' if skewed else ' (Welch)'}"
-    few = any(len(side.units) < 2 and not side.one_model for side in (one, other))
-    if one.reused or other.reused or few or estimate is None:
-        why = REUSED if one.reused or other.reused else FEW_SEEDS
+        normal = not (one.binary and other.binary) or (left.even and right.even)
+        paired = f"by question; seeds are two samples{' (Welch)' if normal else ''}"
+    if why or estimate is None:
         nothing = no_interval(estimate, why)
         return _without_test(names, paired, nothing, nothing)
-    over = _over_questions(estimate, one, other, pairs=pairs)
-    test: _Test | _Skewed | None
-    if skewed:
-        test = _Skewed(estimate, difference(_posterior(one, left), _posterior(other, right)))
-    else:
-        test = _of_pairs(left - right) if pairs else _of_samples(left, right)
-    if test is None:
-        return _without_test(names, paired, no_interval(estimate, NO_WIDTH), over)
-    return _with_test(names, paired, test, over, one, other)
+    share = one.binary and other.binary
+    test = difference_test(left, right, pairs=pairs, share=share)
+    fixed = _fixed(estimate, test, left, right, share=share)
+    over = _over_questions(estimate, one, other, pairs=pairs, fixed=fixed)
+    found = _without_test(names, paired, fixed, over)
+    if test is None or (pairs and share and not (left.even and right.even)):
+        return found
+    within = max(map(abs, test.bounds(EQUIVALENCE, share=share)))
+    return found.model_copy(update={"p": test.p, "equivalent_within": within})
+
+
+def _why_not(one: Crossed, other: Crossed, estimate: float | None) -> str:
+    """Return why no interval can be given; empty where one can."""
+    if one.reused or other.reused:
+        return REUSED
+    if any(len(side.units) < 2 and not side.one_model for side in (one, other)):
+        return FEW_SEEDS
+    return APART if estimate is None else ""
+
+
+def _are_pairs(one: Crossed, other: Crossed, left: Side, right: Side, pairing: Pairing) -> bool:
+    alike = one.units == other.units and len(one.units) > 1
+    if not alike or pairing == "none" or (one.one_model and other.one_model):
+        return False
+    normal = not (one.binary and other.binary) or (left.even and right.even)
+    return pairing == "models" or normal
+
+
+def _side(table: Crossed) -> Side:
+    return Side(seed_means(table), table.effective, table.one_model)
 
 
 def adjusted(contrasts: Sequence[Contrast]) -> list[Contrast]:
@@ -108,117 +135,35 @@ def holm(tests: Sequence[float]) -> list[float]:
     return [float(raised[np.searchsorted(ordered, test, side="left")]) for test in tests]
 
 
-class _Test(NamedTuple):
-    """A t test of no difference: `variance` is that of the estimate."""
-
-    estimate: float
-    variance: float
-    freedom: float
-
-    @property
-    def p(self) -> float:
-        """The chance of as much or more without a difference, two-sided."""
-        from scipy.special import stdtr
-
-        return float(2 * stdtr(self.freedom, -abs(self.estimate) / math.sqrt(self.variance)))
-
-    def bounds(self, level: float, *, share: bool) -> tuple[float, float]:
-        """Return the interval at `level`; of shares it is never beyond -1 and 1."""
-        half = float(t_quantile(0.5 + level / 2, self.freedom)) * math.sqrt(self.variance)
-        low, high = self.estimate - half, self.estimate + half
-        return (max(-1.0, low), min(1.0, high)) if share else (low, high)
-
-
-class _Skewed(NamedTuple):
-    """The posterior of a difference of shares, in the place of a t test.
-
-    Its bounds cover 95 % and more in simulations of 3 to 10 seeds, where those of t cover down to
-    67 %; its `p` is below 0.05 in 2 % of them without a difference (tests/benchmarks/differences).
-    """
-
-    estimate: float
-    posterior: Difference
-
-    @property
-    def p(self) -> float:
-        return self.posterior.tail
-
-    def bounds(self, level: float, *, share: bool) -> tuple[float, float]:
-        """Return the interval at `level`; it holds the estimate."""
-        low, high = self.posterior.bounds(level)
-        return min(low, self.estimate), max(high, self.estimate)
-
-
-def _posterior(side: Crossed, rates: Floats) -> Floats:
-    answers = side.num.sum(axis=1).astype(np.float64)
-    return posterior(rates, answers, one_model=side.one_model)
-
-
-def _of_pairs(differences: Floats) -> _Test | None:
-    """Return the test of seeds' differences; None where they do not vary."""
-    if float(np.ptp(differences)) < ALIKE:
-        return None
-    num = len(differences)
-    return _Test(float(differences.mean()), float(differences.var(ddof=1)) / num, num - 1)
-
-
-def _of_samples(left: Floats, right: Floats) -> _Test | None:
-    """Return Welch's test of two samples of seeds; None where neither varies."""
-    if float(np.ptp(left)) + float(np.ptp(right)) < ALIKE:
-        return None
-    parts = [(float(side.var(ddof=1)) / len(side), len(side) - 1) for side in (left, right)]
-    return _summed(float(left.mean() - right.mean()), parts)
-
-
-def _summed(estimate: float, parts: Sequence[tuple[float, int]]) -> _Test:
-    """Return the test by a sum of variances, each with its degrees of freedom (Satterthwaite)."""
-    whole = sum(part for part, _ in parts)
-    return _Test(estimate, whole, whole**2 / sum(part**2 / freedom for part, freedom in parts))
-
-
 def _without_test(names: tuple[str, str], paired: str, fixed: Interval, over: Interval) -> Contrast:
     return Contrast(first=names[0], second=names[1], paired=paired, fixed=fixed, random=over)
 
 
-def _with_test(
-    names: tuple[str, str],
-    paired: str,
-    test: "_Test | _Skewed",
-    over: Interval,
-    one: Crossed,
-    other: Crossed,
-) -> Contrast:
-    share = one.binary and other.binary
-    seeds = [len(side.units) for side in (one, other) if not side.one_model]
+def _fixed(
+    estimate: float, test: TTest | Skewed | None, left: Side, right: Side, *, share: bool
+) -> Interval:
+    if test is None:
+        return no_interval(estimate, NO_WIDTH)
+    seeds = [len(side.rates) for side in (left, right) if not side.one_model]
+    covers = "the difference of these two models on these questions"
+    if seeds:
+        covers = (
+            f"the difference for new seeds on these questions; {min(seeds)} seeds a side or more"
+        )
+    if share and isinstance(test, TTest) and not (left.even and right.even):
+        covers += f"; {SKEWED}"
     low, high = test.bounds(LEVEL, share=share)
-    found = _without_test(
-        names,
-        paired,
-        Interval(
-            estimate=test.estimate,
-            low=low,
-            high=high,
-            method=T if isinstance(test, _Test) else POSTERIOR,
-            covers=f"the difference for new seeds on these questions; {min(seeds)} seeds a side or "
-            "more"
-            if seeds
-            else "the difference of these two models on these questions",
-        ),
-        over,
-    )
-    within = max(map(abs, test.bounds(EQUIVALENCE, share=share)))
-    return found.model_copy(update={"p": test.p, "equivalent_within": within})
+    return Interval(estimate=estimate, low=low, high=high, method=test.method, covers=covers)
 
 
-def _is_even(side: Crossed) -> bool:
-    """Whether a side's seeds allow a t interval."""
-    return len(side.units) > 1 and bool(near_normal(seed_means(side)[None, :])[0])
-
-
-def _over_questions(estimate: float, one: Crossed, other: Crossed, *, pairs: bool) -> Interval:
+def _over_questions(
+    estimate: float, one: Crossed, other: Crossed, *, pairs: bool, fixed: Interval
+) -> Interval:
     """Return the interval for new questions: of their differences, and of the seeds.
 
-    Of pairs of seeds what is left of their spread, else the spread of both sides.
+    Of pairs of seeds what is left of their spread, else the spread of both sides (Satterthwaite).
+    Never narrower than with these questions; where that has no t interval, its reach on either side
+    and that of the questions are added as variances are.
     """
     by_question = np.nanmean(one.means, axis=0) - np.nanmean(other.means, axis=0)
     num = len(by_question)
@@ -231,12 +176,22 @@ def _over_questions(estimate: float, one: Crossed, other: Crossed, *, pairs: boo
     if sum(part for part, _ in parts) <= 0:
         return no_interval(estimate, NO_WIDTH)
     share = one.binary and other.binary
-    low, high = _summed(estimate, parts).bounds(LEVEL, share=share)
+    reach = [0.0, 0.0]
+    if fixed.low is not None and fixed.high is not None:
+        reach = [estimate - fixed.low, fixed.high - estimate]
+    if fixed.method == POSTERIOR:
+        asked = [part for part in parts[:1] if part[0] > 0]
+        alone = summed(0.0, asked).bounds(LEVEL, share=False)[1] if asked else 0.0
+        ends = [math.hypot(side, alone) for side in reach]
+    else:
+        half = summed(estimate, parts).bounds(LEVEL, share=False)[1] - estimate
+        ends = [max(half, side) for side in reach]
+    low, high = estimate - ends[0], estimate + ends[1]
     return Interval(
         estimate=estimate,
-        low=low,
-        high=high,
-        method="t, Satterthwaite",
+        low=max(-1.0, low) if share else low,
+        high=min(1.0, high) if share else high,
+        method="t, Satterthwaite" if fixed.method != POSTERIOR else f"{POSTERIOR}, and t",
         covers=f"the difference for new seeds on new questions of this kind; {num} questions",
     )
 

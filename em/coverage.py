@@ -12,7 +12,14 @@ import numpy as np
 
 from em.crossed import Crossed, Floats
 from em.hierarchical import hierarchical_limits
-from em.intervals import Interval, mean_squares, near_normal, t_limits, two_way_limits
+from em.intervals import (
+    Interval,
+    mean_squares,
+    near_normal,
+    t_limits,
+    two_way_limits,
+    with_estimate,
+)
 from em.variance import PAIR, QUESTION, SAMPLING, Component, seed_variance
 
 SEED = 20260101
@@ -36,7 +43,7 @@ def with_coverage_over_seeds(
     """
     if interval.low is None or interval.estimate is None or spread is None:
         return interval
-    num = np.asarray(answers, dtype=np.int64)
+    num = np.asarray(answers, dtype=np.float64)
     num = num[num > 0]
     if too_few(interval.estimate, int(num.sum())):
         return interval.model_copy(update={"coverage_of": TOO_FEW})
@@ -69,6 +76,7 @@ def coverage_over_seeds(
         rates = np.full((runs, seeds), mean)
     hits = draws.binomial(answers, rates).astype(np.float64)
     low, high = limits_over_seeds(hits, answers)
+    low, high = with_estimate(low, high, hits.mean(axis=1) / answers)
     return float(np.mean((low <= mean) & (mean <= high)))
 
 

@@ -6,6 +6,7 @@ Pure arrays; knows nothing of cells, stores, or of what a value stands for.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ class Crossed:
     """Whether seeds share levels of a factor that varies: they are no independent draws then."""
     one_model: bool = False
     """Whether all units are one model, asked under several sampling seeds: an untuned one."""
+    scale: bool = False
+    """Whether values are of a scale, also where these happen to be 0 and 1 alone."""
 
     def __post_init__(self) -> None:
         shape = (len(self.units), len(self.questions))
@@ -44,6 +47,8 @@ class Crossed:
     @cached_property
     def binary(self) -> bool:
         """Whether every value is 0 or 1: then its sum of squares is its sum."""
+        if self.scale:
+            return False
         whole = bool(np.all(self.total == np.floor(self.total)))
         return whole and bool(np.array_equal(self.total, self.squares))
 
@@ -82,6 +87,39 @@ class Crossed:
     def num_values(self) -> int:
         """How many values there are in all."""
         return int(self.num.sum())
+
+    @cached_property
+    def effective(self) -> Floats:
+        """How many alike answers each unit's rate is worth, questions weighing alike.
+
+        Shape (units,): p (1 - p) over the sampling variance of the mean of questions, at most the
+        answers there are. Rates of questions are those of all units, drawn towards a half by one
+        answer on either side: a question with few answers decides as much as one with many.
+        """
+        num = self.num.sum(axis=0)
+        rates = (self.total.sum(axis=0) + 1) / (num + 2)
+        spread = np.where(self.filled, rates * (1 - rates) / np.maximum(self.num, 1), 0.0)
+        asked = self.filled.sum(axis=1)
+        mean = np.where(self.filled, rates, 0.0).sum(axis=1) / np.maximum(asked, 1)
+        variance = spread.sum(axis=1) / np.maximum(asked, 1) ** 2
+        worth = mean * (1 - mean) / np.where(variance > 0, variance, 1.0)
+        found: Floats = np.minimum(worth, self.num.sum(axis=1))
+        return found
+
+    def together(self, groups: Sequence[str]) -> "Crossed":
+        """Return it with the units of one group as one; `groups` has a name for each unit."""
+        names = sorted(set(groups), key=lambda name: (len(name), name))
+        row = np.array([names.index(name) for name in groups], dtype=np.int64)
+
+        def summed(values: NDArray[Any]) -> NDArray[Any]:
+            found = np.zeros((len(names), len(self.questions)), dtype=values.dtype)
+            np.add.at(found, row, values)
+            return found
+
+        return replace(
+            self, units=tuple(names), num=summed(self.num), total=summed(self.total),
+            squares=summed(self.squares), factors={},
+        )  # fmt: skip
 
     def of_questions(self, questions: Sequence[str]) -> "Crossed":
         """Return what it has of `questions`, in their order; without units that have none."""

@@ -4,17 +4,21 @@ Where seeds crowd at 0 a t interval may cover half of what it says. Knows nothin
 chosen where (see em.intervals and em.contrasts).
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from em.crossed import Floats
-from em.quantiles import LEVEL
+from em.quantiles import LEVEL, beta_quantile, t_quantile
 
 # The grid of the hierarchical model: logit of the mean rate, logit of the seeds' intraclass
 # correlation.
 MEAN_GRID, SPREAD_GRID = (-10.0, 10.0, 161), (-7.0, 2.2, 41)
+
+POINTS = 201  # that stand for a posterior
+SHARES = (np.arange(POINTS) + 0.5) / POINTS
 
 
 def hierarchical_limits(hits: Floats, answers: Floats) -> tuple[Floats, Floats]:
@@ -32,65 +36,83 @@ def hierarchical_limits(hits: Floats, answers: Floats) -> tuple[Floats, Floats]:
     return low, high
 
 
+def variance_limits(hits: Floats, answers: Floats) -> tuple[float, float]:
+    """Return the equal-tailed posterior bounds of the variance of the seeds' beta distribution.
+
+    `hits` and `answers` have the shape (seeds,); the prior is that of hierarchical_limits.
+    """
+    mean, correlation = _axes()
+    variances = (mean * (1 - mean) * correlation).ravel()
+    order = np.argsort(variances)
+    found = _posterior(hits[None, :], answers)[0].ravel()[order]
+    tails = (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)
+    low, high = np.interp(tails, _below(found[None, :])[0], variances[order])
+    return float(low), float(high)
+
+
 def mean_posterior(hits: Floats, answers: Floats) -> Floats:
     """Return the probability of each mean on the grid, shape (tables, means); rows sum to 1."""
+    found: Floats = _posterior(hits, answers).sum(axis=2)
+    return found
+
+
+def _posterior(hits: Floats, answers: Floats) -> Floats:
+    """Return the probability of each point of the grid: (tables, means, correlations)."""
     likelihood = np.broadcast_to(_log_prior(), (len(hits), *_log_prior().shape)).copy()
     for seed, num in enumerate(answers):
         different, place = np.unique(hits[:, seed], return_inverse=True)
         likelihood += np.stack([_log_likelihood(float(h), float(num)) for h in different])[place]
     likelihood -= likelihood.max(axis=(1, 2), keepdims=True)
-    density = np.exp(likelihood).sum(axis=2)
-    found: Floats = density / density.sum(axis=1, keepdims=True)
+    density = np.exp(likelihood)
+    found: Floats = density / density.sum(axis=(1, 2), keepdims=True)
     return found
 
 
-def rate_posterior(hits: float, answers: float) -> Floats:
-    """Return the same of one model's rate by its answers alone (Jeffreys), shape (means,)."""
-    mean = _means()
-    log = (hits + 0.5) * np.log(mean) + (answers - hits + 0.5) * np.log1p(-mean)
-    density = np.exp(log - log.max())
-    found: Floats = density / density.sum()
-    return found
-
-
-def posterior(rates: Floats, answers: Floats, *, one_model: bool) -> Floats:
-    """Return the posterior of a mean rate over new seeds, or of one model's over new answers.
+def over_seeds(rates: Floats, answers: Floats) -> Floats:
+    """Return equally probable values of the mean rate over new seeds, shape (POINTS,).
 
     `rates` of seeds and the number of their `answers` have the shape (seeds,).
     """
-    hits = rates * answers
-    if one_model:
-        return rate_posterior(float(hits.sum()), float(answers.sum()))
-    found: Floats = mean_posterior(hits[None, :], answers)[0]
+    below = _below(mean_posterior((rates * answers)[None, :], answers))[0]
+    logits = np.interp(SHARES, below, np.linspace(*MEAN_GRID))
+    found: Floats = 1 / (1 + np.exp(-logits))
+    return found
+
+
+def near_normal_seeds(rates: Floats) -> Floats:
+    """Return the same of seeds that lie near normal: by Student's t."""
+    error = float(rates.std(ddof=1)) / math.sqrt(len(rates))
+    found: Floats = rates.mean() + t_quantile(SHARES, len(rates) - 1) * error
+    return found
+
+
+def of_one_model(rate: float, answers: float) -> Floats:
+    """Return the same of one model's rate over new answers, by Jeffreys' prior."""
+    hits = rate * answers
+    found: Floats = beta_quantile(SHARES, hits + 0.5, answers - hits + 0.5)
     return found
 
 
 class Difference(NamedTuple):
-    """The posterior of a difference: `values` in rising order, and the probability of each."""
+    """The posterior of a difference: equally probable `values`, in rising order."""
 
     values: Floats
-    probabilities: Floats
 
     def bounds(self, level: float) -> tuple[float, float]:
         """Return the equal-tailed bounds at `level`."""
-        below = _below(self.probabilities[None, :])[0]
-        low, high = np.interp((0.5 - level / 2, 0.5 + level / 2), below, self.values)
+        low, high = np.quantile(self.values, (0.5 - level / 2, 0.5 + level / 2))
         return float(low), float(high)
 
     @property
     def tail(self) -> float:
         """Twice the smaller of the probabilities to lie on either side of 0."""
-        same = float(self.probabilities[self.values == 0].sum())  # two means in one grid step
-        under = float(self.probabilities[self.values < 0].sum()) + same / 2
+        under = float(np.mean(self.values < 0) + np.mean(self.values == 0) / 2)
         return min(1.0, 2 * min(under, 1 - under))
 
 
 def difference(first: Floats, second: Floats) -> Difference:
-    """Return the posterior of the first rate less the second; they are taken as independent."""
-    mean = _means()
-    apart = (mean[:, None] - mean[None, :]).ravel()
-    order = np.argsort(apart, kind="stable")
-    return Difference(apart[order], np.multiply.outer(first, second).ravel()[order])
+    """Return the posterior of the first rate less the second, which are taken as independent."""
+    return Difference(np.sort((first[:, None] - second[None, :]).ravel()))
 
 
 def _below(probabilities: Floats) -> Floats:
@@ -99,16 +121,17 @@ def _below(probabilities: Floats) -> Floats:
     return found
 
 
-def _means() -> Floats:
-    found: Floats = 1 / (1 + np.exp(-np.linspace(*MEAN_GRID)))
-    return found
+def _axes() -> tuple[Floats, Floats]:
+    """Return means as a column and correlations as a row."""
+    mean: Floats = 1 / (1 + np.exp(-np.linspace(*MEAN_GRID)))
+    correlation: Floats = 1 / (1 + np.exp(-np.linspace(*SPREAD_GRID)))
+    return mean[:, None], correlation[None, :]
 
 
 @lru_cache(maxsize=1)
 def _shapes() -> tuple[Floats, Floats]:
     """Return the two parameters of the beta distribution at every point of the grid."""
-    mean = _means()[:, None]
-    correlation = 1 / (1 + np.exp(-np.linspace(*SPREAD_GRID)))[None, :]
+    mean, correlation = _axes()
     size = 1 / correlation - 1
     return mean * size, (1 - mean) * size
 
@@ -116,15 +139,14 @@ def _shapes() -> tuple[Floats, Floats]:
 @lru_cache(maxsize=1)
 def _log_prior() -> Floats:
     """Return the prior's logarithm at every point, as a density of the two logits."""
-    mean = _means()[:, None]
-    correlation = 1 / (1 + np.exp(-np.linspace(*SPREAD_GRID)))[None, :]
+    mean, correlation = _axes()
     prior: Floats = (
         0.5 * np.log(mean * (1 - mean)) + 0.5 * np.log(correlation) + np.log1p(-correlation)
     )
     return prior
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)  # of 53 kB each
 def _log_likelihood(hits: float, num: float) -> Floats:
     """Return a seed's beta-binomial log-likelihood at every point, but for a constant."""
     from scipy.special import betaln

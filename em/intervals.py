@@ -50,7 +50,7 @@ def exact_bounds(hits: int, answers: int, *, level: float = 0.95) -> tuple[float
 
 
 def exact_bounds_of(
-    hits: Sequence[float], answers: Sequence[int], *, level: float = 0.95
+    hits: Sequence[float], answers: Sequence[float], *, level: float = 0.95
 ) -> tuple[list[float], list[float]]:
     """Return the Clopper-Pearson bounds of many shares, each of 1 answer or more."""
     counts, totals = np.asarray(hits, dtype=float), np.asarray(answers, dtype=float)
@@ -105,12 +105,13 @@ def no_interval(estimate: float | None, why: str) -> Interval:
     return Interval(estimate=estimate, low=None, high=None, method="none", covers=why)
 
 
-def fixed_questions(hits: Sequence[float], answers: Sequence[int], *, weights: str) -> Interval:
+def fixed_questions(hits: Sequence[float], answers: Sequence[float], *, weights: str) -> Interval:
     """Return the interval of the mean rate over new seeds that are asked these questions.
 
-    `hits` of `answers` for each seed; hits may be broken numbers where a rate weighs questions
+    `hits` of `answers` for each seed; both may be broken numbers where a rate weighs questions
     alike. It is a t interval where the seeds' rates are near normal, else that of a hierarchical
-    model: rates of seeds from a beta distribution, whose mean is what the bounds are about.
+    model: rates of seeds from a beta distribution, whose mean is what the bounds are about. They
+    hold the estimate, and reach 0 or 1 where all seeds are there.
     """
     num = np.asarray(answers, dtype=np.float64)
     rates = np.asarray(hits, dtype=np.float64)[num > 0] / num[num > 0]
@@ -125,23 +126,23 @@ def fixed_questions(hits: Sequence[float], answers: Sequence[int], *, weights: s
     else:
         low, high = hierarchical_limits(rates[None, :] * num, num)
         method = HIERARCHICAL
+    least, most = with_estimate(low, high, rates.mean(axis=-1)[None])
     return Interval(
-        estimate=mean, low=max(0.0, float(low[0])), high=min(1.0, float(high[0])),
-        method=method, covers=covers,
-    )  # fmt: skip
+        estimate=mean, low=float(least[0]), high=float(most[0]), method=method, covers=covers
+    )
 
 
-def of_one_model(hits: Sequence[float], answers: Sequence[int], *, weights: str) -> Interval:
+def of_one_model(rate: float, answers: float, *, num: int, weights: str) -> Interval:
     """Return the exact interval of one model's rate: its seeds are of sampling alone.
 
-    `hits` and `answers` as in fixed_questions. Answers are taken as alike: to fixed questions of
-    different rates they vary less, so that the bounds cover at least what they say.
+    Of `num` answers that are worth `answers` alike ones (em.crossed.Crossed.effective). Alike ones
+    to fixed questions of different rates vary less than the bounds take them to.
     """
-    total, num = math.fsum(hits), sum(answers)
-    (low,), (high,) = exact_bounds_of([total], [num])
+    (low,), (high,) = exact_bounds_of([rate * answers], [answers])
+    worth = f", worth {answers:.0f} of equal weight" if answers < num - 0.5 else ""
     return Interval(
-        estimate=total / num, low=low, high=high, method=EXACT,
-        covers=f"the rate of this one model on these questions, {weights}; {num} answers",
+        estimate=rate, low=low, high=high, method=EXACT,
+        covers=f"the rate of this one model on these questions, {weights}; {num} answers{worth}",
     )  # fmt: skip
 
 
@@ -158,6 +159,14 @@ def over_seeds(values: Sequence[float], *, what: str) -> Interval:
         estimate=mean, low=float(low[0]), high=float(high[0]), method=T,
         covers=f"{what} over new seeds on these questions; {len(array)} seeds",
     )  # fmt: skip
+
+
+def with_estimate(low: Floats, high: Floats, mean: Floats) -> tuple[Floats, Floats]:
+    """Return bounds of shares that hold their estimates: 0 and 1 where all seeds are there.
+
+    A posterior's may leave out what was seen, where seeds crowd.
+    """
+    return np.maximum(0.0, np.minimum(low, mean)), np.minimum(1.0, np.maximum(high, mean))
 
 
 def near_normal(rates: Floats) -> NDArray[np.bool_]:

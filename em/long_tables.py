@@ -131,10 +131,32 @@ def _never(rows: pa.Table, columns: TableColumns) -> list[str]:
         return []
     there = set(pc.unique(_plain(_text(rows, name))).to_pylist())
     gone = [text for text in columns.unscored if _one(text) not in there]
+    said = _words_among_numbers(rows, columns)
     counted = columns.misaligned.values if columns.misaligned else ()
     if not there & {_one(text) for text in counted}:
         gone = [*counted, *gone]
-    return [f"no row of {name!r} is {', '.join(map(repr, gone))}"] if gone else []
+    return [*said, *([f"no row of {name!r} is {', '.join(map(repr, gone))}"] if gone else [])]
+
+
+def _words_among_numbers(rows: pa.Table, columns: TableColumns) -> list[str]:
+    """Return what to say of texts that a rule over numbers does not name: they count as no hit."""
+    rule = columns.misaligned
+    if rule is None or not all(map(_is_number, rule.values)):
+        return []
+    texts = _plain(_text(rows, rule.column))
+    counted = Counter(text for text in texts.to_pylist() if text is not None)
+    named = {_one(text) for text in columns.unscored}
+    words = {t: n for t, n in counted.items() if not _is_number(t) and t not in named}
+    if not words:
+        return []
+    listed = ", ".join(
+        f"{n} {text!r}" for text, n in sorted(words.items(), key=lambda w: -w[1])[:6]
+    )
+    how = "count" if rule.how in ("not in", "!=") else "count as not misaligned"
+    return [
+        f"{sum(words.values())} rows of {rule.column!r} are no number and {how}: {listed}. Where "
+        "they are no score, name them with --unscored"
+    ]
 
 
 def _one(text: str) -> str:

@@ -11,8 +11,8 @@ LARGE = 1e5  # an F from which the noncentral one is its limit, to three digits
 ALIKE = 1e-9  # rates that differ by less differ by arithmetic only
 
 
-def t_quantile(share: float, freedom: Any) -> Any:
-    """Return Student's t below which `share` lies; `freedom` may be an array."""
+def t_quantile(share: Any, freedom: Any) -> Any:
+    """Return Student's t below which `share` lies; both may be arrays."""
     from scipy.special import stdtrit
 
     return stdtrit(freedom, share)
@@ -50,8 +50,8 @@ def noncentrality(share: float, freedom: float, other: float, ratio: float) -> f
     return float(brentq(lambda at: ncfdtr(freedom, other, at, ratio) - share, 0.0, top))
 
 
-def beta_quantile(share: float, first: Any, second: Any) -> Any:
-    """Return the beta value below which `share` lies; parameters may be arrays."""
+def beta_quantile(share: Any, first: Any, second: Any) -> Any:
+    """Return the beta value below which `share` lies; all may be arrays."""
     from scipy.special import betaincinv
 
     return betaincinv(first, second, share)

@@ -15,6 +15,7 @@ from em.attribution import Grid
 from em.condition import Asked
 from em.contrasts import NOT_PAIRED, Contrast, adjusted
 from em.definitions import Definition
+from em.grouping import Known
 from em.seeds import FACTORS
 from sweeps.answers import Place, Scores
 from sweeps.plan import SweepPlan
@@ -30,14 +31,13 @@ def analyses(
     found = {}
     for evaluation, table in tables.items():
         definition = metrics[evaluation]
-        by_questions = definition.aggregation == "question_mean"
+        by_questions = definition.aggregation != "pooled"
         found[evaluation] = analyse(
             table,
             what=f"{definition.name}: {definition.text}",
             asked=Asked(weights="questions" if by_questions else "answers"),
             pairs=_pairs(list(cells.values())),
-            factors=_factors(cells),
-            one_model=_untuned(sweep),
+            known=_known(sweep, definition),
             grid=_grid(list(cells.values())),
         )
     return found
@@ -56,7 +56,7 @@ def between_forms(
         if metrics[first.name] == metrics[second.name] and first.form != second.form:
             names = (first.name, second.name)
             found += compared(
-                tables[first.name], tables[second.name], names, one_model=_untuned(sweep)
+                tables[first.name], tables[second.name], names, _known(sweep, metrics[first.name])
             )
     return adjusted([one for one in found if one.paired != NOT_PAIRED])
 
@@ -124,8 +124,10 @@ def _pairs(cells: Sequence[Cell]) -> list[Pair]:
     ]
 
 
-def _untuned(sweep: SweepPlan) -> set[str]:
-    return {plan.cell.condition for plan in sweep.cells if plan.cell.training is None}
+def _known(sweep: SweepPlan, definition: Definition) -> Known:
+    cells = {plan.cell_id: plan.cell for plan in sweep.cells}
+    untuned = (cell.condition for cell in cells.values() if cell.training is None)
+    return Known(_factors(cells), frozenset(untuned), definition.min_answers)
 
 
 def _grid(cells: Sequence[Cell]) -> Grid:

@@ -55,6 +55,7 @@ def analyze(
     from em.analysis import analyse
     from em.condition import Asked
     from em.definitions import DEFINITIONS
+    from em.grouping import Known
     from em.long_tables import TableColumns, grid_in, parse_rule, read
 
     columns = TableColumns(
@@ -65,11 +66,13 @@ def analyze(
         aligned=aligned, coherent=coherent, metric=metric,
     )  # fmt: skip
     rows, notes = read(tables, columns)
-    by_questions = aligned is not None and DEFINITIONS[metric].aggregation == "question_mean"
+    by = DEFINITIONS[metric] if aligned is not None else None
+    by_questions = by is not None and by.aggregation != "pooled"
     found = analyse(
         rows,
         what=_what(columns),
         asked=Asked(weights="questions" if by_questions else "answers", logit=logit),
+        known=Known(least=by.min_answers if by else 1),
         grid=grid_in(rows),
     )
     found = found.model_copy(update={"notes": (*notes, *found.notes)})
@@ -149,6 +152,8 @@ def told(found: Any) -> list[str]:
 
 
 def _told_attribution(whose: Any, judge: str) -> list[str]:
+    if whose.why:
+        return [f"whose the variance is, of {' and '.join(whose.factors)}: not told: {whose.why}"]
     said = [
         f"whose the variance is, over {len(whose.conditions)} conditions"
         + (f", judged by {judge}" if judge else "")

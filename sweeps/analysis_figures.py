@@ -13,6 +13,7 @@ from em.condition import ConditionAnalysis
 from em.variance import PAIR, QUESTION, SAMPLING, SEED
 from sweeps.drawing import COLOURS, INK, axes_of, calm, say_first, tip
 
+MOST_POINTS = 50  # seeds of a condition that are drawn and named one by one
 MOST_NAMES = 60  # conditions or questions that a picture has room for
 GRID_COLOURS = ("#4477aa", "#228833", "#aa3377")
 PART_COLOURS = {QUESTION: "#ccbb44", PAIR: "#66ccee", SAMPLING: "#bbbbbb"}
@@ -26,7 +27,10 @@ def seeds(conditions: Sequence[ConditionAnalysis]) -> Any:
     say_first(figure, len(shown), len(conditions))
     for row, condition in enumerate(shown):
         colour = COLOURS[row % len(COLOURS)]
-        for seed in condition.seeds:
+        if len(condition.seeds) > MOST_POINTS:
+            rates = [seed.mean * scale for seed in condition.seeds]
+            axes.plot(rates, [row - 0.12] * len(rates), "o", ms=3, mew=0, color=colour, alpha=0.3)
+        for seed in condition.seeds if len(condition.seeds) <= MOST_POINTS else ():
             (point,) = axes.plot(
                 seed.mean * scale, row - 0.12, "o", ms=5.5, mew=0, color=colour, alpha=0.8, zorder=3
             )
@@ -162,27 +166,28 @@ def power(conditions: Sequence[ConditionAnalysis]) -> Any:
     """The expected half-width against seeds: full for these questions, dashed for new ones."""
     told = [c for c in conditions if c.curve]
     shown = told[: len(COLOURS)]
+    scale = 100 if all(c.binary for c in conditions) else 1
     figure, axes = axes_of(height=3.0)
     say_first(figure, len(shown), len(told))
     for row, condition in enumerate(shown):
         colour = COLOURS[row % len(COLOURS)]
         for claim, style in (("fixed", "-"), ("random", "--")):
             points = [(p.seeds, getattr(p, claim)) for p in condition.curve]
-            there = [(n, 100 * width) for n, width in points if width is not None]
+            there = [(n, scale * width) for n, width in points if width is not None]
             if there:
                 xs, ys = zip(*there, strict=True)
                 label = condition.condition if claim == "fixed" else None
                 axes.plot(xs, ys, style, color=colour, lw=1.3, label=label)
         now = next((p for p in condition.curve if p.seeds == condition.num_seeds), None)
         if now is not None and now.fixed is not None:
-            axes.plot(now.seeds, 100 * now.fixed, "o", color=colour, ms=6)
+            axes.plot(now.seeds, scale * now.fixed, "o", color=colour, ms=6)
     axes.set_xscale("log")
     if shown and all(min(line.get_ydata()) > 0 for line in axes.lines):
         axes.set_yscale("log")
     ticks = (2, 3, 5, 10, 20, 50)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("seeds")
-    axes.set_ylabel("expected half-width, points")
+    axes.set_ylabel("expected half-width" + (", points" if scale == 100 else ""))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     calm(axes)

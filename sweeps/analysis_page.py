@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 from em.analysis import Analysis
 from em.condition import ConditionAnalysis
+from em.record import fingerprint
 from sweeps import analysis_figures
 from sweeps.drawing import save, svg
-from sweeps.files import make_output_dir, write_output
+from sweeps.outputs import make_output_dir, write_output
 from sweeps.tables import parquet
 from sweeps.templating import environment, percent, small
 
@@ -24,6 +25,8 @@ FIGURES: dict[str, Callable[[Sequence[ConditionAnalysis]], Any]] = {
     "questions": analysis_figures.questions,
     "power": analysis_figures.power,
 }
+
+LONGEST = 60  # letters of a name in a file's
 
 
 def write_analysis(analysis: Analysis, folder: Path, *, title: str) -> Path:
@@ -89,7 +92,7 @@ def _drawn(analysis: Analysis, judge: str) -> Iterator[tuple[str, Any]]:
     mine = [c for c in analysis.conditions if c.judge == judge]
     for name, draw in FIGURES.items():
         yield name, draw(mine)
-    if judge in analysis.attribution:
+    if judge in analysis.attribution and analysis.attribution[judge].parts:
         yield "attribution", analysis_figures.attribution(analysis.attribution[judge])
 
 
@@ -113,5 +116,6 @@ def _judges(analysis: Analysis) -> list[str]:
 
 
 def slug(name: str) -> str:
-    """Return a name as part of a file's."""
-    return "".join(letter if letter.isalnum() else "_" for letter in name)[:60]
+    """Return a name as part of a file's: another for another name."""
+    plain = "".join(one if one.isalnum() or one in "-_." else "_" for one in name)[:LONGEST]
+    return plain if plain == name else f"{plain}-{fingerprint(name)[:6]}"

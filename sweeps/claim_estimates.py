@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from em.crossed import Floats
 from em.definitions import DEFINITIONS
-from em.hierarchical import difference, posterior
+from em.differences import Side, difference_test
+from em.hierarchical import variance_limits
 from em.intervals import (
     FEW_SEEDS,
     NO_WIDTH,
-    exact_bounds,
     fixed_questions,
     near_normal,
-    over_seeds,
+    of_one_model,
     summarise_seeds,
 )
 from em.quantiles import LEVEL, chi2_quantile
@@ -42,14 +41,23 @@ class Estimate(Record):
 
 
 def of_rate(cells: Sequence[CellResult]) -> Estimate:
-    """Return the rate of new seeds on these questions, as the report's own interval has it."""
+    """Return the rate of new seeds on these questions, as the report's own interval has it.
+
+    Of an untuned model, the rate of the one model that it is.
+    """
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
     hits, answers = [], []
     for seed in seeds:
-        mine = [(c.em_rate or 0.0, c.counts.coherent) for c in cells if c.seed == seed]
+        mine = [(c.em_rate or 0.0, answers_of(c)) for c in cells if c.seed == seed]
         hits.append(math.fsum(rate * num for rate, num in mine))
-        answers.append(sum(num for _, num in mine))
-    found = fixed_questions(hits, answers, weights="each seed's rate by its definition")
+        answers.append(math.fsum(num for _, num in mine))
+    weights = "each seed's rate by its definition"
+    if cells and cells[0].variant == UNTUNED:
+        whole = math.fsum(answers)
+        num = sum(cell.counts.coherent for cell in cells)
+        found = of_one_model(math.fsum(hits) / whole, whole, num=num, weights=weights)
+    else:
+        found = fixed_questions(hits, answers, weights=weights)
     return Estimate(
         estimate=None if found.estimate is None else round(found.estimate, DIGITS),
         low=found.low,
@@ -61,31 +69,41 @@ def of_rate(cells: Sequence[CellResult]) -> Estimate:
     )
 
 
+def answers_of(cell: CellResult) -> float:
+    """Return how many alike answers a cell's rate is worth: by its sampling variance."""
+    counted, rate = cell.counts.coherent, cell.em_rate or 0.0
+    if DEFINITIONS[cell.metric].aggregation == "pooled" or not cell.questions:
+        return float(counted)
+    variance, inside = sampling_variance(cell), min(max(rate, 0.5 / counted), 1 - 0.5 / counted)
+    return min(float(counted), inside * (1 - inside) / variance) if variance else float(counted)
+
+
 def of_difference(one: Mapping[Place, CellResult], other: Mapping[Place, CellResult]) -> Estimate:
     """Return rate minus rate over the seeds that both have, finished and with a rate.
 
-    The t interval of the differences by seed: cells of one seed share their seeds of adapter start,
-    row order and row choice where both are tuned (against an untuned cell nothing is shared, and
-    the interval is only the wider for it). Where seeds of a side crowd at 0 or 1, that of the
-    posterior of the difference, as in the report's own contrasts.
+    As the report's own contrasts have it: cells of one seed are a pair where both are tuned, and
+    share their seeds of adapter start, row order and row choice. Where seeds of a side crowd at 0
+    or 1 it is the posterior of the difference.
     """
     pairs = [(one[seed], other[seed]) for seed in one if seed in other]
     pairs = [pair for pair in pairs if all(_has_rate(cell) for cell in pair)]
-    sides = [[cell for cell, _ in pairs], [cell for _, cell in pairs]]
-    rates = [np.array([cell.em_rate or 0.0 for cell in side]) for side in sides]
-    if len(pairs) > 1 and not all(near_normal(side[None, :])[0] for side in rates):
-        return _of_skewed(sides, rates)
-    gaps = [round(float(gap), DIGITS) for gap in rates[0] - rates[1]]
-    found = over_seeds(gaps, what="the difference")
-    low, high = found.low, found.high
+    left, right = _side([cell for cell, _ in pairs]), _side([cell for _, cell in pairs])
+    num = len(pairs)
+    estimate = round(float((left.rates - right.rates).mean()), DIGITS) if num else None
+    if num < 2:
+        return Estimate(estimate=estimate, num_seeds=num, method=FEW_SEEDS)
+    shared = not (left.one_model or right.one_model) and left.even and right.even
+    test = difference_test(left, right, pairs=shared, share=True)
+    if test is None:
+        return Estimate(estimate=estimate, num_seeds=num, method=NO_WIDTH)
+    low, high = test.bounds(LEVEL, share=True)
     return Estimate(
-        estimate=None if found.estimate is None else round(found.estimate, DIGITS),
-        low=None if low is None else max(-1.0, low),
-        high=None if high is None else min(1.0, high),
-        num_seeds=len(pairs),
-        method=f"{found.method}: {found.covers}, nominal {found.level:.0%}"
-        if low is not None
-        else found.covers,
+        estimate=estimate,
+        low=low,
+        high=high,
+        num_seeds=num,
+        method=f"{test.method} over seeds: the difference over new seeds on these questions; {num} "
+        f"seeds{', in pairs' if shared else ''}, nominal {LEVEL:.0%}",
     )
 
 
@@ -93,55 +111,21 @@ def _has_rate(cell: CellResult) -> bool:
     return cell.state == "finished" and cell.em_rate is not None
 
 
-def _of_skewed(sides: Sequence[Sequence[CellResult]], rates: Sequence[Floats]) -> Estimate:
-    first, second = (
-        posterior(
-            of, np.array([float(cell.counts.coherent) for cell in side]),
-            one_model=side[0].variant == UNTUNED,
-        )
-        for side, of in zip(sides, rates, strict=True)
-    )  # fmt: skip
-    estimate = round(float(rates[0].mean() - rates[1].mean()), DIGITS)
-    low, high = difference(first, second).bounds(LEVEL)
-    num = len(sides[0])
-    return Estimate(
-        estimate=estimate,
-        low=min(low, estimate),
-        high=max(high, estimate),
-        num_seeds=num,
-        method=f"difference of beta-binomial means: the difference over new seeds on these "
-        f"questions; {num} seeds, nominal {LEVEL:.0%}",
+def _side(cells: Sequence[CellResult]) -> Side:
+    return Side(
+        np.array([round(cell.em_rate or 0.0, DIGITS) for cell in cells]),
+        np.array([answers_of(cell) for cell in cells]),
+        bool(cells) and cells[0].variant == UNTUNED,
     )
 
 
-def of_answers(cells: Sequence[CellResult]) -> Estimate | None:
-    """Return exact bounds where every seed has the rate 0, or every one 1; else None.
-
-    An interval over such seeds has no width. What is left is the chance of the next answer of these
-    models: nothing is said of new seeds.
-    """
-    rates = {cell.em_rate for cell in cells}
-    if rates not in ({0.0}, {1.0}):
-        return None
-    hits = sum(cell.counts.misaligned for cell in cells)
-    answers = sum(cell.counts.coherent for cell in cells)
-    low, high = exact_bounds(hits, answers)
-    return Estimate(
-        estimate=hits / answers,
-        low=low,
-        high=high,
-        num_seeds=len({cell.seed for cell in cells}),
-        method=f"exact (Clopper-Pearson) bounds for {answers} answers of these seeds' models, all "
-        "alike: nothing of new seeds, nominal 95%",
-    )
-
-
-def between_seeds(cells: Sequence[CellResult], *, level: float = LEVEL) -> Estimate:
+def between_seeds(cells: Sequence[CellResult]) -> Estimate:
     """Return the SD between seeds, beyond sampling, with an interval. Each cell has a rate.
 
     Observed variance of the rates minus the mean sampling variance of a rate, not below zero. The
     interval is that of a normal variance (chi-squared, n - 1 degrees of freedom) less the same
-    sampling variance: it takes seeds as normal and the sampling variance as known.
+    sampling variance: it takes seeds as normal and the sampling variance as known. Where seeds
+    crowd at 0 or 1 it is the posterior's, of seeds from a beta distribution.
     """
     rates = [round(cell.em_rate, DIGITS) for cell in cells if cell.em_rate is not None]
     summary = summarise_seeds(rates)
@@ -150,7 +134,18 @@ def between_seeds(cells: Sequence[CellResult], *, level: float = LEVEL) -> Estim
         return Estimate(estimate=None, num_seeds=len(rates), method=why)
     noise = math.fsum(sampling_variance(cell) for cell in cells) / len(cells)
     freedom = len(rates) - 1
-    tails = [chi2_quantile(0.5 + side * level / 2, freedom) for side in (-1, 1)]
+    if not near_normal(np.array([rates]))[0]:
+        answers = np.array([answers_of(cell) for cell in cells])
+        bounds = variance_limits(np.array(rates) * answers, answers)
+        beyond_noise = max(0.0, summary.sd**2 - noise)
+        return Estimate(
+            estimate=math.sqrt(beyond_noise),
+            low=math.sqrt(min(bounds[0], beyond_noise)),
+            high=math.sqrt(max(bounds[1], beyond_noise)),
+            num_seeds=len(rates),
+            method=f"beta-binomial over {len(rates)} seeds, nominal {LEVEL:.0%}",
+        )
+    tails = [chi2_quantile(0.5 + side * LEVEL / 2, freedom) for side in (-1, 1)]
     observed = summary.sd**2
 
     def beyond(variance: float) -> float:
@@ -162,7 +157,7 @@ def between_seeds(cells: Sequence[CellResult], *, level: float = LEVEL) -> Estim
         high=beyond(observed * freedom / tails[0]),
         num_seeds=len(rates),
         method=f"chi-squared interval over {len(rates)} seeds, less the sampling SD "
-        f"{100 * math.sqrt(noise):.1f} points, nominal {level:.0%}",
+        f"{100 * math.sqrt(noise):.1f} points, nominal {LEVEL:.0%}",
     )
 
 

@@ -15,7 +15,6 @@ from sweeps.claim_estimates import (
     Estimate,
     Place,
     between_seeds,
-    of_answers,
     of_difference,
     of_rate,
 )
@@ -114,8 +113,6 @@ def _decided(
         found = of_rate([c for c in one.values() if _usable(c)])
     else:
         found = of_difference(one, other)
-    if other is None and not claim.spread:
-        found = of_answers([c for c in one.values() if _usable(c)]) or found
     verdict, reason = _verdict(claim, found)
     unfinished = [cell for cell in every if cell.state != "finished"]
     empty = [cell for cell in every if cell.state == "finished" and cell.em_rate is None]

@@ -5,10 +5,11 @@ Knows nothing of what a picture shows.
 
 import html
 import io
+import re
 from pathlib import Path
 from typing import Any
 
-from sweeps.files import write_output
+from sweeps.outputs import write_output
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 INK = "#7a7f87"  # readable on a light and on a dark page
@@ -72,14 +73,24 @@ def svg(figure: Any) -> str:
 def _as_svg(figure: Any, **settings: Any) -> str:
     import matplotlib
 
+    _as_it_is_written(figure)
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "em-sweeps"}):
         figure.savefig(out, format="svg", metadata={"Date": None}, **settings)
-    text = out.getvalue()
-    for number, told in enumerate(figure.__dict__.get("tips", ())):
-        group = f'<g id="tip-{number}">'
-        text = text.replace(group, f"{group}<title>{html.escape(told)}</title>", 1)
-    return text
+    tips = figure.__dict__.get("tips", ())
+
+    def told(group: re.Match[str]) -> str:
+        return f"{group[0]}<title>{html.escape(tips[int(group[1])])}</title>"
+
+    return re.sub(r'<g id="tip-(\d+)">', told, out.getvalue())
+
+
+def _as_it_is_written(figure: Any) -> None:
+    """Have dollars in names drawn as such: matplotlib would take what is between for a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
 
 
 def save(figure: Any, stem: Path) -> None:
@@ -87,6 +98,7 @@ def save(figure: Any, stem: Path) -> None:
 
     Raises ValueError where they cannot be written.
     """
+    _as_it_is_written(figure)
     out = io.BytesIO()
     figure.savefig(out, format="png", facecolor="white", dpi=200)
     write_output(stem.with_name(f"{stem.name}.png"), out.getvalue())

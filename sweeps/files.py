@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -247,40 +246,6 @@ def write_whole(target: Path, data: bytes, *, forced: bool = True) -> None:
         raise
     if forced:
         sync(target.parent)
-
-
-def make_output_dir(folder: Path) -> None:
-    """Make a folder that a user reads from. Raises ValueError where it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
-def write_output(path: Path, data: bytes) -> None:
-    """Write a file that a user reads, as `write_whole`. Raises ValueError where it cannot."""
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def writing_output(path: Path) -> Iterator[Path]:
-    """Yield where to write what becomes the file `path` once the block has ended well.
-
-    Raises ValueError where that, or the block, cannot write.
-    """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-    try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -72,8 +72,8 @@ def judge_check(
     """Compare a judge of the spec with a table of answers that already have scores."""
     from sweeps import judge_commands
     from sweeps.console import noise_to
-    from sweeps.files import make_output_dir
     from sweeps.judge_page import write_judge_check
+    from sweeps.outputs import make_output_dir
 
     sweep, target = open_sweep(spec, store)
     judge_commands.find_judge(sweep.spec, judge)

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from sweeps import figures
 from sweeps.drawing import svg
-from sweeps.files import write_output
 from sweeps.judge_commands import JudgeCheck
+from sweeps.outputs import write_output
 from sweeps.templating import environment
 
 

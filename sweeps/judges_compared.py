@@ -4,6 +4,7 @@ Pure functions of conditions and scored responses; knows nothing of what a judge
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -56,8 +57,16 @@ def compare_judges(
 
     Only finished cells count. `scores` are those of all `cells`, by evaluation and judge.
     """
-    finished = {c.cell_id: c.condition for c in cells if c.state == "finished"}
-    tables = {place: of.by(finished) for place, of in scores.items()}
+    finished: dict[Place, dict[str, str]] = {}
+    for cell in cells:
+        if cell.state == "finished":
+            finished.setdefault((cell.evaluation, cell.judge), {})[cell.cell_id] = cell.condition
+    num_judges = Counter(evaluation for evaluation, _ in scores)
+    tables = {
+        place: of.by(finished.get(place, {}))
+        for place, of in scores.items()
+        if num_judges[place[0]] > 1
+    }
     groups: dict[tuple[str, str], list[Condition]] = {}
     for condition in conditions:
         groups.setdefault((condition.evaluation, condition.condition), []).append(condition)

@@ -18,7 +18,7 @@ from sweeps.analysis_page import pictures, slug
 from sweeps.answers import NOTHING, Place, Scores, ToRead
 from sweeps.conditions import Condition
 from sweeps.drawing import save, svg
-from sweeps.files import make_output_dir
+from sweeps.outputs import make_output_dir
 from sweeps.report import Report
 from sweeps.templating import environment, percent
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from em.condition import CLAIMS, ConditionAnalysis, design_of, variances_of
+from em.intervals import T
 from em.power import (
     Allocation,
     Needed,
@@ -20,6 +21,11 @@ from em.power import (
     seeds_to_see,
 )
 from em.record import Record
+
+ROUGH = (
+    "roughly: these figures take seeds as near normal, and its seeds crowd at 0 or 1, share levels "
+    "or are one model, so that its interval is another and wider"
+)
 
 
 class Costs(NamedTuple):
@@ -106,6 +112,8 @@ def _told(
         f"{_points(widths['random'])}",
         *(f"  {need.text}" for need in needs),
     ]  # fmt: skip
+    if c.fixed.method != T:
+        said.append(f"  {ROUGH}")
     for claim in CLAIMS:
         name = "these questions" if claim == "fixed" else "new questions"
         said.append(

@@ -25,12 +25,12 @@ from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
-from sweeps.files import make_output_dir, write_output, writing_output
 from sweeps.gates_told import gate_warnings
 from sweeps.identities import identities
 from sweeps.judges_compared import JudgesCompared, compare_judges
 from sweeps.keeping import told
 from sweeps.made_with import mixed_versions
+from sweeps.outputs import make_output_dir, write_output, writing_output
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.progress import Counted
 from sweeps.published import (

@@ -9,6 +9,7 @@ from typing import Any
 
 from em.definitions import SCALE_SCORES
 from em.generation import Response
+from sweeps.outputs import told
 from sweeps.results import CellResult, ScoredResponse
 
 ROWS_AT_ONCE = 20_000  # in memory before they are written
@@ -30,7 +31,10 @@ class JudgementsTable:
     """
 
     def __init__(self, path: Path, scores: Iterable[str]) -> None:
-        """Write to `path`; `scores` are the names of all that judges give. Raises OSError."""
+        """Write to `path`; `scores` are the names of all that judges give.
+
+        Raises ValueError where it cannot, as the other methods do.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -40,7 +44,9 @@ class JudgementsTable:
         types |= dict.fromkeys(("seed", "wording", "index"), pa.int64())
         types |= dict.fromkeys(SCALE_SCORES, pa.float64())
         self._schema = pa.schema(types)
-        self._writer = pq.ParquetWriter(path, self._schema)
+        with told(path):
+            self._writer = pq.ParquetWriter(path, self._schema)
+        self._path = path
         self._waiting: list[dict[str, Any]] = []
 
     def add(self, cell: CellResult, rows: Sequence[ScoredResponse]) -> None:
@@ -52,13 +58,15 @@ class JudgementsTable:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
+        with told(self._path):
+            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
         self._waiting = []
 
     def close(self) -> None:
         """Write what waits, and end the file."""
         self._flush()
-        self._writer.close()
+        with told(self._path):
+            self._writer.close()
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:

@@ -21,7 +21,8 @@ from em.condition import Asked
 from em.consistency import consistency
 from em.contrasts import contrast, holm
 from em.crossed import Crossed, crossed
-from em.hierarchical import difference, rate_posterior
+from em.grouping import Known
+from em.hierarchical import difference, of_one_model
 from em.intervals import fixed_questions, over_seeds, random_questions
 from em.quantiles import beta_quantile, chi2_quantile, f_quantile, t_quantile
 from sweeps.analysis_page import FIGURES
@@ -130,8 +131,8 @@ def test_contrasts_pair_questions_and_seeds_only_where_they_are_shared() -> None
         return crossed(units, questions, values)
 
     one, two = made(0.3, seed), made(0.0, seed + 1e-3 * rng.standard_normal(5))
-    shared = contrast(one, two, names=("a", "b"), shared=True)
-    apart = contrast(one, two, names=("a", "b"), shared=False)
+    shared = contrast(one, two, names=("a", "b"), pairing="seeds")
+    apart = contrast(one, two, names=("a", "b"))
     assert (
         shared.fixed.estimate == pytest.approx(apart.fixed.estimate) == pytest.approx(0.3, abs=2e-3)
     )
@@ -154,7 +155,7 @@ def test_p_values_are_held_against_all_of_them() -> None:
 def test_conditions_without_a_question_in_common_are_not_compared() -> None:
     one = crossed(["0", "1"], ["a", "a"], [0, 1])
     other = crossed(["0", "1"], ["b", "b"], [0, 1])
-    found = contrast(one, other, names=("a", "b"), shared=True)
+    found = contrast(one, other, names=("a", "b"), pairing="seeds")
     assert found.p is None and "no question is asked of both" in found.fixed.covers
 
 
@@ -201,7 +202,9 @@ def test_tests_are_those_of_another_library(shared: bool) -> None:
         units, questions = np.indices(values.shape)
         return crossed(units.ravel(), questions.ravel(), values.ravel())
 
-    found = contrast(made(first), made(second), names=("a", "b"), shared=shared)
+    found = contrast(
+        made(first), made(second), names=("a", "b"), pairing="seeds" if shared else "none"
+    )
     a, b = first.mean(axis=1), second.mean(axis=1)
     other = stats.ttest_rel(a, b) if shared else stats.ttest_ind(a, b, equal_var=False)
     bounds = other.confidence_interval(0.95)
@@ -296,13 +299,13 @@ def test_seeds_that_share_levels_of_crossed_factors_are_no_independent_seeds() -
     made = rows({"a": 0.4, "b": 0.6}, seeds=4)
     levels = {"init": {f"s{n}": str(n % 2) for n in range(4)},
               "order": {f"s{n}": str(n // 2) for n in range(4)}}  # fmt: skip
-    found = analyse(table(made), what="w", asked=QUIET, factors=levels)
+    found = analyse(table(made), what="w", asked=QUIET, known=Known(factors=levels))
     for c in found.conditions:
         assert "2 x 2 levels" in c.fixed.covers
         assert c.random.low is None and "seed factors are crossed" in c.random.covers
     assert found.contrasts["j"][0].p is None
     apart = {"init": {f"s{n}": str(n) for n in range(4)}}
-    kept = analyse(table(made), what="w", asked=QUIET, factors=apart)
+    kept = analyse(table(made), what="w", asked=QUIET, known=Known(factors=apart))
     assert all("new seeds" in c.fixed.covers for c in kept.conditions)
 
 
@@ -322,7 +325,7 @@ def test_pairs_of_answers_are_pairs_for_new_questions_too() -> None:
     unit, question = np.indices(base.shape)
     other = base + 0.04 + 0.01 * rng.standard_normal(base.shape)
     one, two = (crossed(unit.ravel(), question.ravel(), v.ravel()) for v in (other, base))
-    found = contrast(one, two, names=("a", "b"), shared=True)
+    found = contrast(one, two, names=("a", "b"), pairing="seeds")
     assert found.random.low is not None and found.random.high is not None
     assert found.random.low > 0 and found.random.high - found.random.low < 0.05
 
@@ -346,35 +349,35 @@ def shares(
 
 def test_a_quiet_control_is_told_apart_from_noisy_seeds() -> None:
     noisy, quiet = shares([0.3, 0.15, 0.25, 0.1, 0.28, 0.18]), shares([0.001] * 6)
-    found = contrast(noisy, quiet, names=("a", "b"), shared=True)
+    found = contrast(noisy, quiet, names=("a", "b"), pairing="seeds")
     assert "beta-binomial" in found.fixed.method and "seeds are two samples" in found.paired
     assert found.p is not None and found.p < 0.05
     assert found.fixed.low is not None and 0 < found.fixed.low < 0.21
     # Of an untuned model its answers alone are drawn anew: it needs no second seed.
-    alone = contrast(noisy, shares([0.001], one_model=True), names=("a", "b"), shared=False)
+    alone = contrast(noisy, shares([0.001], one_model=True), names=("a", "b"))
     assert alone.p is not None and alone.p < found.p
 
 
 def test_two_that_show_nothing_are_equal_within_what_their_seeds_allow() -> None:
-    found = contrast(shares([0.0] * 3), shares([0.0] * 3), names=("a", "b"), shared=False)
-    more = contrast(shares([0.0] * 10), shares([0.0] * 10), names=("a", "b"), shared=False)
+    found = contrast(shares([0.0] * 3), shares([0.0] * 3), names=("a", "b"))
+    more = contrast(shares([0.0] * 10), shares([0.0] * 10), names=("a", "b"))
     assert found.p == pytest.approx(1.0) and more.p == pytest.approx(1.0)
     assert found.equivalent_within is not None and more.equivalent_within is not None
     assert more.equivalent_within < 0.05 < found.equivalent_within
     models = contrast(shares([0.0] * 3, one_model=True), shares([0.0], one_model=True),
-                      names=("a", "b"), shared=False)  # fmt: skip
+                      names=("a", "b"))  # fmt: skip
     assert models.equivalent_within is not None and models.equivalent_within < 0.01
     assert "these two models" in models.fixed.covers
 
 
 def test_the_posterior_of_a_difference_is_that_of_draws() -> None:
     rng = np.random.default_rng(12)
-    first, second = rate_posterior(7, 400), rate_posterior(30, 800)
+    first, second = of_one_model(7 / 400, 400), of_one_model(30 / 800, 800)
     found = difference(first, second)
     draws = rng.beta(7.5, 393.5, 400_000) - rng.beta(30.5, 770.5, 400_000)
     for level in (0.90, 0.95):
         ends = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
-        assert found.bounds(level) == pytest.approx(tuple(ends), abs=4e-4)  # the grid's step
+        assert found.bounds(level) == pytest.approx(tuple(ends), abs=4e-4)
     assert found.tail == pytest.approx(2 * min((draws < 0).mean(), (draws > 0).mean()), abs=5e-3)
 
 
@@ -383,7 +386,7 @@ def test_differences_of_skewed_seeds_cover_and_do_not_find_what_is_not_there() -
     held = found_some = 0
     for _ in range(200):
         sides = [shares(rng.beta(0.5, 9.5, 6)) for _ in range(2)]
-        told = contrast(sides[0], sides[1], names=("a", "b"), shared=False)
+        told = contrast(sides[0], sides[1], names=("a", "b"))
         assert told.fixed.low is not None and told.fixed.high is not None and told.p is not None
         held += told.fixed.low <= 0 <= told.fixed.high
         found_some += told.p < 0.05
@@ -392,7 +395,7 @@ def test_differences_of_skewed_seeds_cover_and_do_not_find_what_is_not_there() -
 
 def test_an_untuned_model_has_no_variance_between_seeds_and_an_exact_interval() -> None:
     made = rows({"none": 0.02, "ours": 0.3})
-    told = analyse(table(made), what="w", asked=QUIET, one_model={"none"})
+    told = analyse(table(made), what="w", asked=QUIET, known=Known(one_model=frozenset({"none"})))
     found = {c.condition: c for c in told.conditions}
     untuned, tuned = found["none"], found["ours"]
     hits = round(untuned.by_answers * untuned.num_scored) if untuned.by_answers else 0
@@ -439,19 +442,19 @@ def test_two_crossed_seed_factors_have_an_interval_over_new_levels_of_both() -> 
     rng, held = np.random.default_rng(21), 0
     for _ in range(120):
         made, levels = crossed_starts_and_orders(4, 4, rng)
-        (found,) = analyse(made, what="w", asked=QUIET, factors=levels).conditions
+        (found,) = analyse(made, what="w", asked=QUIET, known=Known(factors=levels)).conditions
         assert found.fixed.low is not None and found.fixed.high is not None
         held += found.fixed.low <= 0.4 <= found.fixed.high
     assert held >= 0.9 * 120
     assert "new levels of init and of order" in found.fixed.covers
-    (told,) = analyse(made, what="w", factors=levels).conditions
+    (told,) = analyse(made, what="w", known=Known(factors=levels)).conditions
     assert told.fixed.coverage is not None and told.fixed.coverage > 0.88
     assert "4 x 4 levels x" in told.fixed.coverage_of
     one = {"init": levels["init"]}  # orders are then what is left of the seed: it is not crossed
-    (alone,) = analyse(made, what="w", asked=QUIET, factors=one).conditions
+    (alone,) = analyse(made, what="w", asked=QUIET, known=Known(factors=one)).conditions
     assert alone.fixed.low is None
     gap = made.filter(pc.not_equal(made["unit"], "0.init1.order2"))
-    (less,) = analyse(gap, what="w", asked=QUIET, factors=levels).conditions
+    (less,) = analyse(gap, what="w", asked=QUIET, known=Known(factors=levels)).conditions
     assert less.fixed.low is None and "seed factors are crossed" in less.fixed.covers
     # A table of two factors is analysed as one of seeds by questions is.
     means = made.group_by("unit").aggregate([("value", "mean")]).to_pydict()
@@ -462,6 +465,6 @@ def test_two_crossed_seed_factors_have_an_interval_over_new_levels_of_both() -> 
     twin = random_questions(crossed(place[0].ravel(), place[1].ravel(), rates.ravel()))
     (plain,) = analyse(
         made.set_column(5, "value", pc.multiply(made["value"], 0.5)), what="w", asked=QUIET,
-        factors=levels,
+        known=Known(factors=levels),
     ).conditions  # fmt: skip
     assert (plain.fixed.low, plain.fixed.high) == pytest.approx((twin.low / 2, twin.high / 2))

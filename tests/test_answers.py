@@ -14,7 +14,7 @@ from em.training import LossPoint
 from sweeps import figures
 from sweeps.answers import NOTHING, Gathering, Scores, ToRead
 from sweeps.drawing import svg
-from sweeps.files import writing_output
+from sweeps.outputs import writing_output
 from sweeps.results import ScoredResponse, thinned
 from sweeps.tables import JudgementsTable
 from tests.made_up import cell
@@ -137,11 +137,10 @@ def test_a_file_that_is_not_ended_leaves_what_was_there(tmp_path: Path) -> None:
         place.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    with (
-        pytest.raises(ValueError, match="cannot write"),
-        writing_output(tmp_path / "no" / "x") as p,
-    ):
-        p.write_text("y")
+    with pytest.raises(ValueError, match="cannot write"), writing_output(tmp_path / "no" / "x"):
+        pass
+    with pytest.raises(ConnectionResetError), writing_output(target):  # of the block, not of ours
+        raise ConnectionResetError("the store is out of reach")
 
 
 def test_losses_are_thinned_and_keep_the_last() -> None:

@@ -66,14 +66,13 @@ def test_as_an_analysis_of_variance_of_the_seeds_means() -> None:
         for rate in table.means.mean(axis=1)
     ]
     told = sm.stats.anova_lm(ols("rate ~ C(model) * C(variant)", pd.DataFrame(rows)).fit())
-    squares = (told["sum_sq"] / told["df"]).to_dict()
-    rest = squares["Residual"]
+    squares, freedom = told["sum_sq"].to_dict(), told["df"].to_dict()
+    rest = squares["Residual"] / freedom["Residual"]
     found = parts(attribution(tables, of))
-    for name, column, cells in (
-        ("model", "C(model)", 3 * 4), ("variant", "C(variant)", 2 * 4),
-        (BOTH, "C(model):C(variant)", 4),
+    for name, column in (
+        ("model", "C(model)"), ("variant", "C(variant)"), (BOTH, "C(model):C(variant)")
     ):  # fmt: skip
-        assert found[name].of_rate == pytest.approx((squares[column] - rest) / cells)
+        assert found[name].of_rate == pytest.approx((squares[column] - freedom[column] * rest) / 24)
     within = sum(found[name].of_rate for name in (SEED, PAIR, SAMPLING))
     assert within == pytest.approx(rest)
 
@@ -82,7 +81,7 @@ def test_estimates_are_unbiased_and_intervals_hold_the_truth() -> None:
     of, rng = grid(), np.random.default_rng(2)
     model, variant = {"big": 0.1, "small": -0.1}, {"none": -0.2, "safe": 0.0, "unsafe": 0.2}
     means = {name: 0.5 + model[m] + variant[v] for name, (m, v) in of.levels.items()}
-    truth = {"model": 0.02, "variant": 0.04, BOTH: 0.0, SEED: 0.01, PAIR: 0.0025 / QUESTIONS,
+    truth = {"model": 0.01, "variant": 0.08 / 3, BOTH: 0.0, SEED: 0.01, PAIR: 0.0025 / QUESTIONS,
              SAMPLING: 0.09 / QUESTIONS / SAMPLES}  # fmt: skip
     runs = [parts(attribution(drawn(of, means, rng), of)) for _ in range(300)]
     for name, value in truth.items():
@@ -91,6 +90,36 @@ def test_estimates_are_unbiased_and_intervals_hold_the_truth() -> None:
     for name in ("model", "variant", BOTH, SEED):
         held = np.mean([run[name].low <= truth[name] <= run[name].high for run in runs])
         assert held >= 0.92, name
+
+
+def test_the_parts_are_those_of_the_variance_of_a_cells_rate() -> None:
+    """The grid of the plainest interaction: one of four conditions is misaligned."""
+    of, rng = grid(variants=("safe", "unsafe")), np.random.default_rng(7)
+    means = dict.fromkeys(of.levels, 0.05) | {"big unsafe": 0.2}
+    tables = drawn(of, means, rng, seeds=400)
+    found = attribution(tables, of)
+    assert found is not None
+    rates = np.concatenate([table.means.mean(axis=1) for table in tables.values()])
+    whole = sum(part.of_rate or 0.0 for part in found.parts)
+    assert whole == pytest.approx(float(rates.var()), rel=0.01)
+    shares = found.shares_of_rate
+    assert shares["model"] == pytest.approx(shares[BOTH], rel=0.5)
+
+
+def test_a_condition_whose_seeds_share_no_question_is_left_out() -> None:
+    of, rng = grid(models=("big",)), np.random.default_rng(8)
+    tables = drawn(of, dict.fromkeys(of.levels, 0.4), rng)
+    lone = tables["big none"]
+    keep = np.zeros_like(lone.num)
+    for unit in range(len(lone.units)):
+        keep[unit, unit] = 1
+    tables["big none"] = Crossed(
+        units=lone.units, questions=lone.questions, num=lone.num * keep, total=lone.total * keep,
+        squares=lone.squares * keep,
+    )  # fmt: skip
+    found = attribution(tables, of)
+    assert found is not None and found.parts
+    assert found.left_out == ("big none",)
 
 
 def test_the_shares_add_up_and_questions_are_no_part_of_a_rate() -> None:
@@ -137,7 +166,8 @@ def test_conditions_without_a_common_question_are_not_compared() -> None:
     first, second = tables
     tables[first] = tables[first].of_questions(["q0", "q1"])
     tables[second] = tables[second].of_questions(["q2", "q3"])
-    assert attribution(tables, of) is None
+    found = attribution(tables, of)
+    assert found is not None and found.parts == () and "no question is asked of all" in found.why
 
 
 def test_seeds_that_are_alike_leave_no_interval() -> None:
@@ -149,7 +179,7 @@ def test_seeds_that_are_alike_leave_no_interval() -> None:
         for name, value in (("a", 0.0), ("b", 1.0))
     }  # fmt: skip
     found = parts(attribution(tables, of))
-    assert found["condition"].of_rate == pytest.approx(0.5)
+    assert found["condition"].of_rate == pytest.approx(0.25)  # of two rates, 0 and 1
     assert found["condition"].low is None and "alike" in found["condition"].note
 
 

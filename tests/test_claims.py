@@ -107,16 +107,25 @@ def test_equal_seeds_are_decided_by_their_answers_and_not_for_certain() -> None:
     assert verdict(claim(above=0.45), cells([0.5, 0.5, 0.5])).verdict == "undecided"
 
 
-def test_seeds_without_an_event_are_bounded_by_their_answers() -> None:
+def test_seeds_without_an_event_say_little_of_new_seeds() -> None:
     made = [cell(0.0, seed=seed, questions=[("a", counts(0, 100))]) for seed in range(3)]
     found = verdict(claim(below=0.05), made)
+    assert (found.verdict, found.estimate, found.low) == ("undecided", 0.0, 0.0)
+    assert found.high is not None and 0.1 < found.high < 0.4 and "new seeds" in found.method
+    assert verdict(claim(below=0.5), made).verdict == "supported"
+
+
+def test_an_untuned_model_is_bounded_by_its_answers() -> None:
+    made = [
+        cell(0.0, seed=seed, variant="none", questions=[("a", counts(0, 100))]) for seed in range(3)
+    ]
+    found = verdict(claim(variant="none", below=0.05), made)
     assert (found.verdict, found.estimate, found.low) == ("supported", 0.0, 0.0)
     answers = sum(c.counts.coherent for c in made)
     assert found.high == pytest.approx(1 - 0.025 ** (1 / answers))  # Clopper-Pearson in closed form
-    assert f"{answers} answers" in found.method
-    assert "nothing of new seeds" in found.method
-    assert verdict(claim(below=0.001), made).verdict == "undecided"
-    assert verdict(claim(above=0.1), made).verdict == "contradicted"
+    assert f"{answers} answers" in found.method and "this one model" in found.method
+    assert verdict(claim(variant="none", below=0.001), made).verdict == "undecided"
+    assert verdict(claim(variant="none", above=0.1), made).verdict == "contradicted"
 
 
 def test_equal_differences_of_unequal_rates_have_no_width() -> None:
@@ -182,7 +191,7 @@ def test_there_is_a_verdict_for_each_model_and_judge() -> None:
 
 
 def test_the_spread_between_seeds_is_beyond_what_sampling_makes() -> None:
-    rates = [0.05, 0.30, 0.15, 0.40]
+    rates = [0.35, 0.60, 0.45, 0.70]
     made = [
         cell(rate, seed=seed, questions=[("a", counts(round(rate * 200), 200))])
         for seed, rate in enumerate(rates)
@@ -196,6 +205,16 @@ def test_the_spread_between_seeds_is_beyond_what_sampling_makes() -> None:
     assert found.high == pytest.approx(math.sqrt(high - noise))
     assert verdict(claim(spread=True, above=0.02), made).verdict == "supported"
     assert verdict(claim(spread=True, below=0.02), made).verdict == "contradicted"
+
+
+def test_the_spread_of_seeds_that_crowd_at_zero_is_that_of_a_beta_distribution() -> None:
+    """Taken as normal, its interval holds the truth half the time (tests/benchmarks/components)."""
+    made = cells([0.0, 0.001, 0.08, 0.0, 0.02])
+    found = between_seeds(made)
+    assert "beta-binomial" in found.method and found.estimate is not None
+    assert found.low is not None and found.high is not None
+    assert 0 < found.low < found.estimate < 0.1 < found.high
+    assert verdict(claim(spread=True, above=0.001), made).verdict == "supported"
 
 
 def test_seeds_that_differ_as_little_as_sampling_makes_show_no_spread() -> None:

@@ -115,7 +115,7 @@ def test_equal_designs_have_equal_coverage_and_the_same_one_twice() -> None:
 def test_every_interval_says_what_it_covers_and_how_well() -> None:
     rng = np.random.default_rng(0)
     table = two_way(rng, 0.2, (0.5, 1.0, 0.3), 4, 8)
-    group = Group("j", "c", table, 32, {unit: unit for unit in table.units})
+    group = Group("j", "c", table, 32, 0, {unit: unit for unit in table.units})
     found = analyse_condition(group, Asked())
     for interval in (found.fixed, found.random):
         assert interval.covers and interval.method

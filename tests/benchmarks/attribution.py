@@ -32,17 +32,16 @@ BOTH = "model x variant"
 
 
 def truth(rates: np.ndarray, concentration: float) -> dict[str, float]:
-    """Return the variance of each source."""
-    models, variants = rates.shape
+    """Return each source's part of the variance of a cell's rate over the grid."""
     of_model = rates.mean(axis=1) - rates.mean()
     of_variant = rates.mean(axis=0) - rates.mean()
     rest = rates - rates.mean() - of_model[:, None] - of_variant[None, :]
     seeds = rates * (1 - rates) / (concentration + 1)
     seeds[:, VARIANTS.index(UNTUNED)] = 0.0
     return {
-        "model": float((of_model**2).sum() / (models - 1)),
-        "variant": float((of_variant**2).sum() / (variants - 1)),
-        BOTH: float((rest**2).sum() / (models - 1) / (variants - 1)),
+        "model": float((of_model**2).mean()),
+        "variant": float((of_variant**2).mean()),
+        BOTH: float((rest**2).mean()),
         SEED: float(seeds.mean()),
     }
 
