@@ -15,17 +15,17 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from em.additive import seed_means
-from em.analysis import Pair, analyse
+from em.analysis import Pair, analyse, compared
 from em.component_intervals import components
-from em.condition import Asked
+from em.condition import Asked, analyse_condition
 from em.consistency import consistency
 from em.contrasts import contrast, holm
 from em.crossed import Crossed, crossed
-from em.grouping import Known
-from em.hierarchical import difference, of_one_model
-from em.intervals import fixed_questions, over_seeds, random_questions
+from em.grouping import Group, Known
+from em.hierarchical import difference, of_one_model, variance_limits
+from em.intervals import Interval, fixed_questions, over_seeds, random_questions
 from em.quantiles import beta_quantile, chi2_quantile, f_quantile, t_quantile
-from sweeps.analysis_page import FIGURES
+from sweeps.analysis_page import FIGURES, slug
 from sweeps.drawing import svg
 
 QUIET = Asked(simulate=False)
@@ -468,3 +468,142 @@ def test_two_crossed_seed_factors_have_an_interval_over_new_levels_of_both() -> 
         known=Known(factors=levels),
     ).conditions  # fmt: skip
     assert (plain.fixed.low, plain.fixed.high) == pytest.approx((twin.low / 2, twin.high / 2))
+
+
+def trained(
+    conditions: dict[str, float], seeds: int, replicates: int, rng: np.random.Generator
+) -> tuple[pa.Table, Known]:
+    """Replicates of seeds: those of one seed share most of what makes them differ."""
+    made = []
+    levels: dict[str, dict[str, str]] = {"init": {}, "order": {}, "subset": {}}
+    for name, rate in conditions.items():
+        for s in range(seeds):
+            of_seed = rng.normal(0, 0.1)
+            for r in range(replicates):
+                unit = f"{s}.replicate{r}"
+                for factor in levels.values():
+                    factor[unit] = str(s)
+                hits = rng.random((4, 30)) < np.clip(rate + of_seed, 0, 1)
+                made += [
+                    {"judge": "j", "condition": name, "unit": unit, "seed": str(s),
+                     "question": f"q{q}", "value": float(hit)}
+                    for q, line in enumerate(hits) for hit in line
+                ]  # fmt: skip
+    return table(made), Known(factors=levels)
+
+
+def test_replicates_of_a_seed_are_one_seed() -> None:
+    rng = np.random.default_rng(31)
+    found_some = 0
+    for _ in range(80):
+        made, known = trained({"a": 0.5, "b": 0.5}, 4, 3, rng)
+        found = analyse(made, what="w", asked=QUIET, known=known)
+        (told,) = found.contrasts["j"]
+        assert "4 seeds a side" in told.fixed.covers and told.p is not None
+        found_some += told.p < 0.05
+        assert "4 seeds x 4 questions" in found.conditions[0].random.covers
+    assert found_some <= 0.1 * 80  # as twelve seeds it would be a third
+
+
+def test_cells_of_one_crossed_seed_are_no_sample_of_seeds() -> None:
+    rng = np.random.default_rng(32)
+    one, levels = crossed_starts_and_orders(3, 3, rng)
+    other = one.set_column(1, "condition", pa.array(["d"] * one.num_rows))
+    known = Known(factors=levels)
+    found = analyse(pa.concat_tables([one, other]), what="w", asked=QUIET, known=known)
+    (told,) = found.contrasts["j"]
+    assert told.p is None and "seed factors are crossed" in told.fixed.covers
+    assert found.conditions[0].random.low is None
+    assert found.attribution["j"].parts == ()
+    (forms,) = compared(one, one, ("x", "y"), known)
+    assert forms.p is None and "seed factors are crossed" in forms.fixed.covers
+
+
+def test_two_judges_that_say_the_same_do_not_differ() -> None:
+    same = shares([0.003, 0.01, 0.2])
+    found = contrast(same, same, names=("a", "b"), pairing="models")
+    assert found.fixed.estimate == 0 and found.fixed.low is None and "alike" in found.fixed.covers
+    more = replace(same, total=same.total + 2, squares=same.total + 2)  # two answers a question
+    other = contrast(more, same, names=("a", "b"), pairing="models")
+    assert other.paired == "by question and by 3 seeds"
+    assert other.fixed.estimate == pytest.approx(0.04)
+    some = replace(same, total=same.total + np.array([[1], [2], [3]]))
+    some = replace(some, squares=some.total)
+    third = contrast(some, same, names=("a", "b"), pairing="models")
+    assert third.fixed.low is not None and third.fixed.low > -0.02 and third.p is None
+    assert "no test" in third.fixed.covers
+
+
+def test_a_definition_decides_which_questions_count() -> None:
+    made = rows({"a": 0.5}, seeds=3, questions=4, samples=10)
+    thin = [row for n, row in enumerate(made) if row["question"] != "q3" or n % 4 == 0]
+    known = Known(least=5)
+    (found,) = analyse(table(thin), what="w", asked=QUIET, known=known).conditions
+    few = sum(row["question"] == "q3" for row in thin)
+    assert (found.num_left_out, found.num_scored) == (few, len(thin) - few)
+    assert found.num_unscored == 0 and found.num_questions == 3
+    notes = analyse(table(thin), what="w", asked=QUIET, known=known).notes
+    assert any(f"{few} scored rows are of pairs" in note for note in notes)
+
+
+def test_one_scale_for_all_conditions() -> None:
+    made = [row | {"value": row["value"] * 50} for row in rows({"a": 0.5})]
+    zeros = [row | {"condition": "b", "value": 0.0} for row in made]
+    found = analyse(table(made + zeros), what="w", asked=QUIET)
+    assert [c.binary for c in found.conditions] == [False, False]
+    assert found.conditions[1].exact == () and found.conditions[1].consistency is None
+
+
+def test_answers_to_questions_of_few_decide_as_much_and_are_worth_less() -> None:
+    rng = np.random.default_rng(33)
+    num = np.array([[100] * 7 + [5]])
+    rates = np.array([[0.02] * 7 + [0.3]])
+    held = 0
+    for _ in range(400):
+        hits = rng.binomial(num, rates).astype(float)
+        one = Crossed(units=("s",), questions=tuple("abcdefgh"), num=num, total=hits, squares=hits,
+                      one_model=True)  # fmt: skip
+        assert one.effective[0] < 500
+        (found,) = [analyse_one(one)]
+        assert found.low is not None and found.high is not None
+        held += found.low <= rates.mean() <= found.high
+    assert held >= 0.9 * 400  # as 705 answers alike it would be half
+    even = shares([0.2, 0.3])
+    assert even.effective == pytest.approx(even.num.sum(axis=1))
+
+
+def analyse_one(one: Crossed) -> Interval:
+    group = Group("j", "c", one, 705, 0, {"s": "s"})
+    return analyse_condition(group, Asked(weights="questions", simulate=False)).fixed
+
+
+def test_the_variance_of_skewed_seeds_is_held() -> None:
+    rng, held = np.random.default_rng(34), 0
+    for _ in range(150):
+        hits = rng.binomial(400, rng.beta(0.02 * 11.25, 0.98 * 11.25, 6)).astype(float)
+        low, high = variance_limits(hits, np.full(6, 400.0))
+        held += low <= 0.02 * 0.98 / 12.25 <= high
+    assert held >= 0.88 * 150  # taken as normal: half
+
+
+def test_dollars_in_names_are_dollars() -> None:
+    made = rows({"earn $50, spend $60_{now": 0.5, r"a $\bad{$ b": 0.2}, seeds=3)
+    for row in made:
+        row["question"] = f"cost $x_{{$ {row['question']}"
+    found = analyse(table(made), what="w", asked=QUIET).conditions
+    for draw in FIGURES.values():
+        assert "<svg" in svg(draw(found))
+    assert "earn $50, spend $60_{now" in svg(FIGURES["seeds"](found))
+
+
+def test_the_power_picture_is_in_the_units_of_its_values() -> None:
+    made = [row | {"value": 50 + 10 * row["value"]} for row in rows({"a": 0.5})]
+    drawn = svg(FIGURES["power"](analyse(table(made), what="w", asked=QUIET).conditions))
+    assert "expected half-width<" in drawn and "points" not in drawn
+
+
+def test_two_names_are_two_files() -> None:
+    assert (
+        len({slug(name) for name in ("a-1", "a_1", "a.1", "a/1", "a:1", "x" * 70, "x" * 71)}) == 7
+    )
+    assert slug("plain-1") == "plain-1"

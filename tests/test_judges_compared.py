@@ -87,3 +87,10 @@ def test_the_report_compares_every_pair_of_every_condition(tmp_path: Path) -> No
     none, ours = report.judges_compared
     assert (none.num_both, none.first_of_both, none.second_of_both) == (14, 0.0, 0.0)
     assert (ours.num_both, ours.first_rate) == (0, None)
+
+
+def test_a_cell_that_one_judge_has_not_finished_has_no_part() -> None:
+    cells = [cell(0.5, judge="x"), cell(None, judge="y", state="failed")]
+    rows = [row("x", "1", 10), row("y", "1", 10)]
+    (found,) = compare_judges(conditions(cells), cells, gathered(rows))
+    assert (found.num_both, found.second_of_both) == (0, None)

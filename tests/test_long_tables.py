@@ -254,3 +254,17 @@ def test_the_command_says_how_much_is_each_factor(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "figures" / "attribution.png").stat().st_size > 1000
     numbers = pq.read_table(tmp_path / "out" / "figures" / "attribution.parquet").to_pylist()
     assert {row["name"] for row in numbers} >= {"m", "c", "m x c", "seed", "sampling"}
+
+
+def test_words_among_numbers_that_count_as_nothing_are_told(tmp_path: Path) -> None:
+    rows = [{"q": "a", "v": v} for v in ("5", "1", "SATIRICAL", "SATIRICAL", "OFF", "")]
+    columns = TableColumns(question="q", misaligned=parse_rule("v in 4,5"))
+    _, notes = read([write(tmp_path, "t.csv", rows)], columns)
+    assert any(
+        "3 rows of 'v' are no number and count as not misaligned: 2 'SATIRICAL', 1 'OFF'" in note
+        for note in notes
+    )
+    named = columns.model_copy(update={"unscored": ("SATIRICAL", "OFF")})
+    assert not any("no number" in note for note in read([tmp_path / "t.csv"], named)[1])
+    words = columns.model_copy(update={"misaligned": parse_rule("v in SATIRICAL")})
+    assert not any("no number" in note for note in read([tmp_path / "t.csv"], words)[1])
