@@ -4,7 +4,8 @@
 
 Two kinds of truth. Seeds alone: their rates from a beta distribution, answers from binomials, the
 questions fixed. Seeds and questions: normal effects on the logit scale. `printed` is what reports
-of those very tables would print, on average: the coverage simulated for the estimated design.
+of those very tables would print, on average: the coverage simulated for the estimated design. Each
+line has draws of its own.
 """
 
 import math
@@ -17,11 +18,11 @@ from em.condition import Asked, analyse_condition
 from em.coverage import limits_over_questions, limits_over_seeds, logit_mean
 from em.crossed import Crossed
 from em.grouping import Group
-from em.intervals import t_limits
+from em.intervals import t_limits, with_estimate
 from em.variance import PAIR, QUESTION, SAMPLING, SEED, estimates
 
 SEED_OF_DRAWS = 20261125
-PRINTED = 150  # tables whose printed coverage is looked at
+PRINTED, LOOKED = 150, 400  # tables whose printed coverage, and whose components, are looked at
 BETAS = [
     (0.40, 0.10), (0.30, 0.15), (0.20, 0.12), (0.20, 0.05), (0.10, 0.05), (0.05, 0.04),
     (0.05, 0.08), (0.02, 0.04), (0.005, 0.01),
@@ -39,7 +40,12 @@ def group(hits: "np.ndarray", num: "np.ndarray") -> Group:
         units=names, questions=tuple(map(str, range(questions))), num=num.astype(np.int64),
         total=hits.astype(float), squares=hits.astype(float),
     )  # fmt: skip
-    return Group("", "", table, int(num.sum()), dict(zip(names, names, strict=True)))
+    return Group("", "", table, int(num.sum()), 0, dict(zip(names, names, strict=True)))
+
+
+def draws(*design: float) -> np.random.Generator:
+    """Return a line's own draws."""
+    return np.random.default_rng([SEED_OF_DRAWS, *(round(1000 * part) for part in design)])
 
 
 def share(low: "np.ndarray", high: "np.ndarray", truth: float) -> float:
@@ -51,32 +57,37 @@ def of_seeds(runs: int) -> None:
     """Print the coverage of fixed-question intervals, seed by seed beta-distributed."""
     print("fixed questions: beta-distributed seeds; coverage of 95 % intervals, %")
     print(f"{'mean':>6} {'SD':>5} {'seeds':>5} {'answers':>7}   {'t alone':>7} {'ours':>6} "
-          f"{'printed':>7}   width, points")  # fmt: skip
+          f"{'printed':>7}   width, points   seeds' variance")  # fmt: skip
     for mean, sd in BETAS:
         for seeds in (3, 6, 10):
             for answers in (80, 800):
-                rng = np.random.default_rng(SEED_OF_DRAWS)
+                rng = draws(mean, sd, seeds, answers)
                 size = mean * (1 - mean) / sd**2 - 1
                 rates = rng.beta(mean * size, (1 - mean) * size, size=(runs, seeds))
                 hits = rng.binomial(answers, rates).astype(float)
-                low, high = limits_over_seeds(hits, answers)
-                printed = []
-                for row in hits[:PRINTED]:
+                bounds = limits_over_seeds(hits, answers)
+                low, high = with_estimate(*bounds, hits.mean(axis=1) / answers)
+                printed, of_variance = [], []
+                for number, row in enumerate(hits[:LOOKED]):
                     # The pooled answers of a seed, as eight questions that are all alike.
                     whole = np.array(
                         [rng.multivariate_hypergeometric([answers // 8] * 8, int(h)) for h in row]
                     )
                     found = analyse_condition(
-                        group(whole, np.full(whole.shape, answers // 8)), Asked()
+                        group(whole, np.full(whole.shape, answers // 8)),
+                        Asked(simulate=number < PRINTED),
                     )
                     if found.fixed.coverage is not None:
                         printed.append(found.fixed.coverage)
+                    part = next(part for part in found.components if part.name == SEED)
+                    if part.low is not None and part.high is not None:
+                        of_variance.append(part.low <= sd**2 <= part.high)
                 told = f"{100 * np.mean(printed):7.1f}" if printed else f"{'–':>7}"
                 width = 100 * float(np.median(np.minimum(high, 1) - np.maximum(low, 0)))
                 print(
                     f"{mean:6.3f} {sd:5.2f} {seeds:5} {answers:7}   "
                     f"{share(*t_limits(hits / answers), mean):7.1f} {share(low, high, mean):6.1f} "
-                    f"{told}   {width:5.1f}",
+                    f"{told}   {width:13.1f}   {100 * np.mean(of_variance):15.1f}",
                     flush=True,
                 )
 
@@ -100,27 +111,29 @@ def _line(
     runs: int, mean: float, sds: tuple[float, float, float], shape: tuple[int, int, int]
 ) -> None:
     seeds, questions, samples = shape
-    rng = np.random.default_rng(SEED_OF_DRAWS)
+    rng = draws(mean, *sds, *shape)
     middle = logit_mean(mean, math.hypot(*sds))
     hits = _draw(rng, middle, sds, (runs, seeds, questions), samples)
     low, high = limits_over_questions(hits / samples, samples)
     truth = _truth(middle, sds)
     sums = dict.fromkeys(truth, 0.0)
-    printed, looked = [], min(runs, 200)
+    printed, looked, used = [], min(runs, LOOKED), 0
     for place in range(looked):
         num = np.full((seeds, questions), samples)
         cut = rng.random(num.shape) < 0.1  # unbalanced: a tenth of the pairs is missing
         if (~cut).any(axis=1).all() and (~cut).any(axis=0).all():
             found = estimates(group(hits[place] * ~cut, num * ~cut).counts)
+            used += 1
             for part in found:
-                sums[part.name] += (part.estimate or 0.0) / looked
+                sums[part.name] += part.estimate or 0.0
         if place < PRINTED // 3:
             analysed = analyse_condition(group(hits[place], num), Asked())
             if analysed.random.coverage is not None:
                 printed.append(analysed.random.coverage)
     told = f"{100 * np.mean(printed):7.1f}" if printed else f"{'–':>7}"
-    bias = "  ".join(f"{(sums[n] - truth[n]) / max(truth[n], 1e-9):+7.2f}" if truth[n] > 1e-9
-                     else f"{sums[n]:+7.4f}" for n in truth)  # fmt: skip
+    means = {name: total / max(1, used) for name, total in sums.items()}
+    bias = "  ".join(f"{(means[n] - truth[n]) / max(truth[n], 1e-9):+7.2f}" if truth[n] > 1e-9
+                     else f"{means[n]:+7.4f}" for n in truth)  # fmt: skip
     print(f"{mean:6.3f} {seeds:5} {questions:6} {samples:7}  {share(low, high, mean):6.1f} {told}"
           f"   {bias}", flush=True)  # fmt: skip
 
@@ -158,8 +171,12 @@ def _truth(middle: float, sds: tuple[float, ...]) -> dict[str, float]:
 def main(runs: int) -> None:
     """Print both tables."""
     started = time.monotonic()
-    print(f"{runs} simulated tables a line (standard error at 95 %: "
-          f"{100 * math.sqrt(0.0475 / runs):.1f} points), seed {SEED_OF_DRAWS}")  # fmt: skip
+    error = 100 * math.sqrt(0.0475 / runs)
+    print(
+        f"{runs} simulated tables a line (standard error at 95 %: {error:.1f} points), seed "
+        f"{SEED_OF_DRAWS}; printed coverage of {PRINTED} of them (random questions: {PRINTED // 3}),"
+        f" components of {LOOKED}"
+    )
     of_seeds(runs)
     of_questions(runs)
     print(f"\n{time.monotonic() - started:.0f} s")
