@@ -174,7 +174,7 @@ def main(runs: int) -> None:
     error = 100 * math.sqrt(0.0475 / runs)
     print(
         f"{runs} simulated tables a line (standard error at 95 %: {error:.1f} points), seed "
-        f"{SEED_OF_DRAWS}; printed coverage of {PRINTED} of them (random questions: {PRINTED // 3}),"
+        f"{SEED_OF_DRAWS}; printed coverage of {PRINTED} (random questions: {PRINTED // 3}),"
         f" components of {LOOKED}"
     )
     of_seeds(runs)
