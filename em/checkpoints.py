@@ -4,14 +4,18 @@ The trainer writes a checkpoint file by file, so a process that is killed leaves
 written last and by rename, tells the two apart. Knows nothing of what a checkpoint holds.
 """
 
+import contextlib
 import errno
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "whole.json"
+WRITER = ("inline_container", "PytorchStreamWriter")  # in the errors of torch's writer
+PROBE_BYTES = 2**20
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -45,6 +49,26 @@ def remove_torn(folder: Path) -> list[Path]:
     for path in torn:
         shutil.rmtree(path)
     return torn
+
+
+@contextlib.contextmanager
+def disk_asked(folder: Path) -> Iterator[None]:
+    """Raise the disk's own OSError where torch cannot write a file below `folder`.
+
+    Torch's writer of archives says that the file is not as long as it should be, and not why.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in WRITER):
+            raise
+        probe = folder / ".probe"
+        try:
+            probe.write_bytes(bytes(PROBE_BYTES))
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+        raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: {error}", str(folder)) from error
 
 
 def mark_whole(path: Path, key: str) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,6 +125,10 @@ class BatchTrainer(Trainer):
         )
         # DeepSpeed averages over the ranks what is a sum over them.
         return loss * self.args.world_size / inputs["step_targets"]
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with checkpoints.disk_asked(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log a step as the trainer does. Raises TrainingFailed for a loss that is not finite."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from em.checkpoints import last_whole, mark_whole, remove_older, remove_torn
+from em.checkpoints import disk_asked, last_whole, mark_whole, remove_older, remove_torn
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -37,3 +37,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     mark_whole(checkpoint(tmp_path, 1), "other")
     with pytest.raises(ValueError, match="checkpoint of another training"):
         last_whole(tmp_path, "key")
+
+
+def test_what_torch_cannot_write_is_told_by_the_disk(tmp_path: Path) -> None:
+    torn = "[enforce fail at inline_container.cc:672] . unexpected pos 22336 vs 22230"
+    with pytest.raises(OSError, match="unexpected pos"), disk_asked(tmp_path):
+        raise RuntimeError(torn)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError), disk_asked(tmp_path / "gone"):  # the disk's own reason
+        raise RuntimeError(torn)
+    with pytest.raises(RuntimeError, match="shapes"), disk_asked(tmp_path):
+        raise RuntimeError("shapes do not fit")
