@@ -3,7 +3,7 @@
     python tests/benchmarks/differences.py [TABLES]        default: 2,000 for each line
 
 Two conditions of as many seeds; rates of seeds are beta-distributed with the mean and SD of each
-side (SD 0: all seeds have one rate), 8 questions x 50 answers. `held` is the share of 95 %
+side (SD 0: all seeds have one rate; none: an untuned model), 8 questions x 50 answers. `held` is the share of 95 %
 intervals that hold the true difference, `found` the share of p below 0.05: without a difference
 those are errors. `equal` is the share of margins of equivalence that are smaller than the true
 difference. Welch's t is beside it.
@@ -19,7 +19,8 @@ from em.contrasts import contrast
 from em.crossed import Crossed
 
 QUESTIONS, SAMPLES = 8, 50
-SIDES = (  # mean and SD of either side
+Rates = tuple[float, float | None]
+SIDES: tuple[tuple[Rates, Rates], ...] = (  # mean and SD of either side
     ((0.20, 0.12), (0.002, 0.0)),
     ((0.20, 0.12), (0.20, 0.12)),
     ((0.05, 0.08), (0.05, 0.08)),
@@ -29,10 +30,14 @@ SIDES = (  # mean and SD of either side
     ((0.005, 0.01), (0.005, 0.01)),
     ((0.005, 0.01), (0.0005, 0.0)),
     ((0.40, 0.05), (0.30, 0.05)),
+    ((0.20, 0.12), (0.002, None)),
+    ((0.05, 0.04), (0.01, None)),
+    ((0.02, 0.04), (0.002, None)),
+    ((0.005, 0.01), (0.0005, None)),
 )
 
 
-def drawn(mean: float, spread: float, seeds: int, rng: np.random.Generator) -> Crossed:
+def drawn(mean: float, spread: float | None, seeds: int, rng: np.random.Generator) -> Crossed:
     """Return one side's hits."""
     size = mean * (1 - mean) / spread**2 - 1 if spread else 0.0
     rates = rng.beta(mean * size, (1 - mean) * size, seeds) if spread else np.full(seeds, mean)
@@ -43,16 +48,17 @@ def drawn(mean: float, spread: float, seeds: int, rng: np.random.Generator) -> C
         num=np.full(hits.shape, SAMPLES),
         total=hits,
         squares=hits,
+        one_model=spread is None,
     )
 
 
-def line(first: tuple[float, float], second: tuple[float, float], seeds: int, tables: int) -> str:
+def line(first: Rates, second: Rates, seeds: int, tables: int) -> str:
     """Return the line of one design."""
     rng, true = np.random.default_rng(seeds), first[0] - second[0]
     told: dict[str, list[bool]] = {name: [] for name in ("held", "found", "equal", "t", "t found")}
     for _ in range(tables):
         one, two = drawn(*first, seeds, rng), drawn(*second, seeds, rng)
-        found = contrast(one, two, names=("a", "b"), shared=False)
+        found = contrast(one, two, names=("a", "b"))
         low, high = found.fixed.low, found.fixed.high
         told["held"].append(low is not None and high is not None and low <= true <= high)
         told["found"].append(found.p is not None and found.p < 0.05)
@@ -64,10 +70,15 @@ def line(first: tuple[float, float], second: tuple[float, float], seeds: int, ta
         told["t found"].append(seen)
     share = {name: 100 * float(np.mean(values)) for name, values in told.items()}
     return (
-        f"{first[0]:5.3f} ± {first[1]:4.2f}  {second[0]:6.4f} ± {second[1]:4.2f} {seeds:3} seeds   "
+        f"{_told(first)}  {_told(second)} {seeds:3} seeds   "
         f"held {share['held']:5.1f}  found {share['found']:5.1f}  equal {share['equal']:4.1f}   "
         f"Welch: held {share['t']:5.1f}  found {share['t found']:5.1f}"
     )
+
+
+def _told(rates: Rates) -> str:
+    mean, spread = rates
+    return f"{mean:6.4f} " + ("untuned" if spread is None else f"± {spread:5.3f}")
 
 
 def _welch(one: Crossed, two: Crossed, true: float) -> tuple[bool, bool]:
