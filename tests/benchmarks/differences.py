@@ -3,10 +3,10 @@
     python tests/benchmarks/differences.py [TABLES]        default: 2,000 for each line
 
 Two conditions of as many seeds; rates of seeds are beta-distributed with the mean and SD of each
-side (SD 0: all seeds have one rate; none: an untuned model), 8 questions x 50 answers. `held` is the share of 95 %
-intervals that hold the true difference, `found` the share of p below 0.05: without a difference
-those are errors. `equal` is the share of margins of equivalence that are smaller than the true
-difference. Welch's t is beside it.
+side (SD 0: all seeds have one rate; none: an untuned model), 8 questions x 50 answers. `held` is
+the share of 95 % intervals that hold the true difference, `found` the share of p below 0.05:
+without a difference those are errors. `equal` is the share of margins of equivalence that are
+smaller than the true difference. Welch's t is beside it.
 """
 
 import sys
