@@ -76,11 +76,21 @@ def grouped(table: pa.Table, known: Known | None = None) -> list[Group]:
             raise ValueError(f"{table[name].null_count} rows have no {name}: they count nowhere")
     values = table["value"].cast(pa.float64())
     values = pc.if_else(pc.is_nan(values), None, values)
-    texts = {name: table[name].cast(pa.string()) for name in KEYS}
+    # Names by number stay so until they are few: millions of rows have the same ones.
+    texts = {
+        name: table[name]
+        if pa.types.is_dictionary(table[name].type)
+        else table[name].cast(pa.string())
+        for name in KEYS
+    }
     columns = pa.table({**texts, "value": values, "square": pc.multiply(values, values)})
+    columns = columns.unify_dictionaries()
     summed = columns.group_by(list(KEYS), use_threads=False).aggregate(
         [("value", "count"), ("value", "sum"), ("square", "sum"), ("seed", "count")]
     )
+    for place, name in enumerate(summed.column_names):
+        if name in KEYS:
+            summed = summed.set_column(place, name, summed[name].cast(pa.string()))
     parts = summed.to_pandas().groupby(["judge", "condition"], sort=False)
     groups = [_group(str(judge), str(name), part, known) for (judge, name), part in parts]
     if all(group.counts.binary for group in groups):

@@ -82,7 +82,7 @@ def _table(scores: Scores, judge: str, cells: Mapping[str, Cell]) -> pa.Table:
     of = [cells[name] for name in scores.cells]
 
     def named(names: Sequence[str], place: NDArray[np.int32]) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(place, pa.array(names, pa.string())).cast(pa.string())
+        return pa.DictionaryArray.from_arrays(place, pa.array(names, pa.string()))
 
     return pa.table(
         {
