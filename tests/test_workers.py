@@ -14,6 +14,7 @@ import pytest
 from cluster.session import session
 from cluster.workers import run_on_ranks
 from em.memory import is_out_of_memory
+from sweeps.attempts import Beat
 from sweeps.planner import load_plan, load_rows_of
 from sweeps.store import Store
 from sweeps.training_pass import TrainTask, train_cells
@@ -208,12 +209,15 @@ def test_a_cell_that_runs_out_of_memory_is_trained_with_less_at_once(
     store = Store(str(tmp_path / "store"))
     done = []
     with session(None, environment={"PYTHONPATH": os.environ.get("PYTHONPATH", "")}):
+        store.create()
+        beat = Beat(store, "tiny")
         task = TrainTask(
-            plan=cell, store=store.url, sweep="tiny", driver="driver", retries=3,
+            plan=cell, store=store.url, holder=beat.holder, retries=3,
             tracking=plan.spec.tracking, resources=plan.spec.resources,
         )  # fmt: skip
         rows = {cell.content_sha256: load_rows_of(cell, relative_to=tmp_path).rows}
         train_cells([task], rows, slots=1, retries=3, on_done=done.append)
+        beat.close()
     record = store.training(cell.training_key)
     assert done == [cell.cell_id] and record is not None, store.attempts("tiny", cell.cell_id)
     assert (record.result.micro_batch, record.result.halvings) == (1, 1)
