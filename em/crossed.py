@@ -123,6 +123,8 @@ class Crossed:
 
     def of_questions(self, questions: Sequence[str]) -> "Crossed":
         """Return what it has of `questions`, in their order; without units that have none."""
+        if tuple(questions) == self.questions:
+            return self.present()
         places = [self.questions.index(question) for question in questions]
         chosen = replace(
             self,

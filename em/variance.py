@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,15 @@ def estimates(table: Crossed) -> list[Component]:
     Intervals are in em.component_intervals.
     """
     table = table.present()
+    if table not in _KNOWN:  # each contrast of a condition asks again
+        _KNOWN[table] = _estimates(table)
+    return list(_KNOWN[table])
+
+
+_KNOWN: WeakKeyDictionary[Crossed, list[Component]] = WeakKeyDictionary()
+
+
+def _estimates(table: Crossed) -> list[Component]:
     labels, notes = _labels_and_notes(table)
     rows, columns = np.nonzero(table.filled)
     coded = {name: codes[rows] for name, codes in labels.items()}
