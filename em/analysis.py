@@ -13,12 +13,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from em.attribution import Attribution, Grid, attribution
-from em.condition import Asked, ConditionAnalysis, Weights, analyse_condition
+from em.condition import Asked, ConditionAnalysis, analyse_condition
 from em.contrasts import Contrast, adjusted, contrast
 from em.crossed import Crossed
 from em.grouping import Known, grouped
 from em.quantiles import t_quantile
 from em.record import Record
+from em.seed_rates import Weights
 
 ALL_PAIRS = 12  # conditions of which all pairs are compared
 

@@ -4,7 +4,7 @@ Pure functions of its counts; knows nothing of other conditions.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,28 +12,21 @@ from pydantic import Field
 from em.additive import seed_means
 from em.component_intervals import components
 from em.consistency import FLOOR, Consistency, consistency
-from em.coverage import with_coverage_over_questions, with_coverage_over_seeds
+from em.coverage import with_coverage_over_questions
 from em.crossed import Crossed
-from em.factors import over_factors
 from em.grouping import Group
 from em.intervals import (
     Interval,
     T,
     exact_bounds,
-    fixed_questions,
-    of_one_model,
-    over_seeds,
     random_questions,
 )
 from em.mixed import LogitComponent, logit_components
 from em.power import Claim, Design, Needed, Variances, half_width, needed
 from em.record import Record
+from em.seed_rates import Weights, by_seed, fixed_interval
 from em.variance import PAIR, QUESTION, SAMPLING, Component, seed_variance
 
-Weights = Literal["answers", "questions"]
-WEIGHTS: Mapping[Weights, str] = {
-    "answers": "all answers of a seed pooled", "questions": "questions weigh alike"
-}  # fmt: skip
 HALF_WIDTH = 0.03  # that the power curve speaks of
 CURVE = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 50)
 CLAIMS: tuple[Claim, ...] = ("fixed", "random")
@@ -114,20 +107,10 @@ def analyse_condition(group: Group, asked: Asked) -> ConditionAnalysis:
     """Return all that one condition says."""
     table = group.counts.present()
     parts = components(group.counts)
-    seeds, totals, nums = _by_seed(table, group.seed_of, asked.weights)
-    worth = _worth(group, seeds, nums, asked.weights)
-    fixed = _over_seeds(table, totals / np.maximum(nums, 1), worth, asked.weights)
+    seeds, totals, nums = by_seed(table, group.seed_of, asked.weights)
+    fixed = fixed_interval(group, parts, asked.weights, simulate=asked.simulate)
     over = random_questions(group.by_seed)
-    if table.reused and table.num_values:
-        fixed = over_factors(
-            table, _rates(table, asked.weights), parts, weights=WEIGHTS[asked.weights],
-            simulate=asked.simulate,
-        )  # fmt: skip
-    elif table.one_model and table.binary and table.num_values:
-        fixed = _of_one_model(table, asked.weights)
     if asked.simulate and table.binary and table.num_values:
-        if not table.one_model and not table.reused:  # exact bounds need none; theirs is there
-            fixed = with_coverage_over_seeds(fixed, worth, _seed_spread(parts, table))
         over = with_coverage_over_questions(over, group.by_seed, parts)
     num = table.num_values
     variances = variances_of(parts)
@@ -202,70 +185,8 @@ def _cells(table: Crossed) -> tuple[Cell, ...]:
 def _consistency(table: Crossed, seed_of: Mapping[str, str], floor: float) -> Consistency | None:
     if not table.binary or not table.num_values or table.one_model:
         return None
-    seeds, hits, nums = _by_seed(table, seed_of, "answers")
+    seeds, hits, nums = by_seed(table, seed_of, "answers")
     return consistency(seeds, [round(h) for h in hits], [int(n) for n in nums], floor=floor)
-
-
-def _rates(table: Crossed, weights: Weights) -> np.ndarray[Any, Any]:
-    """Return the mean of each unit under `weights`, shape (units,)."""
-    means: np.ndarray[Any, Any] = table.total.sum(axis=1) / np.maximum(table.num.sum(axis=1), 1)
-    if weights == "answers" or not len(means):
-        return means
-    alike = seed_means(table)
-    return np.where(np.isfinite(alike), alike, means)
-
-
-def _by_seed(
-    table: Crossed, seed_of: Mapping[str, str], weights: Weights
-) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return seeds, the sum of their values under `weights`, and how many values they have.
-
-    Units of one seed (crossed factors) share causes: they are one.
-    """
-    names = [seed_of.get(unit, unit) for unit in table.units]
-    seeds = sorted(set(names), key=lambda name: (len(name), name))
-    place = np.array([seeds.index(name) for name in names], dtype=np.int64)
-    num = table.num.sum(axis=1)
-    means = _rates(table, weights)
-    nums = np.bincount(place, weights=num, minlength=len(seeds))
-    totals = np.bincount(place, weights=means * num, minlength=len(seeds))
-    return seeds, totals, nums
-
-
-def _worth(
-    group: Group, seeds: Sequence[str], nums: "np.ndarray[Any, Any]", weights: Weights
-) -> "np.ndarray[Any, Any]":
-    """Return how many alike answers each seed's rate is worth: where all are pooled, as many."""
-    if weights == "answers" or group.counts.reused:
-        return nums
-    whole = group.by_seed
-    worth = {group.seed_of.get(u, u): n for u, n in zip(whole.units, whole.effective, strict=True)}
-    return np.array([worth.get(seed, 0.0) for seed in seeds])
-
-
-def _over_seeds(
-    table: Crossed, rates: "np.ndarray[Any, Any]", worth: "np.ndarray[Any, Any]", weights: Weights
-) -> Interval:
-    if table.binary:
-        return fixed_questions(list(rates * worth), list(worth), weights=WEIGHTS[weights])
-    return over_seeds(list(rates), what=f"the mean, {WEIGHTS[weights]},")
-
-
-def _of_one_model(table: Crossed, weights: Weights) -> Interval:
-    whole = table.together(["all"] * len(table.units))
-    answers = float(whole.num_values if weights == "answers" else whole.effective[0])
-    rate = float(_rates(whole, weights)[0])
-    return of_one_model(rate, answers, num=whole.num_values, weights=WEIGHTS[weights])
-
-
-def _seed_spread(parts: Sequence[Component], table: Crossed) -> float | None:
-    """Return the SD of seeds' true rates on these questions: of the seed, and of its pairing."""
-    known = {part.name: part.reported for part in parts}
-    if known.get(PAIR) is None:
-        return None
-    return float(
-        np.sqrt(seed_variance(parts) + (known[PAIR] or 0.0) / max(1, len(table.questions)))
-    )
 
 
 def variances_of(parts: Sequence[Component]) -> Variances | None:
