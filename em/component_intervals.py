@@ -1,7 +1,8 @@
-"""Components of variance with an interval each. It takes effects as normal, but for seeds of shares
-that crowd at 0 or 1: those are taken from a beta distribution.
+"""Components of variance with an interval each.
 
-Knows nothing of how a component is estimated (see em.variance).
+Effects are taken as normal. Those of shares are not: seeds that crowd at 0 or 1 are taken from a
+beta distribution, and of questions each is left out in turn. Knows nothing of how a component is
+estimated (see em.variance).
 """
 
 import math
@@ -11,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from em.additive import seed_means
-from em.crossed import Crossed
+from em.crossed import Crossed, Floats
 from em.hierarchical import variance_limits
-from em.intervals import near_normal
+from em.intervals import mean_squares, near_normal
 from em.quantiles import LEVEL, chi2_quantile, f_quantile, t_quantile
 from em.variance import PAIR, QUESTION, SAMPLING, Component, estimates
 
+LEAST_QUESTIONS = 4  # of which each is left out in turn
+RARE = 0.1  # a share nearer to 0 or 1
 MOST_OF_A_SHARE = 0.25  # no variance of values between 0 and 1 is larger
 
 
@@ -36,6 +39,7 @@ def _with_intervals(found: list[Component], table: Crossed) -> list[Component]:
     freedom = max(1, int(table.filled.sum()) - num_units - num_questions + 1) if known else 0
     # How many questions a seed's mean is of, and seeds a question's, where some are missing.
     questions, seeds = _harmonic(table.filled.sum(axis=1)), _harmonic(table.filled.sum(axis=0))
+    left_out = _leaving_out_questions(table)
     done = []
     for component in found:
         low = high = None
@@ -44,6 +48,10 @@ def _with_intervals(found: list[Component], table: Crossed) -> list[Component]:
             pass
         elif component.name == SAMPLING:
             low, high = _jackknifed(table)
+        elif component.name in left_out and value > 0:
+            low, high = _log_jackknifed(value, left_out[component.name])
+        elif component.name in (PAIR, QUESTION) and _is_rare(table):
+            pass  # it hangs on single questions, and nothing that was tried holds it
         elif component.name == PAIR:
             low, high = chi_squared_limits(rest, freedom, less=rest - value)
         elif component.name == QUESTION:
@@ -63,6 +71,37 @@ def _with_intervals(found: list[Component], table: Crossed) -> list[Component]:
             low, high = min(low, MOST_OF_A_SHARE), min(high, MOST_OF_A_SHARE)
         done.append(component.model_copy(update={"low": low, "high": high}))
     return done
+
+
+def _is_rare(table: Crossed) -> bool:
+    """Whether shares lie near 0 or 1 as a whole."""
+    mean = float(table.total.sum()) / max(1, table.num_values)
+    return table.binary and min(mean, 1 - mean) < RARE
+
+
+def _leaving_out_questions(table: Crossed) -> dict[str, Floats]:
+    """Return estimates without each question, where all of them are above 0; of whole tables."""
+    num_units, num = table.filled.shape
+    if not (table.binary and table.filled.all() and num_units > 1 and num >= LEAST_QUESTIONS):
+        return {}
+    kept = np.array([np.delete(np.arange(num), place) for place in range(num)])
+    means = np.moveaxis(table.means[:, kept], 0, 1)  # (left out, units, questions)
+    _, by_question, pairing = mean_squares(means)
+    noise = table.noise[:, kept].mean(axis=(0, 2))
+    found = {QUESTION: (by_question - pairing) / num_units, PAIR: pairing - noise}
+    return {name: values for name, values in found.items() if (values > 0).all()}
+
+
+def _log_jackknifed(whole: float, left_out: Floats) -> tuple[float, float]:
+    """Return the jackknife's t interval on the scale of logarithms.
+
+    Arvesen (1969), Ann. Math. Stat. 40:2076: variances that are not of normal effects.
+    """
+    num = len(left_out)
+    pseudo = num * math.log(whole) - (num - 1) * np.log(left_out)
+    half = float(t_quantile(0.5 + LEVEL / 2, num - 1)) * float(pseudo.std(ddof=1)) / math.sqrt(num)
+    middle = float(pseudo.mean())
+    return math.exp(middle - half), math.exp(min(middle + half, 0.0))
 
 
 def _is_skewed(table: Crossed) -> bool:

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 
+from em.component_intervals import components
 from em.condition import Asked, analyse_condition
 from em.coverage import limits_over_questions, limits_over_seeds, logit_mean
 from em.crossed import Crossed
@@ -95,11 +96,10 @@ def of_seeds(runs: int) -> None:
 def of_questions(runs: int) -> None:
     """Print the coverage of random-question intervals, and the bias of the components."""
     print("\nrandom questions: normal effects on the logit scale; coverage of 95 % intervals, %;")
-    print(
-        "bias of components in units of the true SD's square, unbalanced with missing pairs below"
-    )
+    print("bias of components, as a share of the true variance, where a tenth of pairs is missing;")
+    print("beside it the coverage of their 95 % intervals on whole tables, %")
     print(f"{'mean':>6} {'seeds':>5} {'quest.':>6} {'samples':>7}  {'ours':>6} {'printed':>7}   "
-          f"{'seed':>7} {'question':>8} {'pairing':>7} {'sampling':>8}")  # fmt: skip
+          f"{'seed':>8}     {'question':>8}      {'pairing':>8}     {'sampling':>8}")  # fmt: skip
     for mean, sd_s, sd_q, sd_sq in LOGITS:
         for seeds in (3, 6, 10):
             for questions in (8, 48):
@@ -117,23 +117,34 @@ def _line(
     low, high = limits_over_questions(hits / samples, samples)
     truth = _truth(middle, sds)
     sums = dict.fromkeys(truth, 0.0)
+    held: dict[str, list[bool]] = {name: [] for name in truth}
     printed, looked, used = [], min(runs, LOOKED), 0
     for place in range(looked):
         num = np.full((seeds, questions), samples)
         cut = rng.random(num.shape) < 0.1  # unbalanced: a tenth of the pairs is missing
         if (~cut).any(axis=1).all() and (~cut).any(axis=0).all():
-            found = estimates(group(hits[place] * ~cut, num * ~cut).counts)
             used += 1
-            for part in found:
+            for part in estimates(group(hits[place] * ~cut, num * ~cut).counts):
                 sums[part.name] += part.estimate or 0.0
+        for part in components(group(hits[place], num).counts):
+            if part.low is not None and part.high is not None:
+                held[part.name].append(part.low <= truth[part.name] <= part.high)
         if place < PRINTED // 3:
             analysed = analyse_condition(group(hits[place], num), Asked())
             if analysed.random.coverage is not None:
                 printed.append(analysed.random.coverage)
     told = f"{100 * np.mean(printed):7.1f}" if printed else f"{'–':>7}"
     means = {name: total / max(1, used) for name, total in sums.items()}
-    bias = "  ".join(f"{(means[n] - truth[n]) / max(truth[n], 1e-9):+7.2f}" if truth[n] > 1e-9
-                     else f"{means[n]:+7.4f}" for n in truth)  # fmt: skip
+    covered = {n: f"{100 * np.mean(one):5.1f}" if one else f"{'–':>5}" for n, one in held.items()}
+    bias = "  ".join(
+        (
+            f"{(means[n] - truth[n]) / max(truth[n], 1e-9):+7.2f}"
+            if truth[n] > 1e-9
+            else f"{means[n]:+7.4f}"
+        )
+        + f" {covered[n]}"
+        for n in truth
+    )
     print(f"{mean:6.3f} {seeds:5} {questions:6} {samples:7}  {share(low, high, mean):6.1f} {told}"
           f"   {bias}", flush=True)  # fmt: skip
 
