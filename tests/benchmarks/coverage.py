@@ -23,7 +23,7 @@ from em.intervals import t_limits, with_estimate
 from em.variance import PAIR, QUESTION, SAMPLING, SEED, estimates
 
 SEED_OF_DRAWS = 20261125
-PRINTED, LOOKED = 150, 400  # tables whose printed coverage, and whose components, are looked at
+PRINTED, LOOKED = 60, 400  # tables whose printed coverage, and whose components, are looked at
 BETAS = [
     (0.40, 0.10), (0.30, 0.15), (0.20, 0.12), (0.20, 0.05), (0.10, 0.05), (0.05, 0.04),
     (0.05, 0.08), (0.02, 0.04), (0.005, 0.01),
