@@ -29,8 +29,9 @@ STEP = 1.2  # rates and spreads are rounded to its powers: designs that are near
 POINTS = 60  # of the quadrature that turns a spread on the logit scale into one of rates
 FEW = 5  # events, or values without one: with fewer the design that is estimated says nothing
 TOO_FEW = f"not simulated: fewer than {FEW} events, from which no design can be told"
-RARE = 0.05
+RARE, RAREST = 0.1, 0.01
 RARER = "; at rates this low and few questions it is lower in truth (see the benchmark)"
+RARER_OF_SEEDS = "; at rates this low it may be 3 points lower in truth (see the benchmark)"
 MOST_VALUES = 40_000  # of a simulated table; more questions change nothing in how a method covers
 
 
@@ -55,7 +56,7 @@ def with_coverage_over_seeds(
         update={
             "coverage": share,
             "coverage_of": f"{len(num)} seeds x {usual} answers, rate {mean:.2%}, "
-            f"SD of seeds {sd:.2%}",
+            f"SD of seeds {sd:.2%}" + (RARER_OF_SEEDS if min(mean, 1 - mean) < RAREST else ""),
         }
     )
 
