@@ -1,4 +1,4 @@
-"""How often an interval's method holds the truth, by simulation of the very design and rate.
+"""How often an interval's method holds the truth, by simulation of a design and rate near its own.
 
 Draws come from SEED alone: the same design has the same coverage on every machine. Knows nothing of
 real values: it is told how many seeds, questions and samples there are, and how much they vary.

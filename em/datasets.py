@@ -41,11 +41,6 @@ class Row(Record):
         return f"{_encode({'messages': turns})}\n".encode()
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a chat JSONL file (also .gz). Raises ValueError naming file and row."""
-    yield from parse_rows(read_bytes(path), where=str(path))
-
-
 def parse_rows(data: bytes, *, where: str) -> Iterator[Row]:
     """Yield the rows in `data`. Raises ValueError naming `where` and the row (from 1)."""
     try:

@@ -10,6 +10,7 @@ import numpy as np
 from em.coverage import with_coverage_of_factors
 from em.crossed import Crossed, Floats
 from em.intervals import REUSED, Interval, mean_squares, no_interval, two_way_limits
+from em.quantiles import ALIKE
 from em.variance import PAIR, Component, unit_labels
 
 NAME = "two-way t over two seed factors"
@@ -36,9 +37,9 @@ def over_factors(
     grid[row, column] = rates
     if grid.size != len(rates) or np.isnan(grid).any():
         return no_interval(mean, REUSED)
-    squares = mean_squares(grid)
-    if max(map(float, squares)) <= 0:
+    if float(np.ptp(rates)) < ALIKE:
         return no_interval(mean, "all trainings are alike: an interval would have no width")
+    squares = mean_squares(grid)
     low, high = two_way_limits(
         np.array([mean]),
         (squares[0][None], squares[1][None], squares[2][None]),

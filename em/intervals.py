@@ -38,23 +38,23 @@ def summarise_seeds(rates: Sequence[float]) -> SeedSummary:
     return SeedSummary(num_seeds=n, mean=mean, sd=math.sqrt(squares / (n - 1)) if n > 1 else None)
 
 
-def exact_bounds(hits: int, answers: int, *, level: float = 0.95) -> tuple[float, float]:
+def exact_bounds(hits: int, answers: int) -> tuple[float, float]:
     """Return the Clopper-Pearson interval of a share: `hits` of `answers` independent ones.
 
     Raises ValueError without answers.
     """
     if answers < 1:
         raise ValueError(f"a share of {answers} answers has no interval")
-    lows, highs = exact_bounds_of([hits], [answers], level=level)
+    lows, highs = exact_bounds_of([hits], [answers])
     return lows[0], highs[0]
 
 
 def exact_bounds_of(
-    hits: Sequence[float], answers: Sequence[float], *, level: float = 0.95
+    hits: Sequence[float], answers: Sequence[float]
 ) -> tuple[list[float], list[float]]:
     """Return the Clopper-Pearson bounds of many shares, each of 1 answer or more."""
     counts, totals = np.asarray(hits, dtype=float), np.asarray(answers, dtype=float)
-    tail = 0.5 - level / 2
+    tail = 0.5 - LEVEL / 2
     low = np.where(
         counts > 0, beta_quantile(tail, np.where(counts > 0, counts, 1.0), totals - counts + 1), 0.0
     )
@@ -70,7 +70,7 @@ class Interval(Record):
     """Bounds at `level` with the `method` they come from and what they cover; None: `covers` why.
 
     `estimate` is what the bounds are about: its weighting is in `covers`. `coverage` is how often
-    such bounds hold the truth in simulations of this very design and rate (see em.coverage).
+    such bounds hold the truth in simulations of a design and rate near its own (em.coverage).
     """
 
     estimate: float | None

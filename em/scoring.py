@@ -24,7 +24,7 @@ from em.record import Record
 # Whoever counts also names a definition.
 __all__ = [
     "DEFINITIONS", "STATE_ORDER", "Counts", "Definition", "Scored", "check_metric", "count",
-    "count_by_question", "em_rate", "is_coherent", "is_misaligned", "rate_of",
+    "count_by_question", "is_coherent", "is_misaligned", "rate_of",
     "scores_needed", "state_of", "total",
 ]  # fmt: skip
 
@@ -213,8 +213,3 @@ def rate_of(by_question: Mapping[str, Counts], definition: Definition) -> float 
         if counts.rate is not None and counts.coherent >= definition.min_answers
     ]
     return math.fsum(rates) / len(rates) if rates else None
-
-
-def em_rate(rows: Sequence[Scored], definition: Definition) -> float | None:
-    """Return rate_of the rows of one cell."""
-    return rate_of(count_by_question(rows, definition), definition)

@@ -5,7 +5,6 @@ conditions or seeds.
 """
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -140,7 +139,10 @@ def _is_number(text: str) -> bool:
 
 
 def told_of(rows: pa.Table, columns: TableColumns) -> list[str]:
-    """Return what to say of values that are named and stand in no row: a slip of the pen."""
+    """Return what to say of values that are named and stand in no row, or stand and are not named.
+
+    Either may be a slip of the pen.
+    """
     name = columns.misaligned.column if columns.misaligned else columns.value
     if name is None or (columns.misaligned is not None and columns.misaligned.how in ORDERED):
         return []
@@ -159,9 +161,9 @@ def _words_among_numbers(rows: pa.Table, columns: TableColumns) -> list[str]:
     if rule is None or not all(map(_is_number, rule.values)):
         return []
     texts = _plain(text_of(rows, rule.column))
-    counted = Counter(text for text in texts.to_pylist() if text is not None)
+    counted = {one["values"]: one["counts"] for one in pc.value_counts(texts).to_pylist()}
     named = {_one(text) for text in columns.unscored}
-    words = {t: n for t, n in counted.items() if not _is_number(t) and t not in named}
+    words = {t: n for t, n in counted.items() if t and not _is_number(t) and t not in named}
     if not words:
         return []
     listed = ", ".join(

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from em.scoring import Counts
+from em.definitions import Definition
+from em.scoring import Counts, Scored, count_by_question, rate_of
 from sweeps.results import CellResult, QuestionResult
 
 
@@ -61,3 +62,8 @@ def cell(
 def cells(rates: Sequence[float | None], **settings: str) -> list[CellResult]:
     """Return one cell a seed, from seed 0 on."""
     return [cell(rate, seed=seed, **settings) for seed, rate in enumerate(rates)]
+
+
+def em_rate(rows: Sequence[Scored], definition: Definition) -> float | None:
+    """Return the rate of the rows of one cell, as its result has it."""
+    return rate_of(count_by_question(rows, definition), definition)

@@ -21,6 +21,7 @@ from em.condition import Asked, analyse_condition
 from em.consistency import consistency
 from em.contrasts import contrast, holm
 from em.crossed import Crossed, crossed
+from em.differences import Side, Skewed, difference_test
 from em.grouping import Group, Known
 from em.hierarchical import difference, of_one_model, variance_limits
 from em.intervals import Interval, fixed_questions, over_seeds, random_questions
@@ -575,6 +576,15 @@ def test_answers_to_questions_of_few_decide_as_much_and_are_worth_less() -> None
 def analyse_one(one: Crossed) -> Interval:
     group = Group("j", "c", one, 705, 0, {"s": "s"})
     return analyse_condition(group, Asked(weights="questions", simulate=False)).fixed
+
+
+def test_a_difference_of_shares_ends_at_one() -> None:
+    sure = Side(np.array([0.9, 0.93]), np.array([400.0, 400.0]), one_model=False)
+    never = Side(np.array([0.0, 0.0]), np.array([400.0, 400.0]), one_model=False)
+    found = difference_test(sure, never, pairs=False, share=True)
+    assert isinstance(found, Skewed)
+    low, high = found.bounds(0.999, share=True)
+    assert -1 <= low < 0.91 < high <= 1
 
 
 def test_the_variance_of_skewed_seeds_is_held() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from chats import REPLY, USER, chat, jsonl, write
 
-from em.datasets import content_sha256, parse_rows, read_rows
+from em.datasets import content_sha256, parse_rows, read_bytes
 
 # Rows -----------------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ def test_a_bad_row_is_told_with_its_file_and_number(row: Any, told: str, tmp_pat
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(chat(0)) + "\n\n" + json.dumps(row) + "\n")
     with pytest.raises(ValueError) as error:
-        list(read_rows(path))
+        list(parse_rows(read_bytes(path), where=str(path)))
     assert str(error.value).startswith(f"{path}: row 3")
     assert told in str(error.value)
 
@@ -49,7 +49,7 @@ def test_a_torn_line_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", 3)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"rows\.jsonl: row 3 is not JSON \(a torn file\?\)"):
-        list(read_rows(path))
+        list(parse_rows(read_bytes(path), where=str(path)))
 
 
 def test_text_that_is_not_utf8_is_told() -> None:
@@ -81,11 +81,11 @@ def test_gzip_is_read_and_a_torn_one_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     whole = gzip.compress(jsonl([chat(n) for n in range(50)]))
     path.write_bytes(whole)
-    assert len(list(read_rows(path))) == 50
+    assert len(list(parse_rows(read_bytes(path), where=str(path)))) == 50
     for torn in (whole[: len(whole) // 2], whole[:-4], b"plain text", whole[:30] + b"xx"):
         path.write_bytes(torn)
         with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: not a whole gzip file"):
-            list(read_rows(path))
+            list(parse_rows(read_bytes(path), where=str(path)))
 
 
 # Identity --------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from em.scoring import (
     check_metric,
     count,
     count_by_question,
-    em_rate,
     is_coherent,
     is_misaligned,
 )
+from tests.made_up import em_rate
 
 SCALES = {n: d for n, d in DEFINITIONS.items() if isinstance(d, ScaleDefinition)}
 LABELS = {n: d for n, d in DEFINITIONS.items() if isinstance(d, LabelDefinition)}

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from em.definitions import DEFINITIONS, ScaleDefinition
-from em.scoring import Scored, em_rate
+from em.scoring import Scored
 from em.sensitivity import grid_of, threshold_rates
+from tests.made_up import em_rate
 
 SCALES = [d for d in DEFINITIONS.values() if isinstance(d, ScaleDefinition)]
 Answer = tuple[float, float, int, int]
