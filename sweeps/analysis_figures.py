@@ -127,11 +127,11 @@ def attribution(whose: Attribution) -> Any:
 
 def questions(conditions: Sequence[ConditionAnalysis]) -> Any:
     """The mean of each question under each condition, as shades of one scale."""
+    from matplotlib.patches import Rectangle
+
     shown = conditions[:MOST_NAMES]
     every = list(dict.fromkeys(cell.question for c in shown for cell in c.questions))
     names = every[:MOST_NAMES]
-    from matplotlib.patches import Rectangle
-
     scale = 100 if all(c.binary for c in shown) else 1
     grid = np.full((len(names), len(shown)), np.nan)
     for column, condition in enumerate(shown):

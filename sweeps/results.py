@@ -38,8 +38,8 @@ class _Given(Record):
     response: str
     score: str
     state: State
-    value: float | None
-    label: str | None
+    value: float | None = None
+    label: str | None = None
     prompt_sha256: str
 
 

@@ -1,11 +1,14 @@
 """A report's answers as columns, and those kept whole: nothing is lost, and nobody is favoured."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from finished_store import finish
 
 from em.definitions import DEFINITIONS
 from em.generation import Response
@@ -15,8 +18,10 @@ from sweeps import figures
 from sweeps.answers import NOTHING, Gathering, Scores, ToRead
 from sweeps.drawing import svg
 from sweeps.outputs import writing_output
-from sweeps.results import ScoredResponse, thinned
+from sweeps.results import ScoredResponse, scored_responses, thinned
+from sweeps.store import KEY_DIGITS, Store
 from sweeps.tables import JudgementsTable
+from tests import small_sweep
 from tests.made_up import cell
 
 POOLED = DEFINITIONS["pooled_c50"]
@@ -161,3 +166,28 @@ def test_pictures_of_many_answers_stay_small() -> None:
     assert Counter(c.condition for c in shown) == Counter(
         {condition: 100 for condition in {c.condition for c in cells}}
     )
+
+
+def test_judgements_of_before_labels_were_kept_are_read(tmp_path: Path) -> None:
+    plan, store = small_sweep.plan(tmp_path), Store(str(tmp_path / "store"))
+    finish(plan, store)
+    (cell, *_), kind = plan.cells, "judgements"
+    (judging,) = cell.judgings
+    record = store.stream(kind, judging.stream)
+    assert record is not None
+    old = []
+    for part in record.parts:
+        path = Path(store.url, kind, judging.stream[:KEY_DIGITS], part.name)
+        table = pq.read_table(path).drop_columns(["label"])
+        path.unlink()
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        data = sink.getvalue().to_pybytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        old.append(
+            part.model_copy(update={"name": f"part-{sha256[:16]}.parquet", "sha256": sha256})
+        )
+        path.with_name(old[-1].name).write_bytes(data)
+    place = f"{kind}/{judging.stream[:KEY_DIGITS]}/record.json"
+    store.write_record(place, record.model_copy(update={"parts": old}))
+    assert len(scored_responses(cell, judging, store)) == 7
