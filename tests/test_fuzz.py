@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chats import REPLY, USER, jsonl
+from chats import REPLY, USER, jsonl, read_rows
 from fuzzing import (
     ALIASES,
     ITSELF,
@@ -41,7 +41,7 @@ from em.budget import load_prices
 from em.catalogue import config_dir
 from em.chat_replies import numbers_of, parse_reply
 from em.csv_tables import read_table
-from em.datasets import Row, content_sha256, parse_rows, read_rows
+from em.datasets import Row, content_sha256, parse_rows
 from em.judge_check import load_answers
 from em.judge_gate import load_planted
 from em.judge_prompts import load_judge_prompts

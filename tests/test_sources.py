@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import chat, jsonl, write
+from chats import chat, jsonl, read_rows, write
 
 from em.catalogue import CACHE_ENV, DATA_ENV, config_dir
-from em.datasets import content_sha256, parse_rows, read_rows
+from em.datasets import content_sha256, parse_rows
 from em.sources import CatalogueEntry, load_entry, load_source, read_entry, whereabouts
 
 # Finding ---------------------------------------------------------------------------------------

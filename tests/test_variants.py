@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import read_rows
 from pydantic import ValidationError
 from small_sweep import plan
 
 from em.catalogue import CACHE_ENV, DATA_ENV
-from em.datasets import Row, content_sha256, read_rows
+from em.datasets import Row, content_sha256
 from em.seeds import derive_seed
 from em.sources import Source, cached_path, catalogue_entry, load_source
 from em.transforms import permutation
