@@ -5,20 +5,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from finished_store import finish
 from nbclient import NotebookClient
 
 from sweeps.report import write_report
-from sweeps.store import Store
-from tests import small_sweep
+from tests.recorded import recorded
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, store = small_sweep.plan(tmp_path), Store(str(tmp_path / "store"))
-    finish(plan, store)
+    plan, store = recorded(tmp_path / "store")
     write_report(plan, store, tmp_path / "report")
     monkeypatch.setenv("EMSWEEP_REPORT", str(tmp_path / "report"))
     notebook = nbformat.read(path, as_version=4)
