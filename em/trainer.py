@@ -183,7 +183,7 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Hand on the loss of a step."""
-        if self._first and "loss" in state.log_history[-1]:
+        if "loss" in state.log_history[-1]:
             self._on_step(loss_point(state.log_history[-1]))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from em.definitions import DEFINITIONS, ScaleDefinition
@@ -23,12 +24,18 @@ from sweeps.report import Report
 from sweeps.templating import environment, percent
 
 MOST_SHOWN = 1000  # answers in a page, of however many conditions
+MOST_SEEDS = 40  # of a condition that are told one by one
 
 
 def render(report: Report, scores: Mapping[Place, Scores], to_read: ToRead) -> str:
     """Return the page of `report`, with its `scores` drawn and the answers `to_read`."""
     made = environment(
-        value=percent, number=number, ratio=ratio, threshold="{:g}".format, bound=bound
+        value=percent,
+        number=number,
+        ratio=ratio,
+        threshold="{:g}".format,
+        bound=bound,
+        each_seed=each_seed,
     )
     conditions_of = {cell.cell_id: cell.condition for cell in report.cells}
     groups = _groups(report, scores)
@@ -118,6 +125,22 @@ def _question_names(conditions: Sequence[Condition]) -> list[str]:
 
 def _first_of_each_cell(report: Report) -> list[Any]:
     return list({cell.cell_id: cell for cell in report.cells}.values())
+
+
+def each_seed(rates: Mapping[str, float | None]) -> str:
+    """Return the rate of each seed in words; of more than MOST_SEEDS, how they are spread."""
+    if len(rates) <= MOST_SEEDS:
+        return "; ".join(f"{seed}: {percent(rate)}" for seed, rate in rates.items())
+    known = [rate for rate in rates.values() if rate is not None]
+    if not known:
+        return f"{len(rates)} seeds, none with a rate"
+    low, first, middle, third, high = np.quantile(known, (0, 0.25, 0.5, 0.75, 1))
+    without = f"; {len(rates) - len(known)} without a rate" if len(known) < len(rates) else ""
+    return (
+        f"{len(known)} seeds, from {percent(low)} to {percent(high)}: half of them within "
+        f"{percent(first)} and {percent(third)}, the middle one {percent(middle)}{without}; each "
+        "is in cells.parquet"
+    )
 
 
 def number(value: float | None) -> str:

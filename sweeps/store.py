@@ -5,7 +5,7 @@ atomically, so that what has no record is unfinished. Parts are immutable files.
 how an artefact is made.
 
     store.json                          what this folder is
-    training/<key>/record.json          + adapter/; attempt-<driver>/ while unfinished
+    training/<key>/record.json          + adapter/, live-<rank>.json; attempt-<driver>/ meanwhile
     responses/<key>/record.json         + part-*.parquet
     judgements/<key>/record.json        + part-*.parquet
     sweeps/<name>/                      spec.json, resolved.json, drivers/*.json, report/
@@ -96,6 +96,22 @@ class Store:
     def training(self, key: str) -> TrainingRecord | None:
         """Return the record of a finished training, or None."""
         return self._record(f"training/{key[:KEY_DIGITS]}/record.json", TrainingRecord, key)
+
+    def live(self, key: str, rank: int, model: type[Item]) -> Item | None:
+        """Return what a rank of a training has said of itself until now, or None."""
+        return self.files.read_note(f"training/{key[:KEY_DIGITS]}/live-{rank}.json", model)
+
+    def write_live(self, key: str, rank: int, told: Record) -> None:
+        """Write (or overwrite, atomically) what a rank of a training says of itself."""
+        self.files.write_note(f"training/{key[:KEY_DIGITS]}/live-{rank}.json", told)
+
+    def adapter_url(self, key: str) -> str:
+        """Return where the weights of a finished training are."""
+        return f"{self.url}/training/{key[:KEY_DIGITS]}/adapter"
+
+    def part_url(self, kind: StreamKind, key: str, part: Part) -> str:
+        """Return where a part of a stream is."""
+        return f"{self.url}/{kind}/{key[:KEY_DIGITS]}/{part.name}"
 
     def attempt_dir(self, key: str, driver: str) -> Path:
         """Return a local folder for `driver`'s work on the training `key`, kept between attempts.

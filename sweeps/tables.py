@@ -51,7 +51,7 @@ class JudgementsTable:
 
     def add(self, cell: CellResult, rows: Sequence[ScoredResponse]) -> None:
         """Take the responses of one cell."""
-        self._waiting += [_flat_row(row, cell, self._others) for row in rows]
+        self._waiting += [flat_row(row, cell, self._others) for row in rows]
         if len(self._waiting) >= ROWS_AT_ONCE:
             self._flush()
 
@@ -87,7 +87,8 @@ def _flat_cell(cell: CellResult) -> dict[str, Any]:
     return kept | cell.counts.model_dump() | seconds
 
 
-def _flat_row(row: ScoredResponse, cell: CellResult, others: Sequence[str]) -> dict[str, Any]:
+def flat_row(row: ScoredResponse, cell: CellResult, others: Sequence[str]) -> dict[str, Any]:
+    """Return one response with its scores as plain values; `others` are scores with labels."""
     response: Response = row.response
     return {
         "cell_id": row.cell_id,

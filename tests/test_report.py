@@ -16,6 +16,7 @@ import pytest
 import sweeps.page
 from em.generation import Answer, Prompt
 from em.judging import JudgeCallFailed, Reading
+from sweeps.page import each_seed
 from sweeps.plan import SweepPlan
 from sweeps.report import make_report, write_report
 from sweeps.results import ScoredResponse
@@ -249,3 +250,13 @@ def test_two_forms_of_one_question_are_compared(tmp_path: Path) -> None:
     )
     page = write_report(plan, store, tmp_path / "report").read_text()
     assert "Forms of asking" in page
+
+
+def test_of_many_seeds_the_page_tells_how_they_are_spread() -> None:
+    few = {str(seed): seed / 10 for seed in range(3)} | {"3": None}
+    assert each_seed(few) == "0: 0.0 %; 1: 10.0 %; 2: 20.0 %; 3: –"
+    many = {str(seed): seed / 100 for seed in range(101)} | {"out": None}
+    told = each_seed(many)
+    assert "101 seeds, from 0.0 % to 100.0 %" in told
+    assert "within 25.0 % and 75.0 %, the middle one 50.0 %; 1 without a rate" in told
+    assert each_seed(dict.fromkeys(many, None)) == "102 seeds, none with a rate"
