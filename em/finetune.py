@@ -55,10 +55,11 @@ def finetune(
     Every rank calls this, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT set;
     without them this process is the only rank. `base` keeps the base model for the next call (LoRA
     with ZeRO 0 to 2; other jobs load their own). `on_step` is called on every rank after each step
-    of this attempt, with the loss of all ranks. Where `job.checkpoint_dir` holds a whole checkpoint of this job, training goes on
-    from there; where it holds one of another job, ValueError. `stop_soon` is asked after each step
-    whether this machine will be taken away, and must answer the same on every rank; the first time
-    that it says so, a checkpoint is written and training goes on.
+    of this attempt, with the loss of all ranks. Where `job.checkpoint_dir` holds a whole checkpoint
+    of this job, training goes on from there; where it holds one of another job, ValueError.
+    `stop_soon` is asked after each step whether this machine will be taken away, and must answer
+    the same on every rank; the first time that it says so, a checkpoint is written and training
+    goes on.
 
     Raises ValueError for settings or rows that cannot be trained on here, and TrainingFailed where
     the loss or the weights are not finite or the adapter is empty.

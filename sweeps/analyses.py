@@ -37,7 +37,7 @@ def analyses(
             what=f"{definition.name}: {definition.text}",
             asked=Asked(weights="questions" if by_questions else "answers"),
             pairs=_pairs(list(cells.values())),
-            known=_known(sweep, definition),
+            known=known_of(sweep, definition),
             grid=_grid(list(cells.values())),
         )
     return found
@@ -56,7 +56,7 @@ def between_forms(
         if metrics[first.name] == metrics[second.name] and first.form != second.form:
             names = (first.name, second.name)
             found += compared(
-                tables[first.name], tables[second.name], names, _known(sweep, metrics[first.name])
+                tables[first.name], tables[second.name], names, known_of(sweep, metrics[first.name])
             )
     return adjusted([one for one in found if one.paired != NOT_PAIRED])
 
@@ -124,7 +124,8 @@ def _pairs(cells: Sequence[Cell]) -> list[Pair]:
     ]
 
 
-def _known(sweep: SweepPlan, definition: Definition) -> Known:
+def known_of(sweep: SweepPlan, definition: Definition) -> Known:
+    """Return what an analysis must know of the seeds and the definition."""
     cells = {plan.cell_id: plan.cell for plan in sweep.cells}
     untuned = (cell.condition for cell in cells.values() if cell.training is None)
     return Known(_factors(cells), frozenset(untuned), definition.min_answers)

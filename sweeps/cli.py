@@ -37,6 +37,7 @@ from sweeps.options import (
     open_to_run,
 )
 from sweeps.store_commands import store_app
+from sweeps.tracking_commands import sync
 
 # A plan of ten thousand cells is millions of values without a cycle: at its own thresholds the
 # collector would walk them over and over, for a quarter of the time of `status`.
@@ -63,8 +64,10 @@ def plan(
     With --keep, as it would be under that answer.
     """
     from sweeps import planning
+    from sweeps.tracking import check_key_for
 
     sweep, target = open_sweep(spec, store, partly=True, keep=keep, with_packages=True)
+    check_key_for(sweep.spec.tracking)
     told = planning.describe(sweep, target)
     if as_json:
         print(json.dumps(told, indent=1))
@@ -113,11 +116,15 @@ def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None
     from sweeps.console import printable
     from sweeps.failure_kinds import CURES
     from sweeps.keeping import told
+    from sweeps.sent import not_sent
 
     sweep, target = open_sweep(spec, store)
-    cells = [item.shown for item in statuses(sweep, target)]
+    found = statuses(sweep, target)
+    cells = [item.shown for item in found]
+    unsent = not_sent(sweep, target, found) if sweep.spec.tracking.mode != "off" else None
     if as_json:
-        print(json.dumps({"sweep": sweep.spec.name, "store": target.url, "cells": cells}, indent=1))
+        whole = {"sweep": sweep.spec.name, "store": target.url, "not_in_wandb": unsent}
+        print(json.dumps(whole | {"cells": cells}, indent=1))
         return
     counts = Counter(cell["state"] for cell in cells)
     print(f"{sweep.spec.name} in {target.url}: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
@@ -132,6 +139,11 @@ def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None
         )
     for line in told(sweep):
         print(line)
+    if unsent:
+        print(
+            f"W&B: {unsent} cell{'s' * (unsent != 1)} not sent, or not as they are now; 'emsweep "
+            f"sync {spec}' sends them"
+        )
     for kind, cells_of in Counter(cell["kind"] for cell in cells if cell["kind"]).items():
         print(f"{cells_of} failed, {kind}: {CURES[kind]}")
 
@@ -176,6 +188,7 @@ app.command()(judge)
 app.command("judge-check")(judge_check)
 app.command()(submit)
 app.command()(logs)
+app.command()(sync)
 
 
 def told_failed(judgements: int) -> str:
@@ -191,9 +204,12 @@ def _run(
     from sweeps.keeping import check_possible
     from sweeps.registry import known, register
     from sweeps.selection import cells_named, cells_to_do
+    from sweeps.tracking import check_key_for
 
     todo = cells_to_do(sweep, store, retry_failed=retry_failed, only=only, stage=stage)
     check_possible(sweep, todo, store)
+    if todo:
+        check_key_for(sweep.spec.tracking)
     for asked in sweep.spec.judges if todo else ():  # before anything is written
         if asked.api is not None:
             check_key(asked.api, asked.api_key_env)

@@ -20,21 +20,17 @@ from em.code_judge import BanditReader
 from em.judging import JudgeUnavailable, Reader
 from em.pattern_judge import PatternReader
 from em.pool_judge import choose_reader
-from em.scoring import DEFINITIONS
 from sweeps.artefacts import TrainingRecord
-from sweeps.attempts import cell_status
 from sweeps.endpoints import Model, ModelEndpoint, weights_of
 from sweeps.failures import OnStage, Outcome, attempt_cell, outcome_of
 from sweeps.keys import judge_model
 from sweeps.leases import Holder
 from sweeps.plan import CellPlan, stages_to_run
-from sweeps.results import cell_result, scored_responses
 from sweeps.spec import SweepSpec
 from sweeps.spend import BudgetPlan, open_budgets
 from sweeps.stage_gates import check_same_weights
 from sweeps.stages import Speak, generate_stage, judge_stage, run_cell
 from sweeps.store import Store
-from sweeps.tracking import make_tracker, never_in_the_way
 
 WAIT_S = 0.2
 LOOK_S = 5.0
@@ -129,14 +125,10 @@ def evaluate_cell(
     def work(on_stage: OnStage) -> None:
         _answer_and_judge(task, store, speak, models, runner, on_stage)
 
-    outcome = attempt_cell(
+    return attempt_cell(
         store, task.holder.sweep, plan.cell_id, task.holder.driver, work,
         first_stage="generate", tries=tries,
     )  # fmt: skip
-    if outcome is None:
-        with never_in_the_way(plan):
-            _tell(task, store)
-    return outcome
 
 
 def _answer_and_judge(
@@ -210,23 +202,3 @@ async def check_judges(spec: SweepSpec) -> None:
             return
     except JudgeUnavailable as error:
         raise ValueError(str(error)) from error
-
-
-def _tell(task: EvaluationTask, store: Store) -> None:
-    """Give the tracker what the cell came to."""
-    plan = task.plan
-    metrics = {e.name: DEFINITIONS[e.metric] for e in plan.evaluations}
-    status = cell_status(plan, store, task.holder.sweep, ())
-    results = [
-        cell_result(
-            plan,
-            judging,
-            status,
-            scored_responses(plan, judging, store),
-            metrics[judging.evaluation],
-            store,
-        )
-        for judging in plan.judgings
-    ]
-    tracker = make_tracker(task.spec.tracking, task.holder.sweep, store.local_dir("."))
-    tracker.finished(plan, results)

@@ -13,16 +13,19 @@ from sweeps.plan import CellPlan, stages_to_run, streams_of
 from sweeps.progress import SweepProgress
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
-from sweeps.tracking import Outage
+from sweeps.tracking import Tracking
 
 
 class Outcomes:
     """The cells that one driver is through with, well or badly."""
 
-    def __init__(self, spec: SweepSpec, store: Store, beat: Beat, progress: SweepProgress) -> None:
+    def __init__(
+        self, spec: SweepSpec, store: Store, beat: Beat, progress: SweepProgress,
+        tracking: Tracking,
+    ) -> None:  # fmt: skip
         self._spec, self._store, self._beat, self._progress = spec, store, beat, progress
         self._sharing: dict[tuple[str, ...], list[CellPlan]] = defaultdict(list)
-        self._outage = Outage(store.local_dir("."), progress.say)
+        self._tracking = tracking
         self.ended: set[str] = set()
         self.elsewhere: list[CellPlan] = []  # another driver is at work on them
 
@@ -34,7 +37,7 @@ class Outcomes:
 
     def trained(self, cell: CellPlan, *, by: str) -> bool:
         """Take down how the cell's training ended, which the cell `by` did; whether it is there."""
-        self._outage.look()
+        self._tracking.look()
         if self._store.training(cell.training_key) is not None:
             self._progress.done("train", cell.cell_id)
             return True
@@ -50,7 +53,7 @@ class Outcomes:
 
         Of cells that share them and are asked other held-out rows the others wait for a next round.
         """
-        self._outage.look()
+        self._tracking.look()
         for sharing in self._sharing.pop(streams_of(cell), [cell]):
             match outcome:
                 case CellFailure():

@@ -55,6 +55,7 @@ from sweeps.tables import JudgementsTable, cells_table
 from sweeps.times import Overhead, overhead
 
 Take = Callable[[CellResult, Sequence[ScoredResponse]], None]
+PAGE = "report.html"
 SAMPLES_SHOWN = 200  # answers in the page, about; all of them are in judgements.parquet
 
 
@@ -103,6 +104,18 @@ def write_report(
 
     `metric` names a definition to follow instead of the spec's. Raises ValueError as `metrics_of`.
     """
+    write_and_keep(sweep, store, folder, metric=metric)
+    return folder / PAGE
+
+
+def write_and_keep(
+    sweep: SweepPlan, store: Store, folder: Path, *, metric: str | None = None,
+    for_others: bool = False,
+) -> tuple[Report, dict[Place, Scores]]:  # fmt: skip
+    """As write_report; return what the files are made of.
+
+    Those `for_others` name no place of this machine: not the store's, and no failure's message.
+    """
     from sweeps.analysis_page import slug, write_pictures
     from sweeps.page import render, write_own_pictures
 
@@ -121,16 +134,19 @@ def write_report(
             table.add(cell, rows)
 
         report, scores = make_report(sweep, store, metric=metric, take=take)
+        if for_others:
+            cells = tuple(cell.model_copy(update={"error": None}) for cell in report.cells)
+            report = report.model_copy(update={"store": "", "cells": cells})
         table.close()
         data = json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False)
         write_output(folder / "report.json", data.encode())
     write_output(folder / "cells.parquet", cells_table(report.cells))
-    write_output(folder / "report.html", render(report, scores, to_read).encode())
+    write_output(folder / PAGE, render(report, scores, to_read).encode())
     for name, analysis in report.analyses.items():
         prefix = f"{slug(name)}-" if len(report.analyses) > 1 else ""
         write_pictures(analysis, folder / "figures", prefix=prefix)
     write_own_pictures(report, scores, folder / "figures")
-    return folder / "report.html"
+    return report, scores
 
 
 def metrics_of(cell: CellPlan, metric: str | None) -> dict[str, Definition]:

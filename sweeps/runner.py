@@ -33,6 +33,7 @@ from sweeps.registry import register
 from sweeps.spend import budget_plans
 from sweeps.stages import ask_again
 from sweeps.store import Store
+from sweeps.tracking import Tracking
 from sweeps.training_pass import TrainTask, train_cells, train_task
 from sweeps.waiting import Others
 
@@ -60,9 +61,11 @@ def run_sweep(
     driver = _Driver(plan, store, todo, relative_to, progress)
     try:
         register(plan, store)
+        driver.tracking.start()
         if again:
             driver.ask_again()
         driver.inline() if inline else driver.on_cluster(address)
+        driver.tracking.close()
     finally:
         driver.close()
 
@@ -110,7 +113,8 @@ class _Driver:
         self.beat = Beat(store, plan.spec.name)
         self._holder = self.beat.holder
         self._others = Others(store, progress.say)
-        self._outcomes = Outcomes(plan.spec, store, self.beat, progress)
+        self.tracking = Tracking(plan, store, self.beat.driver, progress.say)
+        self._outcomes = Outcomes(plan.spec, store, self.beat, progress, self.tracking)
         self._begin(todo)
 
     def _begin(self, todo: Sequence[CellPlan]) -> None:
@@ -179,6 +183,7 @@ class _Driver:
 
     def close(self) -> None:
         """Say that this driver has ended."""
+        self.tracking.close(at_once=True)  # where the end is not a good one
         self.beat.close()
 
     def _overlapped(self, layout: ResourcePlan) -> None:
@@ -241,7 +246,6 @@ class _Driver:
             store=self._store.url,
             holder=self._holder,
             retries=self._spec.retries,
-            tracking=self._spec.tracking,
             resources=self._spec.resources,
         )
 

@@ -22,6 +22,9 @@ from em.seeds import FACTORS
 JUDGE_KINDS = ("pool", "model", "api", "pattern", "analyser")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NAME_RULE = "1 to 63 letters, digits, - or _, beginning with a letter or digit"
+# W&B's own rule for the name of a project.
+WANDB_NAME = re.compile(r"[^/\\#?%:\s][^/\\#?%:\n]{0,127}")
+WANDB_RULE = r"1 to 128 letters, and none of / \ # ? % :"
 Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 
@@ -179,11 +182,24 @@ class ResourcesConfig(Record):
 
 
 class TrackingConfig(Record):
-    """Weights & Biases. `auto` is online where WANDB_API_KEY is set, else offline."""
+    """Weights & Biases. `auto` is online where there is a key for it, else offline.
+
+    Adapters of up to `adapters_mib` MiB are sent whole, larger ones by hash. With `alerts`, W&B
+    sends a message for each failed cell.
+    """
 
     mode: Literal["auto", "online", "offline", "off"] = "auto"
     project: str = "em-sweeps"
     entity: str | None = None
+    adapters_mib: float = Field(default=0, ge=0)
+    alerts: bool = False
+
+    @field_validator("project", "entity")
+    @classmethod
+    def _is_a_name_there(cls, name: str | None) -> str | None:
+        if name is not None and not WANDB_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name in W&B: use {WANDB_RULE}")
+        return name
 
     @field_validator("mode", mode="before")
     @classmethod

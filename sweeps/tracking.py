@@ -1,243 +1,231 @@
-"""A sweep in Weights & Biases: one run a cell, found again by a deterministic id.
+"""Whether a sweep is tracked, and the process that does it beside the driver.
 
-Uses the SDK directly. Sends settings, losses and counts; never answers' text, environment, command
-line or source paths. Knows nothing of how a cell is carried out. A tracker that cannot be reached
-never fails a cell: what it would be told is written offline, to be sent later.
+The driver starts it, hears what it has to say, and waits for it at the end, for a bounded time.
+Knows nothing of what is sent (see sweeps.publisher).
 """
 
 import contextlib
-import logging
+import multiprocessing
+import netrc
 import os
+import signal
+import time
+import urllib.parse
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Protocol
+from multiprocessing.connection import Connection
+from typing import Any
 
 from em.record import fingerprint
-from em.training import LossPoint
-from sweeps.plan import CellPlan
-from sweeps.reach import Reach
-from sweeps.results import CellResult
+from sweeps.leases import HeldElsewhere, Holder, holding
+from sweeps.plan import SweepPlan
 from sweeps.settings import TrackingConfig
+from sweeps.store import Store
 
-log = logging.getLogger(__name__)
+# How long the driver waits for W&B, in seconds: before anything is trained, and after all is done.
+START_S = 30.0
+END_S = 60.0
+LOOK_EVERY_S = 5.0
+MOST_STARTS = 3  # of the process, where it is killed
+PUBLIC = "https://api.wandb.ai"
+OFFLINE_INSTEAD = "or write 'tracking: {mode: offline}' in the spec: 'emsweep sync' sends it later"
 
-# How long a run may wait for W&B, in seconds; then all cells of this machine go on without it.
-INIT_TIMEOUT_S = 15.0
-FINISH_TIMEOUT_S = 30.0
+NOT_INSTALLED = "the package wandb is not installed: install em-sweeps[track]"
 
-OnLoss = Callable[[LossPoint], None]
-
-
-class Tracker(Protocol):
-    """Who is told what a cell does."""
-
-    def training(self, plan: CellPlan) -> contextlib.AbstractContextManager[OnLoss]:
-        """Return a context in which losses are recorded, step by step."""
-        ...
-
-    def finished(self, plan: CellPlan, results: list[CellResult]) -> None:
-        """Record what an evaluated cell came to."""
-        ...
-
-
-class NoTracker:
-    """Tracking is off: nothing is written or sent."""
-
-    @contextlib.contextmanager
-    def training(self, plan: CellPlan) -> Iterator[OnLoss]:
-        """Yield a function that does nothing."""
-        yield lambda point: None
-
-    def finished(self, plan: CellPlan, results: list[CellResult]) -> None:
-        """Do nothing."""
-
-
-class WandbTracker:
-    """One W&B run a cell; its stages continue it from whatever process they run in."""
-
-    def __init__(
-        self, config: TrackingConfig, sweep: str, folder: Path, *, sdk: Any = None,
-        init_timeout_s: float = INIT_TIMEOUT_S, finish_timeout_s: float = FINISH_TIMEOUT_S,
-    ) -> None:  # fmt: skip
-        """Write below `folder`/wandb; online where the mode says so or a key is there.
-
-        `sdk` is wandb. Where it is not reached within `init_timeout_s`, or does not take a run's
-        data within `finish_timeout_s` of its end, runs are written offline from then on.
-        """
-        self._config, self._sweep, self._folder, self._sdk = config, sweep, folder, sdk
-        self._init_timeout_s, self._finish_timeout_s = init_timeout_s, finish_timeout_s
-        self._reach = reach_of(folder)
-
-    @contextlib.contextmanager
-    def training(self, plan: CellPlan) -> Iterator[OnLoss]:
-        """Record the losses of a training as train/loss by train/step."""
-        with self._run(plan, job="train") as run:
-
-            def on_loss(point: LossPoint) -> None:
-                values = {
-                    "train/step": point.step,
-                    "train/loss": point.loss,
-                    "train/learning_rate": point.learning_rate,
-                }
-                with never_in_the_way(plan):
-                    if run is not None:
-                        run.log(values)
-
-            yield on_loss
-
-    def finished(self, plan: CellPlan, results: list[CellResult]) -> None:
-        """Record counts and rates of every evaluation and judge."""
-        with self._run(plan, job="evaluate") as run:
-            if run is None:
-                return
-            for result in results:
-                place = f"eval/{result.evaluation}/{result.judge}"
-                values: dict[str, Any] = {
-                    f"{place}/{name}": n for name, n in result.counts.model_dump().items()
-                }
-                values[f"{place}/em_rate"] = result.em_rate
-                values[f"{place}/mean_aligned"] = result.mean_aligned
-                values[f"{place}/mean_coherent"] = result.mean_coherent
-                known = {name: value for name, value in values.items() if value is not None}
-                with never_in_the_way(plan):
-                    run.log(known)
-                    run.summary.update(known)
-
-    @contextlib.contextmanager
-    def _run(self, plan: CellPlan, *, job: str) -> Iterator[Any]:
-        run = None
-        with never_in_the_way(plan):
-            run = self._open(plan, job)
-        try:
-            yield run
-        finally:
-            with never_in_the_way(plan):
-                if run is not None:
-                    self._finish(run)
-
-    def _finish(self, run: Any) -> None:
-        try:
-            run.finish()
-        except Exception as error:  # noqa: BLE001  of many kinds; the run's folder has all of it
-            self._reach.lose(error)
-            self._end_service()
-
-    def _open(self, plan: CellPlan, job: str) -> Any:
-        if self._sdk is None:
-            import wandb
-
-            self._sdk = wandb
-        online = is_online(self._config) and not self._reach.is_lost()
-        try:
-            return self._init(plan, job, mode="online" if online else "offline")
-        except Exception as error:  # noqa: BLE001  W&B raises many kinds; none may stop a cell
-            if online:
-                self._reach.lose(error)
-            self._end_service()
-        return self._init(plan, job, mode="offline")
-
-    def _end_service(self) -> None:
-        """End W&B's own process, which holds the run's id still, or has died; init starts another.
-
-        Where that process ended badly, W&B would end ours.
-        """
-        with contextlib.suppress(Exception, SystemExit):
-            self._sdk.teardown()
-
-    def _init(self, plan: CellPlan, job: str, *, mode: str) -> Any:
-        cell = plan.cell
-        return self._sdk.init(
-            id=run_id(self._sweep, plan.cell_id),
-            name=plan.cell_id,
-            group=self._sweep,
-            job_type="cell",
-            project=self._config.project,
-            entity=self._config.entity,
-            tags=[cell.model.name, cell.variant.name, f"seed-{cell.seed}"],
-            config=run_config(plan),
-            dir=str(self._folder),
-            mode=mode,
-            resume="allow",
-            reinit="create_new",
-            settings=self._sdk.Settings(
-                console="off", silent=True, disable_git=True, disable_code=True,
-                save_code=False, disable_job_creation=True, x_disable_machine_info=True,
-                x_disable_meta=True, x_label=job, init_timeout=self._init_timeout_s,
-                finish_timeout=self._finish_timeout_s, finish_timeout_raises=True,
-            ),
-        )  # fmt: skip
-
-
-@contextlib.contextmanager
-def never_in_the_way(plan: CellPlan) -> Iterator[None]:
-    """Turn any error of the block into a warning in the log."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001  W&B raises many kinds; none may stop a cell
-        log.warning("W&B took nothing for %s: %s", plan.cell_id, error)
-
-
-def run_id(sweep: str, cell_id: str) -> str:
-    """Return the id of a cell's run: the same from every process and machine."""
-    return fingerprint([sweep, cell_id])[:16]
-
-
-def run_config(plan: CellPlan) -> dict[str, Any]:
-    """Return a cell's settings, flat, to filter and group by."""
-    cell = plan.cell
-    flat: dict[str, Any] = {
-        "condition": cell.condition,
-        "model": cell.model.name,
-        "model_revision": plan.model_revision,
-        "variant": cell.variant.name,
-        "dataset": " + ".join(cell.variant.datasets) or None,
-        "rows": plan.num_rows,
-        "content_sha256": plan.content_sha256,
-        "seed": cell.seed,
-    }
-    flat |= {f"seed_{name}": value for name, value in cell.seeds.model_dump().items()}
-    for name, value in (cell.training.model_dump() if cell.training else {}).items():
-        inner = value.items() if isinstance(value, dict) else None
-        flat |= (
-            {f"{name}_{key}": item for key, item in inner} if inner else {f"training_{name}": value}
-        )
-    return flat
+Say = Callable[[str], None]
 
 
 def is_online(config: TrackingConfig) -> bool:
     """Whether runs are sent as they go."""
-    return config.mode == "online" or (config.mode == "auto" and "WANDB_API_KEY" in os.environ)
+    return config.mode == "online" or (config.mode == "auto" and has_key())
 
 
-def reach_of(folder: Path) -> Reach:
-    """Return what is known of W&B on this machine, for runs that are written below `folder`."""
-    return Reach(folder / "wandb" / "not-reached.txt")
+def has_key() -> bool:
+    """Whether there is a key for W&B: in the environment, or where `wandb login` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", PUBLIC)).hostname or ""
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    return False
 
 
-class Outage:
-    """Says once that W&B is not reached, however many processes and cells find it out."""
+def check_key_for(config: TrackingConfig) -> None:
+    """Raise ValueError where runs are to be sent and there is no key to send them with."""
+    if config.mode == "online" and not has_key():
+        raise ValueError(
+            "tracking: mode is online and there is no key for W&B: set WANDB_API_KEY, or run "
+            f"'wandb login', {OFFLINE_INSTEAD}"
+        )
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        """Begin to run: what an earlier run found is forgotten."""
-        self._folder, self._say, self._said = folder, say, False
-        self._reach = reach_of(folder)
-        with contextlib.suppress(OSError):
-            self._reach.forget()
+
+class Tracking:
+    """The process that tells W&B of a sweep, as its driver sees it; nothing, where it is off."""
+
+    def __init__(self, plan: SweepPlan, store: Store, driver: str, say: Say) -> None:
+        """`driver` is in whose name the sweep's tracking is held: one process does it at a time."""
+        self._plan, self._store, self._driver, self._say = plan, store, driver, say
+        self._online = is_online(plan.spec.tracking)
+        self._process: Any = None
+        self._pipe: Connection | None = None
+        self._starts = 0
+        self._ended: bool | None = None
+        self._refused: str | None = None
+
+    def start(self) -> None:
+        """Begin. Raises ValueError where the spec wants runs online and W&B refuses them."""
+        config = self._plan.spec.tracking
+        if config.mode == "off":
+            return
+        check_key_for(config)
+        self._start()
+        if not self._online:
+            return
+        until = time.monotonic() + START_S
+        while self._pipe is not None and time.monotonic() < until:
+            if self._hear(until - time.monotonic()):
+                break
+        if self._refused is None:
+            return
+        self._stop()
+        told = f"W&B does not take this sweep: {self._refused}"
+        if config.mode == "online":
+            raise ValueError(f"{told}. Mend that, {OFFLINE_INSTEAD}")
+        self._say(f"{told}. The cells go on without it; 'emsweep sync' tries again")
 
     def look(self) -> None:
-        """Say it where some process found it out by now."""
-        why = None if self._said else self._reach.why()
-        if why is not None:
-            self._said = True
-            self._say(
-                f"W&B is not reached, the cells go on without it ({why}). Their runs are kept in "
-                f"{self._folder / 'wandb'}: send them later, from {self._folder}, with "
-                "'wandb sync --include-online'"
-            )
+        """Say what there is to say; start the process again where it was killed."""
+        while self._pipe is not None and self._pipe.poll(0):
+            if not self._hear(0):
+                break
+        died = self._process is not None and not self._process.is_alive()
+        if died and self._refused is None and self._ended is None:
+            self._process = None
+            if self._starts < MOST_STARTS:
+                self._start()
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Have the rest sent, for END_S seconds at most; with `at_once` for none."""
+        if self._process is None:
+            return
+        if not at_once and self._send_end():
+            if self._online:
+                self._say(f"sending the rest to W&B, for {END_S:g} s at most")
+            until = time.monotonic() + END_S
+            while self._ended is None and self._pipe is not None and time.monotonic() < until:
+                self._hear(max(0.0, until - time.monotonic()))
+        if not self._ended and self._refused is None:
+            self._say("not all was sent to W&B; the rest is in the store: 'emsweep sync' sends it")
+        self._stop()
+
+    def _send_end(self) -> bool:
+        try:
+            assert self._pipe is not None
+            self._pipe.send("end")
+        except OSError:
+            return False
+        return True
+
+    def _start(self) -> None:
+        self._starts += 1
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        given = (self._plan, self._store.url, self._online, self._driver, theirs)
+        self._process = context.Process(target=publish, args=given, name="tracking", daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def _stop(self) -> None:
+        if self._process is not None and self._process.is_alive():
+            self._process.terminate()
+            self._process.join(5)
+            if self._process.is_alive():
+                self._process.kill()
+        self._process = self._pipe = None
+
+    def _hear(self, timeout: float) -> bool:
+        """Take one message; return whether there was one that is not only to be said."""
+        assert self._pipe is not None
+        try:
+            if not self._pipe.poll(timeout):
+                return False
+            kind, text = self._pipe.recv()
+        except (EOFError, OSError):
+            self._pipe = None
+            return False
+        if kind == "say":
+            self._say(text)
+            return False
+        if kind == "refused":
+            self._refused = text
+        elif kind == "end":
+            self._ended = text == "all"
+        return True
 
 
-def make_tracker(config: TrackingConfig, sweep: str, folder: Path) -> Tracker:
-    """Return the tracker that the spec asks for. `folder` will hold a folder `wandb`."""
-    if config.mode == "off":
-        return NoTracker()
-    return WandbTracker(config, sweep, folder)
+# In the process -----------------------------------------------------------------------------------
+
+
+def publish(plan: SweepPlan, url: str, online: bool, driver: str, pipe: Connection) -> None:
+    """Tell W&B of the sweep until the driver has ended. The body of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's to decide
+    os.nice(10)
+    store = Store(url)
+    try:
+        _publish(plan, store, online, Holder(driver, plan.spec.name), pipe)
+    except (BrokenPipeError, EOFError):  # the driver was killed: the next one goes on
+        os._exit(1)
+    # W&B's own handlers would end open runs as finished.
+    os._exit(0)
+
+
+def _publish(plan: SweepPlan, store: Store, online: bool, holder: Holder, pipe: Connection) -> None:
+    from sweeps.publisher import SHARE, Publisher
+    from sweeps.wandb_runs import Refused, Unreachable, WandbRuns
+
+    try:
+        runs = WandbRuns(plan.spec.tracking, plan.spec.name, store.local_dir("."), online=online)
+    except ImportError:
+        pipe.send(("refused", NOT_INSTALLED))
+        return
+    publisher = Publisher(plan, store, runs, say=lambda text: pipe.send(("say", text)))
+    with _alone(store, plan.spec.name, holder, pipe):
+        try:
+            if online:
+                publisher.begin()
+        except Refused as error:
+            pipe.send(("refused", str(error)))
+            return
+        except Unreachable as error:
+            publisher.lose(error)
+        pipe.send(("ready", ""))
+        ending = False
+        while not ending:
+            began = time.monotonic()
+            publisher.look(last=False)
+            took = time.monotonic() - began
+            if pipe.poll(max(LOOK_EVERY_S, took / SHARE)):
+                pipe.recv()
+                ending = True
+        pipe.send(("end", "all" if publisher.look(last=True) else "not all"))
+
+
+def lease_key(sweep: str) -> str:
+    """Return the key by which one process at a time tells W&B of a sweep."""
+    return fingerprint(["tracking", sweep])
+
+
+@contextlib.contextmanager
+def _alone(store: Store, sweep: str, holder: Holder, pipe: Connection) -> Iterator[None]:
+    """Hold the tracking of a sweep for the block: of two drivers one tells W&B."""
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(holding(store, [lease_key(sweep)], holder))
+                break
+            except HeldElsewhere:
+                pipe.send(("ready", ""))
+                if pipe.poll(LOOK_EVERY_S):
+                    pipe.recv()
+                    pipe.send(("end", "all"))  # the other driver's to send
+                    os._exit(0)
+        yield

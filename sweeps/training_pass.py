@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 from em.datasets import Row
 from em.memory import is_out_of_memory, make_smaller, train_within_memory
 from em.record import fingerprint
-from em.training import LossPoint, TrainingJob, TrainingResult
+from em.training import TrainingJob, TrainingResult
 from sweeps.failure_kinds import TRANSIENT, classify
 from sweeps.failures import CellFailure, Outcome, attempt_cell, failure_of, record_failure
 from sweeps.files import StoreError
 from sweeps.leases import Holder
+from sweeps.live import LiveLog
 from sweeps.plan import CellPlan
-from sweeps.settings import ResourcesConfig, TrackingConfig
+from sweeps.settings import ResourcesConfig
 from sweeps.stages import CHECKPOINTS, train_stage
 from sweeps.store import Store
-from sweeps.tracking import make_tracker
 
 if TYPE_CHECKING:
     from em.base_model import BaseModel
@@ -45,7 +45,6 @@ class TrainTask:
     store: str
     holder: Holder
     retries: int
-    tracking: TrackingConfig
     resources: ResourcesConfig
 
 
@@ -173,20 +172,18 @@ def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, 
 def train_task(task: TrainTask, rows: Sequence[Row], *, tries: int = 1) -> Outcome:
     """Train one cell in this process, or on its ranks; return how it ended (after `tries`)."""
     store, holder = Store(task.store), task.holder
-    tracker = make_tracker(task.tracking, holder.sweep, store.local_dir("."))
 
     def work(on_stage: Any) -> None:
         from em.models import materialise
 
-        with tracker.training(task.plan) as on_loss:
-            train_stage(
-                task.plan,
-                store,
-                lambda job: _train(job, task, on_loss),
-                model_dir=materialise(task.plan.cell.model),
-                rows=rows,
-                holder=holder,
-            )
+        train_stage(
+            task.plan,
+            store,
+            lambda job: _train(job, task),
+            model_dir=materialise(task.plan.cell.model),
+            rows=rows,
+            holder=holder,
+        )
 
     return attempt_cell(
         store, holder.sweep, task.plan.cell_id, holder.driver, work,
@@ -201,18 +198,19 @@ def _learn(task: TrainTask) -> None:
     make_smaller(task.plan.cell.training, attempt / CHECKPOINTS)
 
 
-def _train(
-    job: TrainingJob, task: TrainTask, on_loss: Callable[[LossPoint], None]
-) -> TrainingResult:
-    return train_within_memory(job, lambda fitting: _try(fitting, task, on_loss))
+def _train(job: TrainingJob, task: TrainTask) -> TrainingResult:
+    return train_within_memory(job, lambda fitting: _try(fitting, task))
 
 
-def _try(job: TrainingJob, task: TrainTask, on_loss: Callable[[LossPoint], None]) -> TrainingResult:
+def _try(job: TrainingJob, task: TrainTask) -> TrainingResult:
     if job.config.ranks == 1:
         from em.finetune import finetune
 
-        return finetune(job, base=_warm_base(), on_step=on_loss)
-    return _train_on_ranks(job, task, on_loss)
+        live = LiveLog(Store(task.store), task.plan.training_key)
+        result = finetune(job, base=_warm_base(), on_step=live.add)
+        live.write()
+        return result
+    return _train_on_ranks(job, task)
 
 
 @cache
@@ -223,15 +221,18 @@ def _warm_base() -> "BaseModel":
     return BaseModel()
 
 
-def _train_on_ranks(
-    job: TrainingJob, task: TrainTask, on_loss: Callable[[LossPoint], None]
-) -> TrainingResult:
+def _train_on_ranks(job: TrainingJob, task: TrainTask) -> TrainingResult:
     from cluster.workers import run_on_ranks
 
     result_path = job.checkpoint_dir.parent / "result.json"
     run_on_ranks(
         _rank,
-        {"job": job.model_dump_json(), "result": str(result_path)},
+        {
+            "job": job.model_dump_json(),
+            "result": str(result_path),
+            "store": task.store,
+            "key": task.plan.training_key,
+        },
         ranks=job.config.ranks,
         cpus=task.resources.train_cpus,
         gpus=task.resources.train_gpus,
@@ -240,10 +241,7 @@ def _train_on_ranks(
         failures=task.retries,
         again=worth_another_try,
     )
-    result = TrainingResult.model_validate_json(result_path.read_text())
-    for point in result.losses:
-        on_loss(point)
-    return result
+    return TrainingResult.model_validate_json(result_path.read_text())
 
 
 def worth_another_try(errors: Sequence[Exception]) -> bool:
@@ -267,8 +265,11 @@ def _rank(value: dict[str, str]) -> None:
     from em.finetune import finetune
 
     job = TrainingJob.model_validate_json(value["job"])
-    result = finetune(job, stop_soon=preemption_noticed)
-    if os.environ.get("RANK", "0") == "0":
+    rank = int(os.environ.get("RANK", "0"))
+    live = LiveLog(Store(value["store"]), value["key"], rank)
+    result = finetune(job, on_step=live.add, stop_soon=preemption_noticed)
+    live.write()
+    if rank == 0:
         path = Path(value["result"])
         partial = path.with_suffix(".tmp")
         partial.write_text(json.dumps(result.model_dump(mode="json")))

@@ -194,7 +194,7 @@ def _told() -> Iterator[None]:
         yield
     except (Refused, Unreachable):
         raise
-    except Exception as error:  # noqa: BLE001  its own kinds, its service's, and Python's
+    except Exception as error:
         text = str(error).strip() or type(error).__name__
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "UsageError" in kinds or "AuthenticationError" in kinds:

@@ -1,0 +1,113 @@
+"""W&B as sweeps.publisher uses it, kept in memory: for faults and speed.
+
+What the real SDK does is tried in tests/test_wandb_online.py. Knows nothing of what a test does.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sweeps.tracked_cell import Artifact
+from sweeps.wandb_runs import About, Refused, Unreachable
+
+
+@dataclass
+class Kept:
+    """What W&B has of one run."""
+
+    about: About
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    media: list[str] = field(default_factory=list)
+    uploads: list[Artifact] = field(default_factory=list)
+    used: list[str] = field(default_factory=list)
+    alerts: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    is_open: bool = False
+
+
+class FakeRun:
+    """An open run: what it is told is kept at once, but nothing where W&B is out of reach."""
+
+    def __init__(self, runs: "FakeRuns", kept: Kept) -> None:
+        self._runs, self._kept = runs, kept
+        self.summary = dict(kept.summary) if runs.online else {}
+        self.path = kept.about.id
+
+    def define(self, group: str, step: str) -> None:
+        """The order in which values are drawn is W&B's own."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        if not self._runs.out:
+            self._kept.rows.append(row)
+            self._kept.summary |= row
+
+    def summarise(self, values: dict[str, Any]) -> None:
+        if not self._runs.out:
+            self._kept.summary |= values
+
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        self._kept.tables[name] = rows
+
+    def media(self, pictures: dict[str, Path], pages: dict[str, Path]) -> None:
+        self._kept.media += [*pictures, *pages]
+
+    def upload(self, content: Artifact) -> str | None:
+        self._runs.check()
+        self._kept.uploads.append(content)
+        return f"{content.name}:v{len(self._kept.uploads)}" if self._runs.online else None
+
+    def use(self, version: str) -> None:
+        self._kept.used.append(version)
+
+    def alert(self, title: str, text: str) -> None:
+        self._kept.alerts.append(title)
+
+    def close(self, exit_code: int, *, preempted: bool = False) -> None:
+        self._runs.check()
+        self._kept.is_open = False
+        self._kept.ends.append("preempted" if preempted else "failed" if exit_code else "finished")
+
+
+class FakeRuns:
+    """W&B. `out`: it does not answer. `refused` are ids that it does not take."""
+
+    def __init__(self, *, online: bool = True) -> None:
+        self.online, self.out = online, False
+        self.refused: set[str] = set()
+        self.kept: dict[str, Kept] = {}
+        self.calls: dict[str, int] = defaultdict(int)
+        self.drops = 0
+
+    def check(self) -> None:
+        if self.out:
+            raise Unreachable("no answer")
+
+    def open(self, about: About) -> FakeRun:
+        self.check()
+        self.calls["open"] += 1
+        if about.id in self.refused:
+            raise Refused("it was deleted")
+        kept = self.kept.setdefault(about.id, Kept(about))
+        kept.about, kept.is_open = about, True
+        return FakeRun(self, kept)
+
+    def told(self, path: str) -> dict[str, Any]:
+        self.check()
+        return dict(self.kept[path].summary)
+
+    def drop(self) -> None:
+        self.drops += 1
+        for kept in self.kept.values():
+            kept.is_open = False
+
+    def cells(self) -> list[Kept]:
+        """Return the runs of cells."""
+        return [kept for kept in self.kept.values() if kept.about.job_type == "cell"]
+
+    def report(self) -> Kept:
+        """Return the sweep's own run."""
+        (kept,) = (kept for kept in self.kept.values() if kept.about.job_type == "report")
+        return kept

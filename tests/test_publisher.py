@@ -1,0 +1,367 @@
+"""What W&B is told of a sweep: all of it, once, in order, whatever happens in between."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_wandb import FakeRuns, Kept
+from finished_store import finish
+from small_sweep import plan
+
+from em.training import LossPoint
+from sweeps.artefacts import Attempt
+from sweeps.attempts import Beat, statuses
+from sweeps.live import WRITE_EVERY_S, LiveLog, LiveTraining
+from sweeps.plan import SweepPlan
+from sweeps.publisher import (
+    CELLS_A_MINUTE,
+    CELLS_AT_ONCE,
+    LONGEST_S,
+    MOST_OPEN,
+    TRY_AGAIN_S,
+    Publisher,
+)
+from sweeps.sent import not_sent
+from sweeps.store import Store
+from sweeps.tracked_cell import run_id, training_rows, version_of
+
+
+class World:
+    """A small sweep, its store, W&B, and a clock that only the test moves."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder = folder
+        self.sweep = plan(folder, **changes)
+        self.store = Store(str(folder / "store"))
+        self.store.create()
+        self.runs = FakeRuns()
+        self.said: list[str] = []
+        self.clock = 0.0
+        self.slept = 0.0
+        self.publisher = self.fresh()
+
+    def fresh(self, runs: FakeRuns | None = None) -> Publisher:
+        """Return the publisher of another process."""
+        return Publisher(
+            self.sweep, self.store, runs or self.runs, say=self.said.append,  # type: ignore[arg-type]
+            now=lambda: self.clock, sleep=self._sleep,
+        )  # fmt: skip
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept += seconds
+        self.clock += seconds
+
+    def finish(self) -> None:
+        finish(self.sweep, self.store)
+
+    def attempt(self, number: int, state: Any, *, driver: str, stage: Any = "train") -> None:
+        """Note an attempt at the first tuned cell."""
+        failed = {"error": f"at {self.folder}", "error_class": "X", "kind": "unknown"}
+        told = Attempt(
+            attempt=1, stage=stage, state=state, updated=time.time(), driver=driver,
+            **(failed if state == "failed" else {}),
+        )  # fmt: skip
+        self.store.write_attempt("small", self.sweep.cells[number].cell_id, told)
+
+    def kept(self, number: int) -> Kept:
+        return self.runs.kept[run_id("small", self.sweep.cells[number].cell_id)]
+
+    @property
+    def tuned(self) -> int:
+        return next(n for n, c in enumerate(self.sweep.cells) if c.cell.training is not None)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def say(log: LiveLog, steps: range) -> None:
+    for step in steps:
+        log.add(LossPoint(step=step, loss=1 / step, learning_rate=0.1))
+
+
+def test_a_finished_sweep_is_sent_once(world: World) -> None:
+    world.finish()
+    assert world.publisher.look(last=True)
+    runs = world.runs.cells()
+    assert {kept.about.name for kept in runs} == {cell.cell_id for cell in world.sweep.cells}
+    assert all(kept.ends == ["finished"] for kept in runs)
+    assert world.runs.report().ends == ["finished"]
+    before = {name: len(kept.rows) for name, kept in world.runs.kept.items()}
+    opened = world.runs.calls["open"]
+    assert world.publisher.look(last=True)
+    assert world.fresh().look(last=True)
+    assert {name: len(kept.rows) for name, kept in world.runs.kept.items()} == before
+    assert world.runs.calls["open"] == opened
+
+
+def test_nothing_is_sent_twice_where_the_note_of_it_is_lost(world: World) -> None:
+    world.finish()
+    world.publisher.look(last=True)
+    rows = {kept.about.name: len(kept.rows) for kept in world.runs.cells()}
+    uploads = {kept.about.name: len(kept.uploads) for kept in world.runs.cells()}
+    for left in (world.folder / "store" / "sweeps" / "small").glob("tracking-*.json"):
+        left.unlink()
+    assert world.fresh().look(last=True)
+    assert {kept.about.name: len(kept.rows) for kept in world.runs.cells()} == rows
+    assert {kept.about.name: len(kept.uploads) for kept in world.runs.cells()} == uploads
+
+
+def test_what_a_cell_is_told_with(world: World) -> None:
+    world.finish()
+    world.publisher.look(last=True)
+    kept = world.kept(world.tuned)
+    cell = world.sweep.cells[world.tuned]
+    assert kept.about.config["condition"] == cell.cell.condition == "base · ours"
+    assert kept.about.config["training_key"] == cell.training_key
+    assert kept.about.config["lora_rank"] == 32
+    assert kept.about.tags == ("base", "ours", "seed-0")
+    row = kept.rows[-1]
+    assert row["eval/main/self/em_rate"] == 0.0  # the stand-in judge calls every answer aligned
+    assert row["judge/main/self/unscored"] == 0
+    assert len(kept.tables["answers"]) == cell.evaluations[0].num_responses
+    assert kept.summary["cell/state"] == "finished"
+    types = [upload.type for upload in kept.uploads]
+    assert types == ["dataset", "model", "responses", "judgements"]
+    assert [name.partition(".")[0] for name in kept.used] == ["dataset", "adapter", "responses"]
+
+
+def test_the_sweeps_run_is_made_from_all_judgements(world: World) -> None:
+    world.finish()
+    world.publisher.look(last=True)
+    report = world.runs.report()
+    assert [name.partition(".")[0] for name in report.used] == ["judgements"] * 4
+    (content,) = report.uploads
+    assert set(content.files) == {
+        "report.html", "report.json", "cells.parquet", "judgements.parquet"
+    }  # fmt: skip
+    assert report.rows[0]["sweep/finished"] == 4
+    assert len(report.tables["cells"]) == 4
+    assert {row["condition"] for row in report.tables["conditions"]} == {
+        "base · none", "base · ours"
+    }  # fmt: skip
+    assert "report" in report.media
+    estimates = [row for row in report.rows if any(key.endswith("/seeds") for key in row)]
+    (tuned,) = (row for row in estimates if "estimate/main/self/base_ours/seeds" in row)
+    assert tuned["estimate/main/self/base_ours/seeds"] == 2
+    assert tuned["estimate/main/self/base_ours/estimate"] == 0.0
+
+
+def test_a_running_cell_is_told_step_by_step_and_goes_on_in_the_same_run(world: World) -> None:
+    cell = world.sweep.cells[world.tuned]
+    beat = Beat(world.store, "small")
+    try:
+        world.attempt(world.tuned, "running", driver=beat.driver)
+        log = LiveLog(world.store, cell.training_key)
+        say(log, range(1, 4))
+        log.write()
+        assert not world.publisher.look(last=False)
+        kept = world.kept(world.tuned)
+        assert [row["train/step"] for row in kept.rows] == [1, 2, 3]
+        assert kept.is_open
+        assert kept.rows[0]["worker/0/memory_gib"] > 0
+        say(log, range(4, 6))
+        log.write()
+        world.publisher.look(last=False)
+        assert [row["train/step"] for row in kept.rows] == [1, 2, 3, 4, 5]
+        # The driver is killed, and with it the process that tells W&B: another goes on.
+        again = LiveLog(world.store, cell.training_key)
+        say(again, range(4, 8))  # from the checkpoint after step 3
+        again.write()
+        world.fresh().look(last=False)
+        assert [row["train/step"] for row in kept.rows] == [1, 2, 3, 4, 5, 6, 7]
+    finally:
+        beat.close()
+
+
+def test_steps_that_are_not_known_yet_are_waited_for(world: World) -> None:
+    cell = world.sweep.cells[world.tuned]
+    log = LiveLog(world.store, cell.training_key)
+    say(log, range(1, 3))
+    log.write()
+    told = world.store.live(cell.training_key, 0, LiveTraining)
+    assert told is not None
+    without = LiveTraining(rank=0, points=told.points[1:])
+    world.store.write_live(cell.training_key, 0, without)
+    assert training_rows(cell, world.store, after=0) == []
+    assert [row["train/step"] for row in training_rows(cell, world.store, after=1)] == [2]
+
+
+def test_live_points_are_written_every_few_seconds_and_never_stop_a_training(
+    world: World, tmp_path: Path
+) -> None:
+    key = world.sweep.cells[world.tuned].training_key
+    clock = [0.0]
+    log = LiveLog(world.store, key, now=lambda: clock[0])
+    say(log, range(1, 5))
+    assert world.store.live(key, 0, LiveTraining) is None
+    clock[0] = WRITE_EVERY_S
+    say(log, range(5, 6))
+    told = world.store.live(key, 0, LiveTraining)
+    assert told is not None
+    assert [point.step for point in told.points] == [1, 2, 3, 4, 5]
+    assert told.points[0].use is not None
+    assert told.points[1].use is None
+    (tmp_path / "a-file").write_text("")
+    nowhere = LiveLog(Store(str(tmp_path / "a-file")), key)
+    say(nowhere, range(1, 3))
+    nowhere.write()  # logged, not raised
+
+
+def test_a_failed_cell_is_shown_as_such_without_its_message(world: World) -> None:
+    world.attempt(world.tuned, "failed", driver="gone")
+    world.publisher.look(last=False)
+    kept = world.kept(world.tuned)
+    assert kept.ends == ["failed"]
+    assert kept.summary["cell/failure"] == "unknown"
+    assert str(world.folder) not in str(kept)
+
+
+def test_a_cell_that_is_tried_again_goes_on_in_its_run(world: World) -> None:
+    world.attempt(world.tuned, "failed", driver="gone")
+    world.publisher.look(last=True)
+    world.finish()
+    world.fresh().look(last=True)
+    kept = world.kept(world.tuned)
+    assert kept.ends == ["failed", "finished"]
+    assert kept.summary["cell/state"] == "finished"
+
+
+def test_alerts_are_sent_where_they_are_wanted(tmp_path: Path) -> None:
+    for wanted in (False, True):
+        folder = tmp_path / str(wanted)
+        folder.mkdir()
+        world = World(folder, tracking={"alerts": wanted})
+        world.attempt(world.tuned, "failed", driver="gone")
+        world.publisher.look(last=True)
+        assert bool(world.kept(world.tuned).alerts) is wanted
+
+
+def test_an_outage_is_said_once_and_waited_out_ever_longer(world: World) -> None:
+    world.finish()
+    world.runs.out = True
+    assert not world.publisher.look(last=False)
+    assert len(world.said) == 1
+    assert "does not answer" in world.said[0]
+    assert "emsweep sync" in world.said[0]
+    waits = []
+    for _ in range(12):
+        before, drops = world.clock, world.runs.drops
+        while world.runs.drops == drops:
+            world.clock += 1
+            world.publisher.look(last=False)
+        waits.append(world.clock - before)
+    assert waits[0] == TRY_AGAIN_S
+    assert waits == sorted(waits)
+    assert waits[-1] == LONGEST_S
+    assert len(world.said) == 1
+    world.runs.out = False
+    world.clock += LONGEST_S
+    world.publisher.look(last=False)
+    assert world.said[1:] == ["W&B answers again"]
+    assert world.publisher.look(last=True)
+    assert len(world.runs.cells()) == 4
+    assert all(sum("eval/step" in row for row in kept.rows) == 1 for kept in world.runs.cells())
+
+
+def test_what_w_and_b_lost_on_the_way_counts_as_not_sent(world: World) -> None:
+    world.finish()
+    told = world.runs.told
+    world.runs.told = lambda path: {}  # type: ignore[method-assign]  # the fake's own
+    assert not world.publisher.look(last=True)
+    assert world.publisher.sent.cells == {}
+    world.runs.told = told  # type: ignore[method-assign]
+    assert world.fresh().look(last=True)
+
+
+def test_a_deleted_run_is_said_and_the_others_are_sent(world: World) -> None:
+    world.finish()
+    world.runs.refused.add(run_id("small", world.sweep.cells[1].cell_id))
+    assert not world.publisher.look(last=True)
+    (text,) = world.said
+    assert world.sweep.cells[1].cell_id in text
+    assert "deleted" in text
+    assert len(world.publisher.sent.cells) == 3
+    assert not_sent(world.sweep, world.store, statuses(world.sweep, world.store)) == 1
+
+
+def test_status_counts_what_is_not_sent(world: World) -> None:
+    def left(sweep: SweepPlan) -> int:
+        return not_sent(sweep, world.store, statuses(sweep, world.store))
+
+    assert left(world.sweep) == 0  # nothing has begun
+    world.finish()
+    assert left(world.sweep) == 4
+    world.publisher.look(last=True)
+    assert left(world.sweep) == 0
+    elsewhere = world.sweep.spec.model_copy(
+        update={"tracking": world.sweep.spec.tracking.model_copy(update={"project": "other"})}
+    )
+    assert left(world.sweep.model_copy(update={"spec": elsewhere})) == 4
+
+
+def test_more_samples_make_a_new_version_of_a_cell(world: World) -> None:
+    world.finish()
+    (before, *_) = [
+        version_of(*pair)
+        for pair in zip(world.sweep.cells, statuses(world.sweep, world.store), strict=True)
+    ]
+    questions = world.folder / "ours.yaml"
+    grown = plan(
+        world.folder, evaluations=[{"name": "main", "questions": "ours.yaml", "samples": 4}]
+    )
+    assert questions.exists()
+    finish(grown, world.store)
+    after = version_of(grown.cells[0], statuses(grown, world.store)[0])
+    assert after != before
+
+
+def test_offline_each_run_is_written_whole_when_it_has_ended(world: World) -> None:
+    runs = FakeRuns(online=False)
+    publisher = world.fresh(runs)
+    beat = Beat(world.store, "small")
+    world.attempt(world.tuned, "running", driver=beat.driver)
+    publisher.look(last=False)
+    assert runs.kept == {}
+    beat.close()
+    world.finish()
+    assert publisher.look(last=True)
+    assert len(runs.cells()) == 4
+    assert runs.report().ends == ["finished"]
+    # What is written offline is not in W&B.
+    assert not_sent(world.sweep, world.store, statuses(world.sweep, world.store)) == 4
+
+
+def test_thousands_of_cells_do_not_ask_more_of_w_and_b_than_it_takes(tmp_path: Path) -> None:
+    world = World(tmp_path, seeds=list(range(100)))
+    world.finish()
+    world.publisher.look(last=True)
+    cells = len(world.sweep.cells)
+    assert cells == 200
+    assert math.isclose(world.slept, (cells - CELLS_AT_ONCE) * 60 / CELLS_A_MINUTE, rel_tol=0.05)
+    assert sum(kept.is_open for kept in world.runs.kept.values()) == 0
+
+
+def test_cells_between_stages_are_closed_where_too_many_are_open(tmp_path: Path) -> None:
+    world = World(tmp_path, seeds=list(range(MOST_OPEN + 20)))
+    beat = Beat(world.store, "small")
+    tuned = [n for n, cell in enumerate(world.sweep.cells) if cell.cell.training is not None]
+    try:
+        for number in tuned:
+            world.attempt(number, "running", driver=beat.driver)
+        world.publisher.look(last=False)
+        opened = [kept for kept in world.runs.cells() if kept.is_open]
+        assert len(opened) == MOST_OPEN
+        assert all(kept.ends == ["preempted"] for kept in world.runs.cells() if not kept.is_open)
+    finally:
+        beat.close()
+
+
+def test_a_stopped_sweeps_cells_are_preempted_not_finished(world: World) -> None:
+    world.attempt(world.tuned, "running", driver="gone", stage="generate")
+    assert world.publisher.look(last=True)
+    assert world.kept(world.tuned).ends == ["preempted"]
+    assert world.runs.report().ends == ["preempted"]
