@@ -208,7 +208,7 @@ class Publisher:
         """Send what came of a cell that is at rest, and close its run."""
         used: list[str] = []
         if opened.version != version:
-            used = self._results(plan, status, opened.run)
+            used = self._results(plan, status, version, opened.run)
             opened.run.summarise(tracked_cell.summary_of(status) | {"cell/version": version})
             self._alert(plan, status, opened.run)
         self._open.pop(plan.cell_id, None)
@@ -232,8 +232,13 @@ class Publisher:
         if self._runs.online and self._credit < 0:
             self._sleep(-self._credit * 60 / CELLS_A_MINUTE)
 
-    def _results(self, plan: CellPlan, status: CellStatus, run: WandbRun) -> list[str]:
-        """Send results, answers and artifacts; return the versions that the report is made from."""
+    def _results(
+        self, plan: CellPlan, status: CellStatus, version: str, run: WandbRun
+    ) -> list[str]:
+        """Send results, answers and artifacts; return the versions that the report is made from.
+
+        The row of results says which version it is of: where it has arrived it is not sent again.
+        """
         found = self._results_of(plan, status)
         if plan.cell.training is not None:
             self._artifact(tracked_cell.dataset_artifact(plan), run, use=True)
@@ -243,8 +248,10 @@ class Publisher:
             self._artifact(adapter, run, use=True)
         if not found:
             return []
-        run.log(tracked_cell.result_row(plan, [result for result, _ in found]))
-        run.table("answers", tracked_cell.answers_table(found))
+        if run.summary.get("cell/results") != version:
+            row = tracked_cell.result_row(plan, [result for result, _ in found])
+            answers = {"answers": tracked_cell.answers_table(found)}
+            run.log(row | {"cell/results": version}, tables=answers)
         self._artifact(tracked_cell.responses_artifact(plan, self._store), run, use=True)
         sent = self._artifact(tracked_cell.judgements_artifact(plan, found), run)
         return [sent] if sent else []
@@ -326,10 +333,16 @@ class Publisher:
                 run.define(step.removesuffix("/seeds"), step)
                 run.log(row)
                 run.summary[step] = row[step]
-            run.table("cells", tracked_report.cells_rows(told, report))
-            run.table("conditions", tracked_report.conditions_rows(report.analyses))
-            run.table("components", tracked_report.components_rows(report.analyses))
-            run.media(tracked_report.pictures(folder), {"report": folder / PAGE})
+            run.log(
+                {"sweep/finished": sum(status.state == "finished" for status in told)},
+                tables={
+                    "cells": tracked_report.cells_rows(told, report),
+                    "conditions": tracked_report.conditions_rows(report.analyses),
+                    "components": tracked_report.components_rows(report.analyses),
+                },
+                pictures=tracked_report.pictures(folder),
+                pages={"report": folder / PAGE},
+            )
             if last:
                 run.upload(tracked_report.report_artifact(self._plan, folder))
 

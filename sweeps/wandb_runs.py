@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sweeps.settings import TrackingConfig
@@ -19,12 +20,21 @@ from sweeps.tracked_cell import Artifact, Row
 # How long a call may wait for W&B, in seconds.
 INIT_TIMEOUT_S = 15.0
 FINISH_TIMEOUT_S = 30.0
-UPLOAD_TIMEOUT_S = 120.0
+UPLOAD_TIMEOUT_S = 30.0  # and a second for every MiB
 ASK_TIMEOUT_S = 15
+# W&B would try again for minutes, and hold up all other runs; sweeps.publisher tries again itself.
+PATIENCE: dict[str, float] = {
+    f"x_{way}_retry_{what}": value
+    for way in ("graphql", "file_stream", "file_transfer")
+    for what, value in (("max", 4), ("wait_min_seconds", 0.5), ("wait_max_seconds", 4))
+} | {"x_graphql_timeout_seconds": 15, "x_file_stream_timeout_seconds": 15}
 
 # Step metrics: what the values of a group are drawn against.
 STEPS = {"train": "train/step", "worker": "train/step", "eval": "eval/step", "judge": "judge/step"}
 REFUSED = ("HTTP 401", "HTTP 403", "HTTP 404", "permission denied")
+
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Refused(Exception):
@@ -60,26 +70,30 @@ class WandbRun:
         self._run.define_metric(step, hidden=True)
         self._run.define_metric(f"{group}/*", step_metric=step)
 
-    def log(self, row: Row) -> None:
-        """Add one row to the history."""
-        self._run.log(row)
+    def log(
+        self,
+        row: Row,
+        *,
+        tables: Mapping[str, list[Row]] = NONE,
+        pictures: Mapping[str, Path] = NONE,
+        pages: Mapping[str, Path] = NONE,
+    ) -> None:
+        """Add one row to the history: it arrives whole. `pictures` are PNG, `pages` HTML files."""
+        found = {name: self._table(rows) for name, rows in tables.items()}
+        found |= {name: self._sdk.Image(str(path)) for name, path in pictures.items()}
+        for name, path in pages.items():
+            found[name] = self._sdk.Html(path.read_text(), inject=False)
+        self._run.log(row | found)
+
+    def _table(self, rows: list[Row]) -> Any:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        return self._sdk.Table(
+            columns=columns, data=[[r.get(key) for key in columns] for r in rows]
+        )
 
     def summarise(self, values: Row) -> None:
         """Set values that a run is listed with."""
         self._run.summary.update(values)
-
-    def table(self, name: str, rows: list[Row]) -> None:
-        """Add a table; it is one row of the history."""
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        data = [[row.get(key) for key in columns] for row in rows]
-        self._run.log({name: self._sdk.Table(columns=columns, data=data)})
-
-    def media(self, pictures: Mapping[str, Path], pages: Mapping[str, Path]) -> None:
-        """Add PNG pictures and HTML pages, by name, as one row of the history."""
-        found = {name: self._sdk.Image(str(path)) for name, path in pictures.items()}
-        found |= {name: self._sdk.Html(path.open()) for name, path in pages.items()}
-        if found:
-            self._run.log(found)
 
     def upload(self, content: Artifact) -> str | None:
         """Add an artifact; return the name of its version. Offline it has none yet: None."""
@@ -98,7 +112,7 @@ class WandbRun:
         if not self._online:
             return None
         with _told():
-            logged.wait(timeout=UPLOAD_TIMEOUT_S)
+            logged.wait(timeout=int(UPLOAD_TIMEOUT_S + (made.size or 0) / 2**20))
             return f"{self._run.entity}/{self._run.project}/{logged.name}"
 
     def use(self, version: str) -> None:
@@ -160,6 +174,7 @@ class WandbRuns:
                     x_disable_machine_info=True, x_disable_meta=True, x_disable_stats=True,
                     x_save_requirements=False, init_timeout=self._init_timeout_s,
                     finish_timeout=self._finish_timeout_s, finish_timeout_raises=True,
+                    **PATIENCE,
                 ),
             )  # fmt: skip
             return WandbRun(run, about, self._sdk, online=self.online)

@@ -4,12 +4,13 @@ What the real SDK does is tried in tests/test_wandb_online.py. Knows nothing of 
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sweeps.tracked_cell import Artifact
-from sweeps.wandb_runs import About, Refused, Unreachable
+from sweeps.wandb_runs import NONE, About, Refused, Unreachable
 
 
 @dataclass
@@ -39,20 +40,19 @@ class FakeRun:
     def define(self, group: str, step: str) -> None:
         """The order in which values are drawn is W&B's own."""
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(
+        self, row: dict[str, Any], *, tables: Mapping[str, list[dict[str, Any]]] = NONE,
+        pictures: Mapping[str, Path] = NONE, pages: Mapping[str, Path] = NONE,
+    ) -> None:  # fmt: skip
         if not self._runs.out:
             self._kept.rows.append(row)
             self._kept.summary |= row
+            self._kept.tables |= tables
+            self._kept.media += [*pictures, *pages]
 
     def summarise(self, values: dict[str, Any]) -> None:
         if not self._runs.out:
             self._kept.summary |= values
-
-    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        self._kept.tables[name] = rows
-
-    def media(self, pictures: dict[str, Path], pages: dict[str, Path]) -> None:
-        self._kept.media += [*pictures, *pages]
 
     def upload(self, content: Artifact) -> str | None:
         self._runs.check()

@@ -119,7 +119,7 @@ def test_what_a_cell_is_told_with(world: World) -> None:
     assert kept.about.config["training_key"] == cell.training_key
     assert kept.about.config["lora_rank"] == 32
     assert kept.about.tags == ("base", "ours", "seed-0")
-    row = kept.rows[-1]
+    (row,) = kept.rows
     assert row["eval/main/self/em_rate"] == 0.0  # the stand-in judge calls every answer aligned
     assert row["judge/main/self/unscored"] == 0
     assert len(kept.tables["answers"]) == cell.evaluations[0].num_responses
@@ -127,6 +127,17 @@ def test_what_a_cell_is_told_with(world: World) -> None:
     types = [upload.type for upload in kept.uploads]
     assert types == ["dataset", "model", "responses", "judgements"]
     assert [name.partition(".")[0] for name in kept.used] == ["dataset", "adapter", "responses"]
+
+
+def test_what_cells_share_is_uploaded_once(tmp_path: Path) -> None:
+    whole = [{"name": "ours", "dataset": "ours.jsonl"}]  # every row, so the same for each seed
+    world = World(tmp_path, variants=whole)
+    world.finish()
+    world.publisher.look(last=True)
+    uploads = [upload.type for kept in world.runs.cells() for upload in kept.uploads]
+    assert uploads.count("dataset") == 1
+    assert uploads.count("model") == 2
+    assert all("dataset.ours:v1" in kept.used for kept in world.runs.cells())
 
 
 def test_the_sweeps_run_is_made_from_all_judgements(world: World) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweeps.reach import LOST_FOR_S
 
 from em.training import LossPoint
 from sweeps.attempts import Beat
 from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan
 from sweeps.progress import SweepProgress
-from sweeps.reach import LOST_FOR_S
 from sweeps.settings import TrackingConfig
 from sweeps.store import Store
 from sweeps.tracking import Outage, WandbTracker, reach_of

@@ -89,10 +89,15 @@ class Artifact:
 
 @dataclass
 class Backend:
-    """What it does with a request: `first` until a run is there, `then` from then on."""
+    """What it does with a request: `first` until a run is there, `then` from then on.
+
+    From request number `turns` on, it takes them as `turned`.
+    """
 
     first: Mood = "well"
     then: Mood = "well"
+    turns: int | None = None
+    turned: Mood = "500"
     url: str = ""
     entities: tuple[str, ...] = (ENTITY,)
     min_sdk: str | None = None
@@ -112,11 +117,14 @@ class Backend:
     @property
     def mood(self) -> Mood:
         """How it takes the next request."""
+        if self.turns is not None and len(self.times) >= self.turns:
+            return self.turned
         return self.then if self.runs else self.first
 
     def be(self, mood: Mood) -> None:
         """Take every request so, from now on."""
         self.first = self.then = mood
+        self.turns = None
 
     @property
     def history(self) -> list[str]:

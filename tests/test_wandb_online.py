@@ -1,0 +1,272 @@
+"""W&B's real SDK, online on a stand-in for its server, and offline: what arrives there."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from finished_store import finish
+from small_sweep import SPEC, plan
+from wandb_backend import Backend, Run, wandb_backend
+
+from sweeps.plan import SweepPlan
+from sweeps.store import Store
+
+pytest.importorskip("wandb")
+pytestmark = pytest.mark.slow
+
+EMSWEEP = Path(sys.executable).with_name("emsweep")
+KEY = "a-made-up-key-of-this-test-" + "x" * 40
+
+
+class Place:
+    """A finished small sweep in a folder, and the command that sends it."""
+
+    def __init__(self, folder: Path, like: "Place | None" = None, **changes: Any) -> None:
+        self.folder = folder
+        self.sweep: SweepPlan = plan(folder, **changes)
+        self.spec = folder / "small.yaml"
+        self.spec.write_text(yaml.safe_dump(SPEC | changes))
+        self.store = Store(str(folder / "a-store"))
+        if like is None:
+            finish(self.sweep, self.store)
+        else:
+            shutil.copytree(like.kept, folder / "a-store")
+        self.kept = folder / "as-it-was"
+        shutil.copytree(folder / "a-store", self.kept)
+
+    def environment(self, url: str) -> dict[str, str]:
+        return os.environ | {
+            "WANDB_BASE_URL": url,
+            "WANDB_API_KEY": KEY,
+            "WANDB_ERROR_REPORTING": "false",
+            "A_SECRET": "do-not-tell-anyone",
+        }
+
+    def command(self, name: str = "sync") -> list[str]:
+        return [str(EMSWEEP), name, str(self.spec), "--store", self.store.url]
+
+    def sync(self, url: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(), cwd=self.folder, env=self.environment(url), capture_output=True,
+            text=True, timeout=240, check=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Backend]:
+    """A sweep that was sent in one go."""
+    place = Place(tmp_path_factory.mktemp("undisturbed"))
+    with wandb_backend() as backend:
+        done = place.sync(backend.url)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert "sent 4 of 4" in done.stdout
+        again = place.sync(backend.url)
+        assert again.returncode == 0, again.stderr
+        assert "sent 0 of 0" in again.stdout
+    assert backend.broken == []
+    return place, backend
+
+
+def shown(run: Run) -> list[dict[str, Any]]:
+    """Return a run's history without times and the names that W&B draws for tables."""
+    rows = []
+    for row in run.rows():
+        kept = {k: v for k, v in row.items() if k not in ("_timestamp", "_runtime")}
+        rows.append(
+            {
+                k: (v["_type"], v.get("nrows")) if isinstance(v, dict) else v
+                for k, v in kept.items()
+                if not (isinstance(v, dict) and v["_type"] in ("image-file", "html-file"))
+            }
+        )
+    return rows
+
+
+def same(first: Backend, second: Backend) -> None:
+    """Check that two servers were told the same of every run."""
+    assert first.runs.keys() == second.runs.keys()
+    for name, run in first.runs.items():
+        other = second.runs[name]
+        if run.fields["jobType"] == "cell":
+            assert shown(run) == shown(other)
+        assert run.config == other.config
+        assert run.state == other.state == "finished"
+        assert Counter(a for a in names(first, run.used)) == Counter(names(second, other.used))
+        assert set(names(first, run.logged)) == set(names(second, other.logged))
+    assert not any(run.overwritten for run in second.runs.values())
+
+
+def names(backend: Backend, ids: list[str]) -> list[str]:
+    return [backend.artifacts[i].collection for i in ids]
+
+
+def test_every_cell_is_one_run_and_the_sweep_another(
+    undisturbed: tuple[Place, Backend],
+) -> None:
+    place, backend = undisturbed
+    cells = [run for run in backend.runs.values() if run.fields["jobType"] == "cell"]
+    assert {run.fields["displayName"] for run in cells} == {c.cell_id for c in place.sweep.cells}
+    assert len(backend.runs) == len(cells) + 1
+    assert {run.fields["groupName"] for run in backend.runs.values()} == {"small"}
+    assert {run.state for run in backend.runs.values()} == {"finished"}
+    assert not any(run.overwritten for run in backend.runs.values())
+    for run in cells:
+        steps = [row["_step"] for row in run.rows()]
+        assert steps == sorted(set(steps))
+        assert run.summary["cell/state"] == "finished"
+        assert run.config["condition"] in ("base · none", "base · ours")
+
+
+def test_lineage_leads_from_the_data_to_the_report(undisturbed: tuple[Place, Backend]) -> None:
+    _, backend = undisturbed
+    (report,) = (run for run in backend.runs.values() if run.fields["jobType"] == "report")
+    assert Counter(names(backend, report.used)) == {
+        "judgements.base.none": 2, "judgements.base.ours": 2
+    }  # fmt: skip
+    assert "report.small" in names(backend, report.logged)
+    makers = {i: run for run in backend.runs.values() for i in run.logged}
+    for judgements in report.used:
+        maker = makers[judgements]
+        used = {name.partition(".")[0] for name in names(backend, maker.used)}
+        tuned = maker.config["variant"] == "ours"
+        assert used == ({"dataset", "adapter", "responses"} if tuned else {"responses"})
+    assert len(backend.of_type("dataset")) == 2  # each seed draws its rows
+    (artifact, *_) = backend.of_type("judgements")
+    assert artifact.entries.keys() == {"judgements.parquet"}
+
+
+def test_no_secret_and_no_path_of_this_machine_is_sent(undisturbed: tuple[Place, Backend]) -> None:
+    place, backend = undisturbed
+    everything = b"\n".join(backend.bodies)
+    for word in (KEY, "do-not-tell-anyone", str(place.folder), str(Path.home()), "emsweep sync"):
+        found = everything.find(word.encode())
+        assert found < 0, everything[max(0, found - 200) : found + 200]
+    assert str(Path(__file__).parent.parent).encode() not in everything
+
+
+def test_what_is_asked_for_each_cell_stays_few(undisturbed: tuple[Place, Backend]) -> None:
+    place, backend = undisturbed
+    asked = [line for line in backend.asked if " " in line]
+    assert len(asked) < 90 * len(place.sweep.cells)
+
+
+@pytest.mark.parametrize("number", [25, 70, 140])
+def test_after_an_outage_all_of_it_arrives(
+    number: int, undisturbed: tuple[Place, Backend], tmp_path: Path
+) -> None:
+    place = Place(tmp_path, undisturbed[0])
+    with wandb_backend() as backend:
+        backend.turns = number
+        done = place.sync(backend.url)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "does not answer" in done.stdout
+        backend.be("well")
+        done = place.sync(backend.url)
+        assert done.returncode == 0, done.stdout + done.stderr
+    same(undisturbed[1], backend)
+
+
+@pytest.mark.parametrize("number", [30, 120])
+def test_a_killed_sync_goes_on(
+    number: int, undisturbed: tuple[Place, Backend], tmp_path: Path
+) -> None:
+    place = Place(tmp_path, undisturbed[0])
+    with wandb_backend() as backend:
+        process = subprocess.Popen(
+            place.command(), cwd=tmp_path, env=place.environment(backend.url),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        while len(backend.times) < number and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done = place.sync(backend.url)
+        assert done.returncode == 0, done.stdout + done.stderr
+    same(undisturbed[1], backend)
+
+
+OFFLINE = """
+import sys
+from pathlib import Path
+from sweeps.planner import load_plan
+from sweeps.publisher import Publisher
+from sweeps.store import Store
+from sweeps.wandb_runs import WandbRuns
+
+sweep, store = load_plan(Path(sys.argv[1])), Store(sys.argv[2])
+for again in range(2):
+    runs = WandbRuns(sweep.spec.tracking, "small", store.local_dir("."), online=False)
+    assert Publisher(sweep, store, runs, say=print).look(last=True)
+"""
+
+
+def test_offline_folders_hold_the_same(undisturbed: tuple[Place, Backend], tmp_path: Path) -> None:
+    place = Place(tmp_path, undisturbed[0], tracking={"mode": "offline"})
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(place.spec), place.store.url], cwd=tmp_path,
+        env=place.environment("http://127.0.0.1:9"), capture_output=True, text=True, timeout=240,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folders = sorted((tmp_path / "a-store" / "wandb").glob("offline-run-*"))
+    assert len(folders) == len(place.sweep.cells) + 1
+    for folder in folders:
+        name = folder.name.rpartition("-")[2]
+        online = undisturbed[1].runs[name]
+        if online.fields["jobType"] == "cell":
+            assert read_back(folder) == shown(online)
+
+
+def read_back(folder: Path) -> list[dict[str, Any]]:
+    """Return the history in an offline folder, as the SDK's own reader finds it."""
+    (file,) = folder.glob("*.wandb")
+    reader = [str(EMSWEEP.with_name("wandb")), "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(reader, capture_output=True, text=True, timeout=60, check=True)
+    run = Run("read", "back")
+    records = (json.loads(line) for line in done.stdout.splitlines())
+    told = (record["history"]["item"] for record in records if record["type"] == "history")
+    run.history = [json.dumps(nested(item)) for item in told]
+    return shown(run)
+
+
+def nested(item: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose tables are values again; the reader tells "answers._type" and so on."""
+    row: dict[str, Any] = {}
+    for key, value in item.items():
+        name, _, inner = key.partition(".")
+        if inner:
+            row.setdefault(name, {})[inner] = value
+        else:
+            row[key] = value
+    return row
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"entity": "nobody"}, "nobody"),
+        ({"project": "p"}, "deleted"),
+    ],
+)
+def test_what_w_and_b_refuses_is_told_and_nothing_is_sent(
+    changes: dict[str, str], told: str, undisturbed: tuple[Place, Backend], tmp_path: Path
+) -> None:
+    place = Place(tmp_path, undisturbed[0], tracking=changes)
+    with wandb_backend() as backend:
+        if told == "deleted":
+            from sweeps.tracked_report import report_run_id
+
+            backend.deleted.add(report_run_id("small"))
+        done = place.sync(backend.url)
+    assert told in done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
