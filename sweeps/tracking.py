@@ -61,8 +61,11 @@ def check_key_for(config: TrackingConfig) -> None:
 class Tracking:
     """The process that tells W&B of a sweep, as its driver sees it; nothing, where it is off."""
 
-    def __init__(self, plan: SweepPlan, store: Store, driver: str, say: Say) -> None:
+    def __init__(
+        self, plan: SweepPlan, store: Store, driver: str, say: Say, *, end_s: float = END_S
+    ) -> None:
         """`driver` is in whose name the sweep's tracking is held: one process does it at a time."""
+        self._end_s = end_s
         self._plan, self._store, self._driver, self._say = plan, store, driver, say
         self._online = is_online(plan.spec.tracking)
         self._process: Any = None
@@ -92,25 +95,35 @@ class Tracking:
             raise ValueError(f"{told}. Mend that, {OFFLINE_INSTEAD}")
         self._say(f"{told}. The cells go on without it; 'emsweep sync' tries again")
 
+    @property
+    def pid(self) -> int | None:
+        """The id of the process, where there is one."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a process that runs."""
+        return self._process is not None and self._process.is_alive()
+
     def look(self) -> None:
         """Say what there is to say; start the process again where it was killed."""
         while self._pipe is not None and self._pipe.poll(0):
             if not self._hear(0):
                 break
-        died = self._process is not None and not self._process.is_alive()
+        died = self._process is not None and not self.is_alive
         if died and self._refused is None and self._ended is None:
             self._process = None
             if self._starts < MOST_STARTS:
                 self._start()
 
     def close(self, *, at_once: bool = False) -> None:
-        """Have the rest sent, for END_S seconds at most; with `at_once` for none."""
+        """Have the rest sent, for a bounded time; with `at_once` for none."""
         if self._process is None:
             return
         if not at_once and self._send_end():
             if self._online:
-                self._say(f"sending the rest to W&B, for {END_S:g} s at most")
-            until = time.monotonic() + END_S
+                self._say(f"sending the rest to W&B, for {self._end_s:g} s at most")
+            until = time.monotonic() + self._end_s
             while self._ended is None and self._pipe is not None and time.monotonic() < until:
                 self._hear(max(0.0, until - time.monotonic()))
         if not self._ended and self._refused is None:
@@ -135,10 +148,10 @@ class Tracking:
         theirs.close()
 
     def _stop(self) -> None:
-        if self._process is not None and self._process.is_alive():
+        if self.is_alive:
             self._process.terminate()
             self._process.join(5)
-            if self._process.is_alive():
+            if self.is_alive:
                 self._process.kill()
         self._process = self._pipe = None
 

@@ -1,224 +1,198 @@
-"""W&B that does not answer: no cell fails or waits for long, and nothing of its runs is lost."""
+"""The process that tells W&B of a sweep, as its driver sees it."""
 
-import io
-import json
 import os
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps.reach import LOST_FOR_S
+from finished_store import finish
+from small_sweep import plan
+from wandb_backend import wandb_backend
 
-from em.training import LossPoint
-from sweeps.attempts import Beat
-from sweeps.outcomes import Outcomes
-from sweeps.plan import CellPlan
-from sweeps.progress import SweepProgress
+from sweeps import tracking
+from sweeps.attempts import Beat, statuses
+from sweeps.leases import holding
+from sweeps.plan import SweepPlan
+from sweeps.sent import not_sent
 from sweeps.settings import TrackingConfig
 from sweeps.store import Store
-from sweeps.tracking import Outage, WandbTracker, reach_of
-from tests.small_sweep import plan
-from tests.wandb_server import Mood, wandb_server
+from sweeps.tracking import END_S, Tracking, check_key_for, is_online, lease_key
 
-ONLINE = TrackingConfig(mode="online")
-POINT = LossPoint(step=1, loss=2.0, learning_rate=0.1)
+KEY = "a-made-up-key-of-this-test-" + "x" * 40
 
 
-class FakeRun:
-    def __init__(self, sdk: "FakeSdk", mode: str) -> None:
-        self._sdk, self._mode = sdk, mode
-
-    def log(self, values: dict[str, Any]) -> None:
-        self._sdk.logged.append((self._mode, values["train/loss"]))
-
-    def finish(self) -> None:
-        if self._mode in self._sdk.unfinished:
-            raise TimeoutError("Timed out finishing run.")
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The user's own account is not used."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
 
 
-class FakeSdk:
-    """What is used of wandb. Runs of the modes `out` do not begin, `unfinished` do not end well."""
-
-    def __init__(self, *, out: tuple[str, ...] = (), unfinished: tuple[str, ...] = ()) -> None:
-        self.out, self.unfinished = out, unfinished
-        self.modes: list[str] = []
-        self.logged: list[tuple[str, float]] = []
-        self.settings: dict[str, Any] = {}
-
-    def Settings(self, **settings: Any) -> None:
-        self.settings = settings
-
-    def init(self, *, mode: str, **settings: Any) -> FakeRun:
-        self.modes.append(mode)
-        if mode in self.out:
-            raise RuntimeError(f"no server\nfor {mode}")
-        return FakeRun(self, mode)
-
-    def teardown(self) -> None:
-        self.modes.append("teardown")
-        raise SystemExit(1)  # as wandb does where its service ended badly
-
-
-@pytest.fixture
-def cells(tmp_path: Path) -> tuple[CellPlan, ...]:
-    return plan(tmp_path).cells
-
-
-def train(cells: tuple[CellPlan, ...], sdk: FakeSdk, folder: Path, *, mode: Any = "online") -> None:
-    """Train the cells one after the other, each with a tracker of its own."""
-    for cell in cells:
-        tracker = WandbTracker(TrackingConfig(mode=mode), "s", folder, sdk=sdk)
-        with tracker.training(cell) as on_loss:
-            on_loss(POINT)
-
-
-def test_runs_are_online_while_it_answers(cells: tuple[CellPlan, ...], tmp_path: Path) -> None:
-    sdk = FakeSdk()
-    train(cells[:2], sdk, tmp_path)
-    assert sdk.modes == ["online", "online"]
-    assert reach_of(tmp_path).why() is None
-    assert 0 < sdk.settings["init_timeout"] <= 15
-    assert 0 < sdk.settings["finish_timeout"] <= 30
-
-
-def test_one_cell_finds_out_and_all_go_on_offline(
-    cells: tuple[CellPlan, ...], tmp_path: Path
+@pytest.mark.parametrize(
+    ("mode", "key", "online"),
+    [
+        ("auto", False, False), ("auto", True, True), ("online", False, True),
+        ("offline", True, False), ("off", True, False),
+    ],
+)  # fmt: skip
+def test_runs_are_online_where_there_is_a_key(
+    mode: Any, key: bool, online: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sdk = FakeSdk(out=("online",))
-    train(cells[:3], sdk, tmp_path)
-    assert sdk.modes == ["online", "teardown", "offline", "offline", "offline"]
-    assert sdk.logged == [("offline", 2.0)] * 3
-    assert reach_of(tmp_path).why() == "RuntimeError: no server\\nfor online"
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert is_online(TrackingConfig(mode=mode)) is online
 
 
-def test_a_run_that_cannot_be_sent_is_the_last_that_is_waited_for(
-    cells: tuple[CellPlan, ...], tmp_path: Path
+def test_a_key_that_wandb_login_left_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sdk = FakeSdk(unfinished=("online",))
-    train(cells[:2], sdk, tmp_path)
-    assert sdk.modes == ["online", "teardown", "offline"]
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert is_online(TrackingConfig())
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.of.ours")
+    assert not is_online(TrackingConfig())
 
 
-def test_an_outage_that_is_long_over_is_tried_again(
-    cells: tuple[CellPlan, ...], tmp_path: Path
-) -> None:
-    train(cells[:1], FakeSdk(out=("online",)), tmp_path)
-    before = time.time() - LOST_FOR_S - 1
-    (left,) = (tmp_path / "wandb").iterdir()
-    os.utime(left, (before, before))
-    sdk = FakeSdk()
-    train(cells[:1], sdk, tmp_path)
-    assert sdk.modes == ["online"]
+def test_online_without_a_key_is_refused_with_the_way_on() -> None:
+    with pytest.raises(ValueError, match=r"WANDB_API_KEY.*mode: offline.*emsweep sync"):
+        check_key_for(TrackingConfig(mode="online"))
+    check_key_for(TrackingConfig(mode="auto"))
 
 
-def test_a_cell_goes_on_where_nothing_can_be_written_at_all(
-    cells: tuple[CellPlan, ...], tmp_path: Path
-) -> None:
-    sdk = FakeSdk(out=("online", "offline"))
-    train(cells[:1], sdk, tmp_path)
-    assert sdk.logged == []
+@pytest.mark.parametrize("name", ["a/b", "", "x" * 129, "50%", "a#b", " a"])
+def test_a_project_that_w_and_b_would_refuse_is_refused_in_the_spec(name: str) -> None:
+    with pytest.raises(ValueError, match="no name in W&B"):
+        TrackingConfig(project=name)
 
 
-def test_a_service_that_died_is_started_anew_for_an_offline_run(
-    cells: tuple[CellPlan, ...], tmp_path: Path
-) -> None:
-    sdk = FakeSdk(out=("offline",))
-    train(cells[:1], sdk, tmp_path, mode="offline")
-    assert sdk.modes == ["offline", "teardown", "offline"]
-    assert reach_of(tmp_path).why() is None  # it was not asked
+class World:
+    """A finished small sweep whose driver tracks it."""
+
+    def __init__(self, folder: Path, mode: str) -> None:
+        self.sweep: SweepPlan = plan(folder, tracking={"mode": mode})
+        self.store = Store(str(folder / "a-store"))
+        finish(self.sweep, self.store)
+        self.beat = Beat(self.store, "small")
+        self.said: list[str] = []
+
+    def tracking(self) -> Tracking:
+        return Tracking(self.sweep, self.store, self.beat.driver, self.said.append)
+
+    def left(self) -> int:
+        return not_sent(self.sweep, self.store, statuses(self.sweep, self.store))
 
 
-def test_an_outage_is_said_once_and_forgotten_by_the_next_run(
-    cells: tuple[CellPlan, ...], tmp_path: Path
-) -> None:
-    said: list[str] = []
-    outage = Outage(tmp_path, said.append)
-    outage.look()
-    assert said == []
-    train(cells[:2], FakeSdk(out=("online",)), tmp_path)
-    outage.look()
-    outage.look()
-    (text,) = said
-    assert "no server" in text
-    assert "wandb sync" in text
-    assert str(tmp_path) in text
-    Outage(tmp_path, said.append).look()
-    assert len(said) == 1
-
-
-def test_the_run_says_an_outage_once_among_its_progress(tmp_path: Path) -> None:
-    sweep, store, out = plan(tmp_path), Store(str(tmp_path / "store")), io.StringIO()
-    beat = Beat(store, "s")
-    try:
-        outcomes = Outcomes(sweep.spec, store, beat, SweepProgress(out, {"judge": 4}))
-        outcomes.evaluated(sweep.cells[0], None)
-        train(sweep.cells[:2], FakeSdk(out=("online",)), store.local_dir("."))
-        for cell in sweep.cells[:2]:
-            outcomes.evaluated(cell, None)
-    finally:
-        beat.close()
-    assert out.getvalue().count("W&B is not reached") == 1
-
-
-# With the real SDK ---------------------------------------------------------------------------
-
-TRAIN = """
-import sys, time
-from pathlib import Path
-from em.training import LossPoint
-from sweeps.settings import TrackingConfig
-from sweeps.tracking import WandbTracker
-from tests.small_sweep import plan
-
-folder = Path(sys.argv[1])
-import wandb
-for number, cell in enumerate(plan(folder).cells[:3]):
-    began = time.monotonic()
-    tracker = WandbTracker(
-        TrackingConfig(mode="online"), "s", folder, init_timeout_s=3, finish_timeout_s=3
-    )
-    with tracker.training(cell) as on_loss:
-        on_loss(LossPoint(step=1, loss=7 + number, learning_rate=0.1))
-    print(time.monotonic() - began)
-"""
-
-
-def run(command: list[str], folder: Path, url: str) -> str:
-    environment = os.environ | {
-        "WANDB_BASE_URL": url,
-        "WANDB_API_KEY": "a-made-up-key-of-this-test-" + "x" * 40,
-        "WANDB_ERROR_REPORTING": "false",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-    }
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def losses(history: list[str]) -> list[float]:
-    return sorted(json.loads(line)["train/loss"] for line in history)
+def test_off_starts_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path, "off")
+    tracked = world.tracking()
+    tracked.start()
+    tracked.look()
+    tracked.close()
+    world.beat.close()
+    assert world.said == []
+    assert not (tmp_path / "a-store" / "wandb").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.faults
-@pytest.mark.parametrize(("first", "then"), [("hangs", "well"), ("500", "well"), ("well", "hangs")])
-def test_what_an_outage_kept_back_is_sent_by_wandb_sync(
-    tmp_path: Path, first: Mood, then: Mood
+def test_offline_runs_are_written_beside_the_driver(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    world = World(tmp_path, "auto")
+    tracked = world.tracking()
+    tracked.start()
+    tracked.close()
+    world.beat.close()
+    assert world.said == []
+    assert len(list((tmp_path / "a-store" / "wandb").glob("offline-run-*"))) == 5
+
+
+@pytest.mark.slow
+def test_a_tracker_that_is_killed_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
-    with wandb_server(first, then) as server:
-        seconds = run([sys.executable, "-c", TRAIN, str(tmp_path)], tmp_path, server.url).split()
-        assert len(seconds) == 3
-        assert float(seconds[0]) < 30  # both timeouts, and W&B's own process started twice
-        assert max(map(float, seconds[1:])) < 10
-        assert server.history == []
-    with wandb_server() as server:
-        sync = str(Path(sys.executable).with_name("wandb"))
-        run([sync, "sync", "--include-online", "--yes"], tmp_path, server.url)
-        assert losses(server.history) == [7, 8, 9]
+    world = World(tmp_path, "online")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with wandb_backend() as backend:
+        monkeypatch.setenv("WANDB_BASE_URL", backend.url)
+        tracked = world.tracking()
+        tracked.start()
+        assert len(backend.runs) >= 1  # the sweep's own run is there before anything is trained
+        os.kill(tracked.pid or 0, signal.SIGKILL)
+        until = time.monotonic() + 60
+        while tracked.is_alive and time.monotonic() < until:
+            time.sleep(0.05)
+        tracked.look()
+        tracked.close()
+    world.beat.close()
+    assert world.left() == 0
+    assert len(backend.runs) == 5
+    assert not any(run.overwritten for run in backend.runs.values())
+    assert world.said == [f"sending the rest to W&B, for {END_S:g} s at most"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["online", "auto"])
+def test_what_w_and_b_refuses_is_told_before_anything_is_trained(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    world = World(tmp_path, mode)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with wandb_backend() as backend:
+        backend.entities = ()  # whose key it is owns nothing
+        monkeypatch.setenv("WANDB_BASE_URL", backend.url)
+        monkeypatch.setenv("WANDB_ENTITY", "nobody")
+        tracked = world.tracking()
+        if mode == "online":
+            with pytest.raises(ValueError, match=r"does not take this sweep: .*mode: offline"):
+                tracked.start()
+        else:
+            tracked.start()
+            (text,) = world.said
+            assert "go on without it" in text
+            tracked.look()
+            tracked.close()
+            assert len(world.said) == 1
+    world.beat.close()
+    assert world.left() == 4
+
+
+@pytest.mark.slow
+def test_the_driver_waits_for_a_silent_server_for_a_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    world = World(tmp_path, "online")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with wandb_backend(first="hangs") as backend:
+        monkeypatch.setenv("WANDB_BASE_URL", backend.url)
+        tracked = Tracking(world.sweep, world.store, world.beat.driver, world.said.append, end_s=5)
+        began = time.monotonic()
+        tracked.start()
+        assert time.monotonic() - began < tracking.START_S + 5
+        tracked.look()
+        began = time.monotonic()
+        tracked.close()
+        assert time.monotonic() - began < 15
+    world.beat.close()
+    assert world.left() == 4
+    assert any("does not answer" in text for text in world.said)
+    assert "'emsweep sync' sends it" in world.said[-1]
+
+
+@pytest.mark.slow
+def test_of_two_drivers_one_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    world = World(tmp_path, "auto")
+    other = Beat(world.store, "small")
+    with holding(world.store, [lease_key("small")], other.holder):
+        tracked = world.tracking()
+        tracked.start()
+        tracked.close()
+    other.close()
+    world.beat.close()
+    assert world.said == []
+    assert not (tmp_path / "a-store" / "wandb").exists()
