@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from em.analysis import ALL_PAIRS, Analysis, Pair, analyse, compared
 from em.attribution import Grid
@@ -16,6 +17,8 @@ from em.condition import Asked
 from em.contrasts import NOT_PAIRED, Contrast, adjusted
 from em.definitions import Definition
 from em.grouping import Known
+from em.record import Record
+from em.seed_rates import Weights
 from em.seeds import FACTORS
 from sweeps.answers import Place, Scores
 from sweeps.plan import SweepPlan
@@ -23,24 +26,56 @@ from sweeps.results import CellResult
 from sweeps.spec import UNTUNED, Cell
 
 
+class Design(Record):
+    """All that the analysis of an evaluation's table needs beside the table."""
+
+    what: str
+    weights: Weights
+    least: int = Field(description="scored values of a seed and question, to count")
+    pairs: tuple[Pair, ...] = Field(description="conditions to compare")
+    factors: dict[str, dict[str, str]] = Field(description="of seeds; see em.grouping")
+    one_model: tuple[str, ...] = Field(description="conditions whose seeds are of sampling alone")
+    grid: Grid
+
+    @property
+    def known(self) -> Known:
+        """What is known of the table beside its values."""
+        return Known(self.factors, frozenset(self.one_model), self.least)
+
+
 def analyses(
     sweep: SweepPlan, tables: Mapping[str, pa.Table], metrics: Mapping[str, Definition]
 ) -> dict[str, Analysis]:
     """Return the analysis of each evaluation's table (see tables_of), by its name."""
+    return {name: analysed(design_of(sweep, metrics[name]), t) for name, t in tables.items()}
+
+
+def analysed(design: Design, table: pa.Table) -> Analysis:
+    """Return the analysis of a table by its design."""
+    return analyse(
+        table,
+        what=design.what,
+        asked=Asked(weights=design.weights),
+        pairs=design.pairs,
+        known=design.known,
+        grid=design.grid,
+    )
+
+
+def design_of(sweep: SweepPlan, definition: Definition) -> Design:
+    """Return how the tables of a sweep are analysed under one definition."""
     cells = {cell.cell_id: cell.cell for cell in sweep.cells}
-    found = {}
-    for evaluation, table in tables.items():
-        definition = metrics[evaluation]
-        by_questions = definition.aggregation != "pooled"
-        found[evaluation] = analyse(
-            table,
-            what=f"{definition.name}: {definition.text}",
-            asked=Asked(weights="questions" if by_questions else "answers"),
-            pairs=_pairs(list(cells.values())),
-            known=known_of(sweep, definition),
-            grid=_grid(list(cells.values())),
-        )
-    return found
+    by_questions = definition.aggregation != "pooled"
+    untuned = (cell.condition for cell in cells.values() if cell.training is None)
+    return Design(
+        what=f"{definition.name}: {definition.text}",
+        weights="questions" if by_questions else "answers",
+        least=definition.min_answers,
+        pairs=tuple(_pairs(list(cells.values()))),
+        factors=_factors(cells),
+        one_model=tuple(dict.fromkeys(untuned)),
+        grid=_grid(list(cells.values())),
+    )
 
 
 def between_forms(
@@ -56,7 +91,10 @@ def between_forms(
         if metrics[first.name] == metrics[second.name] and first.form != second.form:
             names = (first.name, second.name)
             found += compared(
-                tables[first.name], tables[second.name], names, known_of(sweep, metrics[first.name])
+                tables[first.name],
+                tables[second.name],
+                names,
+                design_of(sweep, metrics[first.name]).known,
             )
     return adjusted([one for one in found if one.paired != NOT_PAIRED])
 
@@ -122,13 +160,6 @@ def _pairs(cells: Sequence[Cell]) -> list[Pair]:
         for second, first in itertools.combinations(known.values(), 2)
         if (first.model.name == second.model.name) != (first.variant.name == second.variant.name)
     ]
-
-
-def known_of(sweep: SweepPlan, definition: Definition) -> Known:
-    """Return what an analysis must know of the seeds and the definition."""
-    cells = {plan.cell_id: plan.cell for plan in sweep.cells}
-    untuned = (cell.condition for cell in cells.values() if cell.training is None)
-    return Known(_factors(cells), frozenset(untuned), definition.min_answers)
 
 
 def _grid(cells: Sequence[Cell]) -> Grid:

@@ -11,7 +11,9 @@ import typer
 
 from sweeps.options import Json, StoreOption, open_sweep
 
-Tables = Annotated[list[Path], typer.Argument(metavar="TABLE...", help="csv, parquet, jsonl; .gz")]
+Tables = Annotated[
+    list[Path] | None, typer.Argument(metavar="TABLE...", help="csv, parquet, jsonl; .gz")
+]
 
 
 def _option(name: str, text: str) -> Any:
@@ -19,8 +21,10 @@ def _option(name: str, text: str) -> Any:
 
 
 def analyze(
-    tables: Tables,
-    question: Annotated[str, _option("--question", "the column of questions")],
+    tables: Tables = None,
+    question: Annotated[
+        str | None, _option("--question", "the column of questions; needed with tables")
+    ] = None,
     condition: Annotated[
         list[str] | None,
         _option("--condition", "of conditions; several times: model, data …, which make a grid"),
@@ -50,8 +54,24 @@ def analyze(
         Path | None, typer.Option("--out", metavar="DIR", help="write the page and pictures here")
     ] = None,
     as_json: Json = False,
+    wandb: Annotated[
+        str | None,
+        typer.Option("--wandb", metavar="ENTITY/PROJECT", help="sweeps that W&B has, not tables"),
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option("--group", metavar="SWEEP", help="with --wandb; repeatable")
+    ] = None,
 ) -> None:
-    """Say of anyone's table how much is the seed, the question and the sampling, with intervals."""
+    """Say of anyone's table how much is the seed, the question and the sampling, with intervals.
+
+    With --wandb and --group, of the judgements of a sweep as W&B has them: as its report does.
+    """
+    if wandb is not None or group:
+        _check_no_tables(tables, question, wandb, group)
+        _analyze_gathered(wandb or "", group or [], out, as_json=as_json)
+        return
+    if not tables or question is None:
+        raise ValueError("name tables and their --question column, or --wandb and --group")
     from em.analysis import analyse
     from em.condition import Asked
     from em.definitions import DEFINITIONS
@@ -78,6 +98,40 @@ def analyze(
     found = found.model_copy(update={"notes": (*notes, *found.notes)})
     name = tables[0].name if len(tables) == 1 else f"{len(tables)} tables"
     _give(found, out, title=name, as_json=as_json)
+
+
+def _check_no_tables(
+    tables: list[Path] | None, question: str | None, project: str | None, groups: list[str] | None
+) -> None:
+    if tables or question is not None:
+        raise ValueError("--wandb reads sweeps from W&B: name no tables and no columns with it")
+    if not project or project.count("/") != 1 or not groups:
+        raise ValueError(
+            f"--wandb ENTITY/PROJECT goes with --group SWEEP; got {project!r} and {groups or []}"
+        )
+
+
+def _analyze_gathered(project: str, groups: list[str], out: Path | None, *, as_json: bool) -> None:
+    import tempfile
+
+    from em.record import fingerprint
+    from sweeps.gathering import analyses_of, fetch
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = analyses_of(fetch(project, groups, Path(folder)))
+    if as_json:
+        print(
+            json.dumps({title: a.model_dump(mode="json") for title, a in found.items()}, indent=1)
+        )
+    for title, analysis in found.items():
+        place = out / fingerprint(title)[:8] if out and len(found) > 1 else out
+        if not as_json:
+            print(f"== {title} ==")
+            _give(analysis, place, title=title, as_json=False)
+        elif place is not None:
+            from sweeps.analysis_page import write_analysis
+
+            write_analysis(analysis, place, title=title)
 
 
 def _give(found: Any, out: Path | None, *, title: str, as_json: bool) -> None:

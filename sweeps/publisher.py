@@ -344,7 +344,7 @@ class Publisher:
                 pages={"report": folder / PAGE},
             )
             if last:
-                run.upload(tracked_report.report_artifact(self._plan, folder))
+                run.upload(tracked_report.report_artifact(self._plan, folder, report, scores))
 
     def _close_report(self, run: WandbRun, told: Sequence[CellStatus]) -> None:
         self._report = None

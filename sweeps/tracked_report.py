@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from em.analysis import Analysis, analyse
 from em.condition import Asked, ConditionAnalysis
-from em.definitions import Definition
 from em.record import fingerprint
-from sweeps.analyses import known_of, tables_of
+from sweeps.analyses import Design, design_of, tables_of
 from sweeps.answers import Place, Scores
 from sweeps.attempts import CellStatus, State
+from sweeps.gathering import write_values
 from sweeps.plan import STAGES, SweepPlan
 from sweeps.report import PAGE, Report, metrics_of
 from sweeps.store import Store
@@ -121,11 +121,12 @@ def estimate_rows(
     tables = tables_of(plan, report.cells, scores)
     order = _finished_in_order(plan, report, store)
     for evaluation, table in tables.items():
+        design = design_of(plan, metrics[evaluation])
         names = list(dict.fromkeys(table["condition"].to_pylist()))[:MOST_CONDITIONS]
         most = max((len(order.get((evaluation, name), ())) for name in names), default=0)
         for k in [k for k in SEEDS if k <= most]:
             wanted = [n for n in names if len(order.get((evaluation, n), ())) >= k]
-            for analysed in _after(k, wanted, table, order, evaluation, plan, metrics[evaluation]):
+            for analysed in _after(k, wanted, table, order, evaluation, design):
                 place = place_of(evaluation, analysed)
                 if told.get(place, 0) < k:
                     yield _estimate(place, k, analysed)
@@ -133,7 +134,7 @@ def estimate_rows(
 
 def _after(
     k: int, names: Sequence[str], table: pa.Table, order: Mapping[tuple[str, str], list[str]],
-    evaluation: str, plan: SweepPlan, definition: Definition,
+    evaluation: str, design: Design,
 ) -> Sequence[ConditionAnalysis]:  # fmt: skip
     """Return the analysis of each of `names` with its first `k` seeds alone."""
     kept = {(name, unit) for name in names for unit in order[evaluation, name][:k]}
@@ -141,11 +142,8 @@ def _after(
     first = table.filter(pa.array([pair in kept for pair in pairs]))
     if not pc.any(pc.is_valid(first["value"])).as_py():
         return ()
-    weights = "questions" if definition.aggregation != "pooled" else "answers"
-    found = analyse(
-        first, what="", asked=Asked(weights=weights), pairs=(), known=known_of(plan, definition)
-    )
-    return found.conditions
+    asked = Asked(weights=design.weights, simulate=False)
+    return analyse(first, what="", asked=asked, pairs=(), known=design.known).conditions
 
 
 def _estimate(place: str, k: int, analysed: ConditionAnalysis) -> Row:
@@ -189,9 +187,15 @@ def pictures(folder: Path) -> dict[str, Path]:
     return {f"figures/{path.stem}": path for path in found[:MOST_PICTURES]}
 
 
-def report_artifact(plan: SweepPlan, folder: Path) -> Artifact:
-    """Return the report's files: its page, its numbers, and every scored answer of the sweep."""
-    files = (PAGE, "report.json", "cells.parquet", "judgements.parquet")
+def report_artifact(
+    plan: SweepPlan, folder: Path, report: Report, scores: Mapping[Place, Scores]
+) -> Artifact:
+    """Return the report's files: its page, its numbers, and every scored answer of the sweep.
+
+    With them is what its analyses are made from (see sweeps.gathering).
+    """
+    given = write_values(folder, plan, tables_of(plan, report.cells, scores))
+    files = (PAGE, "report.json", "cells.parquet", "judgements.parquet", *given)
     return Artifact(
         name=name_of(REPORT, plan.spec.name),
         type=REPORT,

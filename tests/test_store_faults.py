@@ -33,6 +33,7 @@ from sweeps.store import Store
 from sweeps.store_check import check_store
 from sweeps.store_targets import everything
 from sweeps.times import overhead
+from sweeps.tracking import Tracking
 from sweeps.training_pass import Telling
 
 NOBODY = 65534
@@ -300,7 +301,8 @@ def test_a_failure_that_cannot_be_noted_is_told_and_ends_the_run(
 ) -> None:
     beat = Beat(store, "small")
     out = StringIO()
-    outcomes = Outcomes(sweep.spec, store, beat, SweepProgress(out, {"train": 1}))
+    untracked = Tracking(sweep, store, beat.driver, print)  # never started
+    outcomes = Outcomes(sweep.spec, store, beat, SweepProgress(out, {"train": 1}), untracked)
     cell = sweep.cells[0]
     failure = CellFailure(
         cell_id=cell.cell_id, stage="judge", error_class="E", message="the cause", kind="unknown"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from finished_store import finish
 from small_sweep import SPEC, plan
 from wandb_backend import Backend, Run, wandb_backend
 
+from sweeps.analyses import tables_of
+from sweeps.gathering import analyses_of, write_values
 from sweeps.plan import SweepPlan
+from sweeps.report import make_report
 from sweeps.store import Store
 
 pytest.importorskip("wandb")
@@ -62,8 +66,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Backend]:
-    """A sweep that was sent in one go."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, Backend]]:
+    """A sweep that was sent in one go, to a server that answers still."""
     place = Place(tmp_path_factory.mktemp("undisturbed"))
     with wandb_backend() as backend:
         done = place.sync(backend.url)
@@ -72,8 +76,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Backen
         again = place.sync(backend.url)
         assert again.returncode == 0, again.stderr
         assert "sent 0 of 0" in again.stdout
+        yield place, backend
     assert backend.broken == []
-    return place, backend
 
 
 def shown(run: Run) -> list[dict[str, Any]]:
@@ -159,6 +163,54 @@ def test_what_is_asked_for_each_cell_stays_few(undisturbed: tuple[Place, Backend
     assert len(asked) < 90 * len(place.sweep.cells)
 
 
+def test_another_machine_analyses_what_w_and_b_has_as_the_store_does(
+    undisturbed: tuple[Place, Backend], tmp_path: Path
+) -> None:
+    place, backend = undisturbed
+    command = [str(EMSWEEP), "analyze", "--wandb", "e/em-sweeps", "--group"]
+
+    def analyse(*groups: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *groups, "--json", "--out", str(tmp_path / "out")], cwd=tmp_path,
+            env=place.environment(backend.url), capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+
+    done = analyse("small")
+    assert done.returncode == 0, done.stderr
+    report, _ = make_report(place.sweep, place.store)
+    expected = report.analyses["main"].model_dump(mode="json")
+    assert json.loads(done.stdout) == {"small, main": expected}
+    assert (tmp_path / "out" / "analysis.html").exists()
+    none = analyse("no-such-sweep")
+    assert none.returncode == 2
+    assert "has no report of a sweep 'no-such-sweep'" in none.stderr
+    assert "Traceback" not in none.stderr
+
+
+def test_several_sweeps_are_analysed_together(
+    undisturbed: tuple[Place, Backend], tmp_path: Path
+) -> None:
+    place, _ = undisturbed
+    report, scores = make_report(place.sweep, place.store)
+    tables = tables_of(place.sweep, report.cells, scores)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        renamed = place.sweep.spec.model_copy(update={"name": name})
+        write_values(tmp_path / name, place.sweep.model_copy(update={"spec": renamed}), tables)
+    found = analyses_of([tmp_path / "a", tmp_path / "b"])
+    assert list(found) == ["a, main", "b, main", "2 sweeps, main"]
+    together = found["2 sweeps, main"]
+    assert {c.condition for c in together.conditions} == {
+        f"{sweep} · base · {variant}" for sweep in "ab" for variant in ("none", "ours")
+    }
+    assert together.num_rows == 2 * found["a, main"].num_rows
+    (tmp_path / "b" / "values.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not hold the values of a sweep"):
+        analyses_of([tmp_path / "b"])
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [25, 70, 140])
 def test_after_an_outage_all_of_it_arrives(
     number: int, undisturbed: tuple[Place, Backend], tmp_path: Path
@@ -175,7 +227,7 @@ def test_after_an_outage_all_of_it_arrives(
     same(undisturbed[1], backend)
 
 
-@pytest.mark.parametrize("number", [30, 120])
+@pytest.mark.parametrize("number", [pytest.param(30, marks=pytest.mark.faults), 120])
 def test_a_killed_sync_goes_on(
     number: int, undisturbed: tuple[Place, Backend], tmp_path: Path
 ) -> None:

@@ -213,7 +213,7 @@ def test_a_cell_that_runs_out_of_memory_is_trained_with_less_at_once(
         beat = Beat(store, "tiny")
         task = TrainTask(
             plan=cell, store=store.url, holder=beat.holder, retries=3,
-            tracking=plan.spec.tracking, resources=plan.spec.resources,
+            resources=plan.spec.resources,
         )  # fmt: skip
         rows = {cell.content_sha256: load_rows_of(cell, relative_to=tmp_path).rows}
         train_cells([task], rows, slots=1, retries=3, on_done=done.append)

@@ -26,6 +26,7 @@ from sweeps.registry import register
 from sweeps.spend import budget_plans
 from sweeps.stages import ask_again
 from sweeps.store import Store
+from sweeps.tracking import Tracking
 from sweeps.training_pass import TrainTask, train_task
 from sweeps.waiting import Others
 
@@ -112,7 +113,9 @@ def carry_out(
     others = Others(store, lambda text: None)
     beat = Beat(store, sweep.spec.name)
     holder = beat.holder
+    tracking = Tracking(sweep, store, beat.driver, lambda text: print(text, file=sys.stderr))
     try:
+        tracking.start()
         with asyncio.Runner() as runner:
             while todo:
                 for cell in todo:
@@ -128,7 +131,9 @@ def carry_out(
                     outcomes |= {cell.cell_id: None for cell in free.done}
                     holder = replace(holder, dead=free.dead)
                     todo, waiting = free.todo, free.still_waiting
+        tracking.close()
     finally:
+        tracking.close(at_once=True)
         beat.close()
     return outcomes
 
@@ -141,7 +146,7 @@ def _one(
     if "train" in stages_to_run(cell, store):
         task = TrainTask(
             plan=cell.model_copy(update={"evaluations": (), "judgings": ()}), store=store.url,
-            holder=holder, retries=tries - 1, tracking=spec.tracking, resources=spec.resources,
+            holder=holder, retries=tries - 1, resources=spec.resources,
         )  # fmt: skip
         rows = load_rows_of(cell, relative_to=folder).rows
         outcome = train_task(task, rows, tries=tries)

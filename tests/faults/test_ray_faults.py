@@ -79,7 +79,7 @@ def drive(sweep: SweepPlan, store: Store, folder: Path) -> dict[str, Outcome]:
                 [
                     TrainTask(
                         plan=cell, store=store.url, holder=beat.holder,
-                        retries=sweep.spec.retries, tracking=sweep.spec.tracking,
+                        retries=sweep.spec.retries,
                         resources=sweep.spec.resources,
                     )
                     for cell in lacking
