@@ -37,7 +37,7 @@ from sweeps.options import (
     open_to_run,
 )
 from sweeps.store_commands import store_app
-from sweeps.tracking_commands import sync
+from sweeps.tracking_commands import dashboard, sync
 
 # A plan of ten thousand cells is millions of values without a cycle: at its own thresholds the
 # collector would walk them over and over, for a quarter of the time of `status`.
@@ -189,6 +189,7 @@ app.command("judge-check")(judge_check)
 app.command()(submit)
 app.command()(logs)
 app.command()(sync)
+app.command()(dashboard)
 
 
 def told_failed(judgements: int) -> str:

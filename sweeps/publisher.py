@@ -98,6 +98,7 @@ class Publisher:
         )
         self._report = self._runs.open(about)
         self._report.define("sweep", "sweep/finished")
+        self._report.define("estimate", tracked_report.SEEDS_STEP)
         return self._report
 
     def look(self, *, last: bool) -> bool:
@@ -329,10 +330,8 @@ class Publisher:
             folder = Path(temporary)
             report, scores = write_and_keep(self._plan, self._store, folder, for_others=True)
             for row in tracked_report.estimate_rows(self._plan, self._store, report, scores, seeds):
-                (step,) = (key for key in row if key.endswith("/seeds"))
-                run.define(step.removesuffix("/seeds"), step)
                 run.log(row)
-                run.summary[step] = row[step]
+                run.summary |= row
             run.log(
                 {"sweep/finished": sum(status.state == "finished" for status in told)},
                 tables={

@@ -3,7 +3,6 @@
 Read from the store alone, as sweeps.tracked_cell. Knows nothing of W&B's SDK.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ MOST_PICTURES = 40
 # Numbers of seeds at which estimates are told: all of a few, ever fewer of many.
 SEEDS = (*range(2, 21), 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 REPORT = "report"
+SEEDS_STEP = "estimate/seeds"
 
 
 def report_run_id(sweep: str) -> str:
@@ -127,7 +127,7 @@ def estimate_rows(
         for k in [k for k in SEEDS if k <= most]:
             wanted = [n for n in names if len(order.get((evaluation, n), ())) >= k]
             for analysed in _after(k, wanted, table, order, evaluation, design):
-                place = place_of(evaluation, analysed)
+                place = place_of(evaluation, analysed.judge, analysed.condition)
                 if told.get(place, 0) < k:
                     yield _estimate(place, k, analysed)
 
@@ -150,13 +150,12 @@ def _estimate(place: str, k: int, analysed: ConditionAnalysis) -> Row:
     interval = analysed.fixed
     told = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
     row: Row = {f"{place}/{name}": v for name, v in told.items() if v is not None}
-    return row | {f"{place}/seeds": k}
+    return row | {f"{place}/seeds": k, SEEDS_STEP: k}
 
 
-def place_of(evaluation: str, analysed: ConditionAnalysis) -> str:
-    """Return where a condition's estimates are in the history. W&B wants plain letters."""
-    words = (evaluation, analysed.judge, analysed.condition)
-    return "/".join(["estimate", *(re.sub(r"[^A-Za-z0-9]+", "_", w).strip("_") for w in words)])
+def place_of(evaluation: str, judge: str, condition: str) -> str:
+    """Return where a condition's estimates are in the history: names of a spec have no slash."""
+    return "/".join(["estimate", evaluation, judge, *condition.split(" · ")])
 
 
 def _finished_in_order(

@@ -7,13 +7,13 @@ from typing import Any
 
 import typer
 
+from sweeps.console import noise_to
 from sweeps.options import SOME_FAILED, Spec, StoreOption, log_path, open_sweep
 
 
 def sync(spec: Spec, store: StoreOption = None) -> None:
     """Send to W&B what it has not of a sweep, from the store. Safe to interrupt, and to repeat."""
     from sweeps.attempts import Beat, statuses
-    from sweeps.console import noise_to
     from sweeps.registry import known
     from sweeps.sent import not_sent
 
@@ -32,6 +32,18 @@ def sync(spec: Spec, store: StoreOption = None) -> None:
     if not everything:
         print(f"not all was sent; 'emsweep sync {spec}' goes on")
         raise typer.Exit(SOME_FAILED)
+
+
+def dashboard(spec: Spec, store: StoreOption = None) -> None:
+    """Make or replace a sweep's dashboard in W&B: a saved view of its runs, and a report."""
+    from sweeps.dashboard import save_dashboard
+
+    sweep, target = open_sweep(spec, store)
+    _check(sweep, target, is_known=True)
+    with noise_to(log_path(target, sweep.spec.name)):
+        saved = save_dashboard(sweep)
+    for name, address in saved.items():
+        print(f"{name}: {address}")
 
 
 def _check(sweep: Any, store: Any, is_known: bool) -> None:

@@ -156,9 +156,9 @@ def test_the_sweeps_run_is_made_from_all_judgements(world: World) -> None:
     }  # fmt: skip
     assert "report" in report.media
     estimates = [row for row in report.rows if any(key.endswith("/seeds") for key in row)]
-    (tuned,) = (row for row in estimates if "estimate/main/self/base_ours/seeds" in row)
-    assert tuned["estimate/main/self/base_ours/seeds"] == 2
-    assert tuned["estimate/main/self/base_ours/estimate"] == 0.0
+    (tuned,) = (row for row in estimates if "estimate/main/self/base/ours/seeds" in row)
+    assert tuned["estimate/main/self/base/ours/seeds"] == tuned["estimate/seeds"] == 2
+    assert tuned["estimate/main/self/base/ours/estimate"] == 0.0
 
 
 def test_a_running_cell_is_told_step_by_step_and_goes_on_in_the_same_run(world: World) -> None:

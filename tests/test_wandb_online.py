@@ -19,6 +19,7 @@ from small_sweep import SPEC, plan
 from wandb_backend import Backend, Run, wandb_backend
 
 from sweeps.analyses import tables_of
+from sweeps.dashboard import sections
 from sweeps.gathering import analyses_of, write_values
 from sweeps.plan import SweepPlan
 from sweeps.report import make_report
@@ -186,6 +187,35 @@ def test_another_machine_analyses_what_w_and_b_has_as_the_store_does(
     assert none.returncode == 2
     assert "has no report of a sweep 'no-such-sweep'" in none.stderr
     assert "Traceback" not in none.stderr
+
+
+def test_a_dashboard_is_made_once_and_shows_what_is_logged(
+    undisturbed: tuple[Place, Backend],
+) -> None:
+    pytest.importorskip("wandb_workspaces")
+    place, backend = undisturbed
+    shown = []
+    for _ in range(2):
+        done = subprocess.run(
+            place.command("dashboard"), cwd=place.folder, env=place.environment(backend.url),
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr + "".join(backend.broken)
+        assert "view: http" in done.stdout
+        assert "report: http" in done.stdout
+        shown.append({view["displayName"]: view["spec"] for view in backend.views.values()})
+        assert len(backend.views) == 2
+    (report,) = (run for run in backend.runs.values() if run.fields["jobType"] == "report")
+    logged = {key for run in backend.runs.values() for row in run.rows() for key in row}
+    for view in backend.views.values():
+        for section in sections(place.sweep).values():
+            for panel in section:
+                keys = getattr(panel, "media_keys", None) or [getattr(panel, "table_name", None)]
+                for key in filter(None, keys):
+                    known = {"figures/attribution-self"}  # drawn where there is a grid
+                    assert key in logged | known, key
+                    assert key in view["spec"]
+    assert report.rows()
 
 
 def test_several_sweeps_are_analysed_together(

@@ -31,6 +31,7 @@ from graphql import (
 
 Mood = Literal["well", "hangs", "500", "429", "slow"]
 ENTITY = "e"
+NOW = "2026-01-01T00:00:00Z"
 SLOW_S = 1.0
 
 
@@ -344,6 +345,21 @@ def _project(name: str) -> dict[str, Any]:
         "internalId": f"project-{name}",
         "name": name,
         "entity": {"id": f"entity-{ENTITY}", "name": ENTITY},
+        "entityName": ENTITY,
+        "createdAt": NOW,
+        "isBenchmark": False,
+        "user": {
+            "id": "u",
+            "name": "u",
+            "username": "u",
+            "email": "",
+            "admin": False,
+            "flags": "{}",
+            "entity": ENTITY,
+            "deletedAt": None,
+            "apiKeys": None,
+            "teams": None,
+        },
     }
 
 
@@ -364,8 +380,8 @@ def _bucket(run: Run) -> dict[str, Any]:
         "sweepName": None,
         "commit": None,
         "readOnly": False,
-        "createdAt": "2026-01-01T00:00:00Z",
-        "heartbeatAt": "2026-01-01T00:00:00Z",
+        "createdAt": NOW,
+        "heartbeatAt": NOW,
         "state": run.state,
         "project": _project(run.project),
         "projectId": 1,
@@ -419,8 +435,8 @@ def _artifact(backend: Backend, artifact: Artifact, project: str) -> dict[str, A
         "digestAlgorithm": "MANIFEST_MD5",
         "commitHash": artifact.id,
         "fileCount": len(artifact.entries),
-        "createdAt": "2026-01-01T00:00:00Z",
-        "updatedAt": "2026-01-01T00:00:00Z",
+        "createdAt": NOW,
+        "updatedAt": NOW,
         "aliases": [
             {"__typename": "ArtifactAlias", "id": a, "alias": a, "artifactCollection": where}
             for a in sorted(artifact.aliases)
@@ -466,7 +482,7 @@ def _membership(backend: Backend, project: str, name: str) -> dict[str, Any] | N
                 "__typename": "ArtifactCollectionMembership",
                 "id": artifact.id,
                 "versionIndex": artifact.version,
-                "createdAt": "2026-01-01T00:00:00Z",
+                "createdAt": NOW,
                 "aliases": shown["aliases"],
                 "artifactCollection": shown["artifactSequence"],
                 "artifact": shown,
@@ -492,8 +508,9 @@ def _project_of(backend: Backend, name: str, entityName: str | None = None) -> A
         known = any(a.collection == name for a in backend.artifacts.values())
         return _collection(backend, project, name) if known else None
 
-    def views(**_: Any) -> Any:
-        return _page(list(backend.views.values()))
+    def views(viewType: str = "runs", viewName: str | None = None, **_: Any) -> Any:
+        found = [view for view in backend.views.values() if view["type"] == viewType]
+        return _page([view for view in found if viewName in (None, view["name"])])
 
     project = name
     mine = [r for r in backend.runs.values() if r.project == project]
@@ -639,9 +656,12 @@ def _alert(backend: Backend, input: dict[str, Any]) -> Any:
 
 def _upsert_view(backend: Backend, input: dict[str, Any]) -> Any:
     key = input.get("id") or f"{input.get('type')}:{input.get('name') or len(backend.views)}"
-    view = backend.views.setdefault(key, {"id": key, "name": key, "displayName": "", "spec": ""})
+    user = {"username": "u", "photoUrl": None, "email": ""}
+    view = backend.views.setdefault(
+        key, {"createdAt": NOW, "updatedAt": NOW, "user": user, "previewUrl": None}
+    )
     view |= {name: value for name, value in input.items() if value is not None}
-    view |= {"id": key, "user": {"username": "u"}, "project": _project(input["projectName"])}
+    view |= {"id": key, "project": _project(input["projectName"])}
     return {"view": view, "inserted": True}
 
 
@@ -661,6 +681,9 @@ QUERIES: dict[str, Callable[..., Any]] = {
         "latestLocalVersionInfo": None,
     },
     "model": _project_of,
+    "models": lambda backend, entityName=None, **_: _page(
+        [_project(name) for name in dict.fromkeys(r.project for r in backend.runs.values())]
+    ),
     "project": _project_of,
     "entity": lambda backend, name: (
         {"id": name, "name": name, "organization": None} if name in backend.entities else None
