@@ -31,7 +31,15 @@ PATIENCE: dict[str, float] = {
 
 # Step metrics: what the values of a group are drawn against.
 STEPS = {"train": "train/step", "worker": "train/step", "eval": "eval/step", "judge": "judge/step"}
-REFUSED = ("HTTP 401", "HTTP 403", "HTTP 404", "permission denied")
+# Answers that another try would get again: no such key, no right, or a server that is too old.
+REFUSED = (
+    "HTTP 400",
+    "HTTP 401",
+    "HTTP 403",
+    "HTTP 404",
+    "permission denied",
+    "Cannot query field",
+)
 
 
 NONE: Mapping[str, Any] = MappingProxyType({})

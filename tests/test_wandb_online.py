@@ -24,6 +24,8 @@ from sweeps.gathering import analyses_of, write_values
 from sweeps.plan import SweepPlan
 from sweeps.report import make_report
 from sweeps.store import Store
+from sweeps.tracked_cell import run_id
+from sweeps.tracked_report import report_run_id
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.slow
@@ -282,6 +284,8 @@ from pathlib import Path
 from sweeps.planner import load_plan
 from sweeps.publisher import Publisher
 from sweeps.store import Store
+from sweeps.tracked_cell import run_id
+from sweeps.tracked_report import report_run_id
 from sweeps.wandb_runs import WandbRuns
 
 sweep, store = load_plan(Path(sys.argv[1])), Store(sys.argv[2])
@@ -332,23 +336,22 @@ def nested(item: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"entity": "nobody"}, "nobody"),
-        ({"project": "p"}, "deleted"),
-    ],
-)
+@pytest.mark.parametrize("what", ["entity", "deleted", "401", "old"])
 def test_what_w_and_b_refuses_is_told_and_nothing_is_sent(
-    changes: dict[str, str], told: str, undisturbed: tuple[Place, Backend], tmp_path: Path
+    what: Any, undisturbed: tuple[Place, Backend], tmp_path: Path
 ) -> None:
-    place = Place(tmp_path, undisturbed[0], tracking=changes)
+    tracking = {"entity": "nobody"} if what == "entity" else {"project": "p"}
+    place = Place(tmp_path, undisturbed[0], tracking=tracking)
     with wandb_backend() as backend:
-        if told == "deleted":
-            from sweeps.tracked_report import report_run_id
-
+        if what == "deleted":
             backend.deleted.add(report_run_id("small"))
+            backend.deleted |= {run_id("small", cell.cell_id) for cell in place.sweep.cells}
+        elif what != "entity":
+            backend.be(what)
         done = place.sync(backend.url)
-    assert told in done.stdout + done.stderr
+    words = {"entity": "nobody", "deleted": "was deleted", "401": "401", "old": "Cannot query"}
+    assert words[what] in done.stdout
+    assert "refuses" in done.stdout
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+    assert backend.runs == {}

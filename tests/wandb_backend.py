@@ -29,7 +29,7 @@ from graphql import (
     value_from_ast_untyped,
 )
 
-Mood = Literal["well", "hangs", "500", "429", "slow"]
+Mood = Literal["well", "hangs", "500", "429", "401", "old", "slow"]
 ENTITY = "e"
 NOW = "2026-01-01T00:00:00Z"
 SLOW_S = 1.0
@@ -184,8 +184,11 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
                 return
             if mood == "slow":
                 backend.ended.wait(SLOW_S)
-            if mood in ("500", "429"):
+            if mood in ("500", "429", "401"):
                 return self._answer(int(mood), b'{"error": "not now"}')
+            if mood == "old":  # a server that does not know what it is asked
+                told = b'{"errors": [{"message": "Cannot query field \\"x\\" on type \\"Q\\"."}]}'
+                return self._answer(400, told)
             try:
                 with backend.lock:
                     status, data = _answer(backend, self.command, self.path, body)
