@@ -15,6 +15,27 @@ Tables = Annotated[
     list[Path] | None, typer.Argument(metavar="TABLE...", help="csv, parquet, jsonl; .gz")
 ]
 
+SeedFrom = Annotated[
+    str | None,
+    typer.Option("--seed-from", metavar="PATTERN", help="seed in a file's name: 'seed(\\d+)'"),
+]
+Misaligned = Annotated[
+    str | None, typer.Option("--misaligned", metavar="RULE", help="what counts: 'verdict in 4,5'")
+]
+Unscored = Annotated[
+    str, typer.Option("--unscored", metavar="A,B", help="texts that stand for no score")
+]
+Logit = Annotated[
+    bool, typer.Option("--logit", help="also a mixed model on the logit scale; takes seconds")
+]
+WandbProject = Annotated[
+    str | None,
+    typer.Option("--wandb", metavar="ENTITY/PROJECT", help="sweeps that W&B has, not tables"),
+]
+Groups = Annotated[
+    list[str] | None, typer.Option("--group", metavar="SWEEP", help="with --wandb; repeatable")
+]
+
 
 def _option(name: str, text: str) -> Any:
     return typer.Option(name, metavar="COL", help=text)
@@ -30,37 +51,22 @@ def analyze(
         _option("--condition", "of conditions; several times: model, data …, which make a grid"),
     ] = None,
     seed: Annotated[str | None, _option("--seed", "of seeds")] = None,
-    seed_from: Annotated[
-        str | None,
-        typer.Option("--seed-from", metavar="PATTERN", help="seed in a file's name: 'seed(\\d+)'"),
-    ] = None,
+    seed_from: SeedFrom = None,
     judge: Annotated[str | None, _option("--judge", "of judges")] = None,
     sample: Annotated[str | None, _option("--sample", "tells samples apart")] = None,
     value: Annotated[str | None, _option("--value", "of values: 0 and 1, or any number")] = None,
-    misaligned: Annotated[
-        str | None,
-        typer.Option("--misaligned", metavar="RULE", help="what counts: 'verdict in 4,5'"),
-    ] = None,
-    unscored: Annotated[
-        str, typer.Option("--unscored", metavar="A,B", help="texts that stand for no score")
-    ] = "",
+    misaligned: Misaligned = None,
+    unscored: Unscored = "",
     aligned: Annotated[str | None, _option("--aligned", "of scores from 0 to 100")] = None,
     coherent: Annotated[str | None, _option("--coherent", "of scores from 0 to 100")] = None,
     metric: Annotated[str, typer.Option("--metric", metavar="NAME")] = "pooled_c50",
-    logit: Annotated[
-        bool, typer.Option("--logit", help="also a mixed model on the logit scale; takes seconds")
-    ] = False,
+    logit: Logit = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="write the page and pictures here")
     ] = None,
     as_json: Json = False,
-    wandb: Annotated[
-        str | None,
-        typer.Option("--wandb", metavar="ENTITY/PROJECT", help="sweeps that W&B has, not tables"),
-    ] = None,
-    group: Annotated[
-        list[str] | None, typer.Option("--group", metavar="SWEEP", help="with --wandb; repeatable")
-    ] = None,
+    wandb: WandbProject = None,
+    group: Groups = None,
 ) -> None:
     """Say of anyone's table how much is the seed, the question and the sampling, with intervals.
 
@@ -68,15 +74,10 @@ def analyze(
     """
     if wandb is not None or group:
         _check_no_tables(tables, question, wandb, group)
-        _analyze_gathered(wandb or "", group or [], out, as_json=as_json)
-        return
+        return _analyze_gathered(wandb or "", group or [], out, as_json=as_json)
     if not tables or question is None:
         raise ValueError("name tables and their --question column, or --wandb and --group")
-    from em.analysis import analyse
-    from em.condition import Asked
-    from em.definitions import DEFINITIONS
-    from em.grouping import Known
-    from em.long_tables import TableColumns, grid_in, parse_rule, read
+    from em.long_tables import TableColumns, parse_rule
 
     columns = TableColumns(
         condition=tuple(condition or ()), question=question, seed=seed, seed_pattern=seed_from,
@@ -85,8 +86,20 @@ def analyze(
         unscored=tuple(text.strip() for text in unscored.split(",") if text.strip()),
         aligned=aligned, coherent=coherent, metric=metric,
     )  # fmt: skip
+    found = _analysed(tables, columns, logit=logit)
+    name = tables[0].name if len(tables) == 1 else f"{len(tables)} tables"
+    return _give(found, out, title=name, as_json=as_json)
+
+
+def _analysed(tables: list[Path], columns: Any, *, logit: bool) -> Any:
+    from em.analysis import analyse
+    from em.condition import Asked
+    from em.definitions import DEFINITIONS
+    from em.grouping import Known
+    from em.long_tables import grid_in, read
+
     rows, notes = read(tables, columns)
-    by = DEFINITIONS[metric] if aligned is not None else None
+    by = DEFINITIONS[columns.metric] if columns.aligned is not None else None
     by_questions = by is not None and by.aggregation != "pooled"
     found = analyse(
         rows,
@@ -95,9 +108,7 @@ def analyze(
         known=Known(least=by.min_answers if by else 1),
         grid=grid_in(rows),
     )
-    found = found.model_copy(update={"notes": (*notes, *found.notes)})
-    name = tables[0].name if len(tables) == 1 else f"{len(tables)} tables"
-    _give(found, out, title=name, as_json=as_json)
+    return found.model_copy(update={"notes": (*notes, *found.notes)})
 
 
 def _check_no_tables(

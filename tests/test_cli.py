@@ -232,7 +232,7 @@ def test_plan_tells_every_cell_and_writes_nothing(model: Path, tmp_path: Path) -
 def test_status_before_the_first_run(model: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, tiny_spec(model))
     told = json.loads(emsweep("status", spec, "--store", tmp_path / "store", "--json").stdout)
-    assert set(told) == {"sweep", "store", "cells"}
+    assert set(told) == {"sweep", "store", "not_in_wandb", "cells"}
     assert set(told["cells"][0]) == {
         "cell_id", "model", "variant", "seed", "state", "stage", "attempts", "error", "kind",
         "cure", "failed_judgements",
