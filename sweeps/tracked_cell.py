@@ -29,14 +29,17 @@ MOST_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Artifact:
-    """A thing with a content: `files` are bytes or a local file by path, `references` addresses."""
+    """A thing with a content: `files` are bytes or a local file, by path.
+
+    `references` are addresses in a bucket, each with a hash of what is there.
+    """
 
     name: str
     type: str
     aliases: tuple[str, ...]
     metadata: dict[str, Any]
     files: dict[str, bytes | Path] = field(default_factory=dict)
-    references: dict[str, str] = field(default_factory=dict)
+    references: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def run_id(sweep: str, cell_id: str) -> str:
@@ -215,7 +218,7 @@ def adapter_artifact(plan: CellPlan, store: Store, *, most_mib: float) -> Artifa
     files: dict[str, bytes | Path] = {"adapter.json": _json(told)}
     references = {}
     if not store.files.is_local:
-        references["weights"] = store.adapter_url(plan.training_key)
+        references["weights"] = (store.adapter_url(plan.training_key), record.weights_sha256)
     elif most_mib > 0:
         kept = [path for path in sorted(store.adapter_dir(record).rglob("*")) if path.is_file()]
         if sum(path.stat().st_size for path in kept) <= most_mib * 2**20:
@@ -240,10 +243,11 @@ def responses_artifact(plan: CellPlan, store: Store) -> Artifact:
         record = store.stream("responses", evaluation.stream)
         for part in record.parts if record else ():
             place = f"{evaluation.name}/{part.name}"
+            address = store.part_url("responses", evaluation.stream, part)
             if store.files.is_local:
-                files[place] = Path(store.part_url("responses", evaluation.stream, part))
+                files[place] = Path(address)
             else:
-                references[place] = store.part_url("responses", evaluation.stream, part)
+                references[place] = (address, part.sha256)
         streams[evaluation.name] = evaluation.stream
     return Artifact(
         name=name_of("responses", plan.cell.model.name, plan.cell.variant.name),

@@ -114,8 +114,10 @@ class WandbRun:
                     file.write(data)
             else:
                 made.add_file(str(data), name=path)
-        for path, address in sorted(content.references.items()):
-            made.add_reference(address, name=path, checksum=False)
+        for path, (address, digest) in sorted(content.references.items()):
+            # add_reference would want the bucket's own package here, and ask the bucket.
+            entry = self._sdk.sdk.artifacts.artifact_manifest_entry.ArtifactManifestEntry
+            made.manifest.add_entry(entry(path=path, digest=digest, ref=address, size=0))
         logged = self._run.log_artifact(made, aliases=list(content.aliases))
         if not self._online:
             return None

@@ -1,5 +1,6 @@
 """What W&B is told of a sweep: all of it, once, in order, whatever happens in between."""
 
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -25,7 +26,13 @@ from sweeps.publisher import (
 )
 from sweeps.sent import not_sent
 from sweeps.store import Store
-from sweeps.tracked_cell import run_id, training_rows, version_of
+from sweeps.tracked_cell import (
+    adapter_artifact,
+    responses_artifact,
+    run_id,
+    training_rows,
+    version_of,
+)
 
 
 class World:
@@ -376,3 +383,32 @@ def test_a_stopped_sweeps_cells_are_preempted_not_finished(world: World) -> None
     assert world.publisher.look(last=True)
     assert world.kept(world.tuned).ends == ["preempted"]
     assert world.runs.report().ends == ["preempted"]
+
+
+def test_what_lies_in_a_bucket_is_named_by_address_and_hash(tmp_path: Path) -> None:
+    sweep, store = plan(tmp_path), Store("memory://a-bucket-of-this-test")
+    finish(sweep, store)
+    cell = next(cell for cell in sweep.cells if cell.cell.training is not None)
+    record = store.training(cell.training_key)
+    assert record is not None
+    adapter = adapter_artifact(cell, store, most_mib=1000)
+    assert adapter is not None
+    assert set(adapter.files) == {"adapter.json"}
+    (address, digest) = adapter.references["weights"]
+    assert address.startswith("memory://")
+    assert store.files.fs.exists(address)
+    assert digest == record.weights_sha256
+    responses = responses_artifact(cell, store)
+    assert responses.files == {}
+    for address, digest in responses.references.values():
+        assert hashlib.sha256(store.files.fs.cat_file(address)).hexdigest() == digest
+
+
+def test_adapters_are_sent_whole_where_they_are_small_enough(world: World) -> None:
+    world.finish()
+    cell = world.sweep.cells[world.tuned]
+    for most, whole in ((0, False), (0.00001, False), (1, True)):
+        adapter = adapter_artifact(cell, world.store, most_mib=most)
+        assert adapter is not None
+        assert (len(adapter.files) > 1) is whole
+        assert adapter.references == {}

@@ -220,6 +220,41 @@ def test_a_dashboard_is_made_once_and_shows_what_is_logged(
     assert report.rows()
 
 
+REFERENCE = """
+import sys
+from pathlib import Path
+from sweeps.settings import TrackingConfig
+from sweeps.tracked_cell import Artifact
+from sweeps.wandb_runs import About, WandbRuns
+
+runs = WandbRuns(TrackingConfig(mode="online"), "s", Path(sys.argv[1]), online=True)
+run = runs.open(About("r", "r", "cell", (), {}))
+for _ in range(2):
+    content = Artifact(
+        "adapter.m.v", "model", ("key-1",), {"a": 1}, {"adapter.json": b"{}"},
+        {"weights": ("s3://bucket/training/1/adapter", "0" * 64)},
+    )
+    print(run.upload(content))
+run.close(0)
+"""
+
+
+def test_what_lies_in_a_bucket_is_sent_by_address(tmp_path: Path) -> None:
+    environment = {"WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
+    with wandb_backend() as backend:
+        done = subprocess.run(
+            [sys.executable, "-c", REFERENCE, str(tmp_path)], capture_output=True, text=True,
+            env=os.environ | environment | {"WANDB_BASE_URL": backend.url}, timeout=120,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["e/em-sweeps/adapter.m.v:v0"] * 2
+        (artifact,) = backend.of_type("model")
+    assert artifact.entries["weights"]["ref"] == "s3://bucket/training/1/adapter"
+    assert artifact.entries["weights"]["digest"] == "0" * 64
+    assert backend.content(artifact, "adapter.json") == b"{}"
+
+
 def test_several_sweeps_are_analysed_together(
     undisturbed: tuple[Place, Backend], tmp_path: Path
 ) -> None:
