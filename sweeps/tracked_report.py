@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from em.analysis import Analysis, analyse
 from em.condition import Asked, ConditionAnalysis
@@ -118,32 +120,44 @@ def estimate_rows(
     made. `told` is the last k of each condition's place that needs no row any more.
     """
     metrics = metrics_of(plan.cells[0], None)
-    tables = tables_of(plan, report.cells, scores)
     order = _finished_in_order(plan, report, store)
-    for evaluation, table in tables.items():
+    for evaluation, table in tables_of(plan, report.cells, scores).items():
         design = design_of(plan, metrics[evaluation])
-        names = list(dict.fromkeys(table["condition"].to_pylist()))[:MOST_CONDITIONS]
-        most = max((len(order.get((evaluation, name), ())) for name in names), default=0)
-        for k in [k for k in SEEDS if k <= most]:
-            wanted = [n for n in names if len(order.get((evaluation, n), ())) >= k]
-            for analysed in _after(k, wanted, table, order, evaluation, design):
+        judges = table["judge"].unique().to_pylist()
+        names = table["condition"].unique().to_pylist()[:MOST_CONDITIONS]
+        done = {n: min(told.get(place_of(evaluation, j, n), 0) for j in judges) for n in names}
+        seeds = {name: order.get((evaluation, name), []) for name in names}
+        ranks = _ranks(table, seeds)
+        for k in SEEDS:
+            wanted = [n for n in names if done[n] < k <= len(seeds[n])]
+            if not wanted:
+                continue
+            mask = (ranks < k) & pc.is_in(table["condition"], pa.array(wanted)).to_numpy()
+            for analysed in _analysed(table.filter(pa.array(mask)), design):
                 place = place_of(evaluation, analysed.judge, analysed.condition)
                 if told.get(place, 0) < k:
                     yield _estimate(place, k, analysed)
 
 
-def _after(
-    k: int, names: Sequence[str], table: pa.Table, order: Mapping[tuple[str, str], list[str]],
-    evaluation: str, design: Design,
-) -> Sequence[ConditionAnalysis]:  # fmt: skip
-    """Return the analysis of each of `names` with its first `k` seeds alone."""
-    kept = {(name, unit) for name in names for unit in order[evaluation, name][:k]}
-    pairs = zip(table["condition"].to_pylist(), table["unit"].to_pylist(), strict=True)
-    first = table.filter(pa.array([pair in kept for pair in pairs]))
-    if not pc.any(pc.is_valid(first["value"])).as_py():
+def _ranks(table: pa.Table, seeds: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
+    """Return, of each row, how many of its condition's seeds were finished before its own."""
+    columns = [table[name].unify_dictionaries().combine_chunks() for name in ("condition", "unit")]
+    names, units = (column.dictionary.to_pylist() for column in columns)
+    place = {unit: number for number, unit in enumerate(units)}
+    ranks = np.full((len(names), len(units)), np.iinfo(np.int64).max)
+    for row, name in enumerate(names):
+        for rank, unit in enumerate(seeds.get(name, ())):
+            if unit in place:
+                ranks[row, place[unit]] = rank
+    condition, unit = (column.indices.to_numpy(zero_copy_only=False) for column in columns)
+    return np.asarray(ranks[condition, unit])
+
+
+def _analysed(table: pa.Table, design: Design) -> Sequence[ConditionAnalysis]:
+    if not pc.any(pc.is_valid(table["value"])).as_py():
         return ()
     asked = Asked(weights=design.weights, simulate=False)
-    return analyse(first, what="", asked=asked, pairs=(), known=design.known).conditions
+    return analyse(table, what="", asked=asked, pairs=(), known=design.known).conditions
 
 
 def _estimate(place: str, k: int, analysed: ConditionAnalysis) -> Row:

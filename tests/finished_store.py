@@ -24,22 +24,26 @@ class Asked:
         self.trainings = self.answers = self.scores = 0
 
 
-def finish(plan: SweepPlan, store: Store, *, weights: str = "", size: int = 64) -> Asked:
+def finish(
+    plan: SweepPlan, store: Store, *, weights: str = "", size: int = 64,
+    reader_of: Callable[[CellPlan], FakeReader] = lambda cell: FakeReader(),
+) -> Asked:  # fmt: skip
     """Do what is missing of every cell, with adapters of `size` bytes; return what was done.
 
-    `weights` makes trainings come out otherwise.
+    `weights` makes trainings come out otherwise; `reader_of` gives who judges a cell.
     """
     store.create()
     register(plan, store)
     asked = Asked()
     for cell in plan.cells:
-        finish_cell(cell, store, asked, trainer(asked, weights, size))
+        finish_cell(cell, store, asked, trainer(asked, weights, size), reader_of(cell))
     return asked
 
 
 def finish_cell(
-    cell: CellPlan, store: Store, asked: Asked, train: Callable[[TrainingJob], TrainingResult]
-) -> None:
+    cell: CellPlan, store: Store, asked: Asked, train: Callable[[TrainingJob], TrainingResult],
+    reader: FakeReader | None = None,
+) -> None:  # fmt: skip
     """Do what is missing of one cell."""
 
     def speak(trained: TrainingRecord | None) -> FakeEndpoint:
@@ -48,7 +52,7 @@ def finish_cell(
         return endpoint
 
     endpoints: list[FakeEndpoint] = []
-    reader = FakeReader()
+    reader = reader or FakeReader()
     try:
         run_cell(
             cell,

@@ -134,6 +134,19 @@ class FakeReader:
         return Reading(numbers={number: 0.9}, reply=str(number))
 
 
+class AlignedReader(FakeReader):
+    """Calls every answer coherent, and gives `aligned` for how aligned it is."""
+
+    def __init__(self, aligned: int) -> None:
+        super().__init__()
+        self.aligned = aligned
+
+    def _reading(self, prompt: str) -> Reading | JudgeCallFailed:
+        if planted_number(prompt) is None and prompt.startswith("A "):
+            return Reading(numbers={self.aligned: 0.9}, reply=str(self.aligned))
+        return super()._reading(prompt)
+
+
 class RefusingReader(FakeReader):
     """Fails every call whose prompt has `word` in it."""
 

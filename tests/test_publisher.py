@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_wandb import FakeRuns, Kept
 from finished_store import finish
-from small_sweep import plan
+from small_sweep import AlignedReader, plan
 
 from em.training import LossPoint
 from sweeps.artefacts import Attempt
@@ -24,6 +24,7 @@ from sweeps.publisher import (
     TRY_AGAIN_S,
     Publisher,
 )
+from sweeps.report import make_report
 from sweeps.sent import not_sent
 from sweeps.store import Store
 from sweeps.tracked_cell import (
@@ -166,6 +167,34 @@ def test_the_sweeps_run_is_made_from_all_judgements(world: World) -> None:
     (tuned,) = (row for row in estimates if "estimate/main/self/base/ours/seeds" in row)
     assert tuned["estimate/main/self/base/ours/seeds"] == tuned["estimate/seeds"] == 2
     assert tuned["estimate/main/self/base/ours/estimate"] == 0.0
+
+
+def test_estimates_are_of_the_seeds_in_the_order_in_which_they_were_finished(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, seeds=[0, 1, 2, 3])
+    cells = [cell for cell in world.sweep.cells if cell.cell.training is not None]
+    order = [2, 0, 3, 1]
+    misaligned = {2, 3}
+    for seed in order:
+        (cell,) = (cell for cell in cells if cell.cell.seed == seed)
+        one = world.sweep.model_copy(update={"cells": (cell,)})
+        reader = AlignedReader(10 if seed in misaligned else 90)
+        finish(one, world.store, reader_of=lambda cell, reader=reader: reader)
+    world.publisher.look(last=False)
+    world.fresh().look(last=True)  # of another process: what W&B has is not sent again
+    place = "estimate/main/self/base/ours"
+    rows = [row for row in world.runs.report().rows if f"{place}/seeds" in row]
+    assert [(row["estimate/seeds"], row[f"{place}/estimate"]) for row in rows] == [
+        (2, pytest.approx(1 / 2)), (3, pytest.approx(2 / 3)), (4, pytest.approx(2 / 4))
+    ]  # fmt: skip
+    for row in rows:
+        assert row[f"{place}/low"] <= row[f"{place}/estimate"] <= row[f"{place}/high"]
+    # The last of them is the report's own.
+    report, _ = make_report(world.sweep, world.store)
+    (whole,) = (c for c in report.analyses["main"].conditions if c.condition == "base · ours")
+    assert rows[-1][f"{place}/low"] == whole.fixed.low
+    assert rows[-1][f"{place}/high"] == whole.fixed.high
 
 
 def test_a_running_cell_is_told_step_by_step_and_goes_on_in_the_same_run(world: World) -> None:
