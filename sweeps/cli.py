@@ -121,9 +121,9 @@ def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None
     sweep, target = open_sweep(spec, store)
     found = statuses(sweep, target)
     cells = [item.shown for item in found]
-    unsent = not_sent(sweep, target, found) if sweep.spec.tracking.mode != "off" else None
+    unsent = not_sent(sweep, target, found)
     if as_json:
-        whole = {"sweep": sweep.spec.name, "store": target.url, "not_in_wandb": unsent}
+        whole = {"sweep": sweep.spec.name, "store": target.url, "not_in_wandb": unsent._asdict()}
         print(json.dumps(whole | {"cells": cells}, indent=1))
         return
     counts = Counter(cell["state"] for cell in cells)
@@ -139,11 +139,10 @@ def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None
         )
     for line in told(sweep):
         print(line)
-    if unsent:
-        print(
-            f"W&B: {unsent} cell{'s' * (unsent != 1)} not sent, or not as they are now; 'emsweep "
-            f"sync {spec}' sends them"
-        )
+    if any(unsent) and sweep.spec.tracking.mode != "off":
+        what = f"{unsent.cells} cell{'s' * (unsent.cells != 1)}" if unsent.cells else ""
+        what += " and the report" if unsent.cells and unsent.report else ""
+        print(f"W&B has not, or not as it is now: {what or 'the report'}; 'emsweep sync {spec}'")
     for kind, cells_of in Counter(cell["kind"] for cell in cells if cell["kind"]).items():
         print(f"{cells_of} failed, {kind}: {CURES[kind]}")
 
@@ -219,13 +218,29 @@ def _run(
     if keep is not None or not (todo or known(sweep, store)):
         store.create()
         register(sweep, store)
-    if todo:
+    if not todo:
+        _send_rest(sweep, store)
+    else:
         store.create()
         _carry_out(
             spec, sweep, store, todo, address=address, inline=inline, retry_failed=retry_failed
         )
     meant = todo if stage else cells_named(sweep, only)
     _end(spec, sweep, store, {cell.cell_id for cell in meant})
+
+
+def _send_rest(sweep: Any, store: Any) -> None:
+    """Send what an earlier run could not, where runs are online."""
+    from sweeps.attempts import statuses
+    from sweeps.console import noise_to
+    from sweeps.sent import not_sent
+    from sweeps.tracking import catch_up
+    from sweeps.wandb_settings import mode_of
+
+    online = mode_of(sweep.spec.tracking) == "online"
+    if online and any(not_sent(sweep, store, statuses(sweep, store))):
+        with noise_to(log_path(store, sweep.spec.name)) as out:
+            catch_up(sweep, store, lambda text: print(text, file=out))
 
 
 def _carry_out(

@@ -6,6 +6,7 @@ logged by sweeps.publisher. Knows nothing of the store.
 
 from typing import Any
 
+from em.record import fingerprint
 from sweeps.analysis_page import slug
 from sweeps.plan import SweepPlan
 from sweeps.settings import TrackingConfig
@@ -15,16 +16,16 @@ from sweeps.tracked_report import MOST_CONDITIONS, SEEDS_STEP, place_of
 MOST_LINES = 20  # of one panel: more cannot be told apart
 
 
-def save_dashboard(sweep: SweepPlan, *, sdk: Any = None) -> dict[str, str]:
+def save_dashboard(sweep: SweepPlan) -> dict[str, str]:
     """Make or replace the sweep's view and report in W&B; return their addresses by name.
 
     Raises ValueError where W&B does not answer, or refuses.
     """
-    if sdk is None:
-        import wandb as sdk
+    import wandb
+
     try:
-        entity = sweep.spec.tracking.entity or str(sdk.Api(timeout=30).default_entity)
-        return {"view": _save_view(sweep, entity), "report": _save_report(sweep, entity, sdk)}
+        entity = sweep.spec.tracking.entity or str(wandb.Api(timeout=30).default_entity)
+        return {"view": _save_view(sweep, entity), "report": _save_report(sweep, entity, wandb)}
     except Exception as error:
         raise ValueError(f"W&B does not take the dashboard: {error}") from error
 
@@ -36,7 +37,7 @@ def title_of(spec: SweepSpec) -> str:
 
 def view_name(spec: SweepSpec) -> str:
     """Return the view's name in addresses; W&B's own form of one."""
-    return f"nw-emsweep{spec.name.lower().replace('.', '').replace('_', '').replace('-', '')}-v"
+    return f"nw-emsweep{fingerprint(spec.name)[:12]}-v"
 
 
 def runs_of(spec: SweepSpec) -> str:

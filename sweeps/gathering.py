@@ -19,6 +19,7 @@ from em.record import Record, fingerprint
 from sweeps.analyses import Design, analysed, design_of
 from sweeps.plan import SweepPlan
 from sweeps.report import metrics_of
+from sweeps.tracked_cell import name_of
 
 INDEX = "values.json"
 REPORT = "report"
@@ -69,7 +70,7 @@ def analyses_of(folders: Sequence[Path]) -> dict[str, Analysis]:
     """Return each sweep's analyses by a title and, of several sweeps, one of all together.
 
     That compares conditions of different sweeps, where their evaluations have one name and
-    definition; a condition is then called after its sweep.
+    definition and no seed factor is fixed or crossed; a condition is then called after its sweep.
     """
     found: dict[str, Analysis] = {}
     together: dict[tuple[str, str], list[tuple[str, Design, pa.Table]]] = {}
@@ -81,7 +82,8 @@ def analyses_of(folders: Sequence[Path]) -> dict[str, Analysis]:
             place = (values.evaluation, values.design.what)
             together.setdefault(place, []).append((index.sweep, values.design, table))
     for (evaluation, _), parts in together.items():
-        if len(parts) > 1:
+        # Seeds of two sweeps are others, and factors that cross them cannot be told apart.
+        if len(parts) > 1 and not any(design.factors for _, design, _ in parts):
             found[f"{len(parts)} sweeps, {evaluation}"] = _together(parts)
     return found
 
@@ -113,15 +115,15 @@ def _plain(table: pa.Table) -> pa.Table:
     )
 
 
-def fetch(project: str, groups: Sequence[str], folder: Path, *, sdk: Any = None) -> list[Path]:
+def fetch(project: str, groups: Sequence[str], folder: Path) -> list[Path]:
     """Return a folder for each sweep in `groups`, with what W&B's `project` has of its report.
 
     Raises ValueError where W&B does not answer, or has none.
     """
-    if sdk is None:
-        import wandb as sdk
+    import wandb
+
     try:
-        api = sdk.Api(timeout=30)
+        api = wandb.Api(timeout=30)
         return [_fetched(api, project, group, folder / fingerprint(group)[:12]) for group in groups]
     except ValueError as error:
         if type(error) is not ValueError:  # of the SDK's own kinds
@@ -132,12 +134,19 @@ def fetch(project: str, groups: Sequence[str], folder: Path, *, sdk: Any = None)
 
 
 def _fetched(api: Any, project: str, group: str, folder: Path) -> Path:
-    runs = api.runs(project, filters={"group": group, "jobType": REPORT})
-    found = [a for run in runs for a in run.logged_artifacts() if a.type == REPORT]
-    if not found:
+    try:
+        found = api.artifact(f"{project}/{report_name(group)}:latest", type=REPORT)
+    except Exception as error:
+        if "not found" not in str(error):
+            raise
         raise ValueError(
             f"W&B's project {project} has no report of a sweep {group!r}: it is sent when a run "
             "has ended, or by 'emsweep sync SPEC'"
-        )
-    found[-1].download(str(folder))
+        ) from error
+    found.download(str(folder))
     return folder
+
+
+def report_name(sweep: str) -> str:
+    """Return the name of the artifact with a sweep's report."""
+    return name_of(REPORT, sweep)

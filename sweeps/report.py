@@ -25,6 +25,7 @@ from sweeps.asking import given_scores
 from sweeps.attempts import statuses
 from sweeps.claims import ClaimResult, decide
 from sweeps.conditions import Condition, conditions
+from sweeps.for_others import without_places
 from sweeps.gates_told import gate_warnings
 from sweeps.identities import identities
 from sweeps.judges_compared import JudgesCompared, compare_judges
@@ -136,7 +137,14 @@ def write_and_keep(
         report, scores = make_report(sweep, store, metric=metric, take=take)
         if for_others:
             cells = tuple(cell.model_copy(update={"error": None}) for cell in report.cells)
-            report = report.model_copy(update={"store": "", "cells": cells})
+            report = report.model_copy(
+                update={
+                    "store": "",
+                    "cells": cells,
+                    "warnings": tuple(without_places(list(report.warnings))),
+                    "identities": without_places(report.identities),
+                }
+            )
         table.close()
         data = json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False)
         write_output(folder / "report.json", data.encode())

@@ -5,6 +5,7 @@ a secret, the environment, a command line, or a path or message of this machine.
 W&B's SDK.
 """
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from em.definitions import DEFINITIONS
 from em.record import fingerprint
 from sweeps.asking import given_scores
 from sweeps.attempts import CellStatus
+from sweeps.for_others import without_places
 from sweeps.live import LivePoint, LiveTraining
 from sweeps.plan import CellPlan
 from sweeps.results import CellResult, ScoredResponse
@@ -41,10 +44,26 @@ class Artifact:
     files: dict[str, bytes | Path] = field(default_factory=dict)
     references: dict[str, tuple[str, str]] = field(default_factory=dict)
 
+    @property
+    def digest(self) -> str:
+        """What changes with the content, wherever it lies."""
+        found = {path: _sha256(data) for path, data in self.files.items()}
+        return fingerprint(
+            [self.name, self.type, found, {p: d for p, (_, d) in self.references.items()}]
+        )
 
-def run_id(sweep: str, cell_id: str) -> str:
-    """Return the id of a cell's run: the same from every process and machine."""
-    return fingerprint([sweep, cell_id])[:16]
+
+def _sha256(data: bytes | Path) -> str:
+    return hashlib.sha256(data if isinstance(data, bytes) else data.read_bytes()).hexdigest()
+
+
+def run_id(identity: str, cell: CellPlan) -> str:
+    """Return the id of a cell's run: the same from every process and machine.
+
+    `identity` is the sweep's in its store. Another training of the cell (from data that changed
+    under its name) is another run.
+    """
+    return fingerprint([identity, cell.cell_id, cell.training_key])[:16]
 
 
 def config_of(plan: CellPlan, sweep: str) -> Row:
@@ -57,7 +76,7 @@ def config_of(plan: CellPlan, sweep: str) -> Row:
         "model": cell.model.name,
         "model_revision": plan.model_revision,
         "variant": cell.variant.name,
-        "dataset": " + ".join(cell.variant.datasets) or None,
+        "dataset": without_places(" + ".join(cell.variant.datasets)) or None,
         "rows": plan.num_rows,
         "content_sha256": plan.content_sha256,
         "training_key": plan.training_key,
@@ -83,10 +102,12 @@ def tags_of(plan: CellPlan, attempts: int) -> list[str]:
 
 def version_of(plan: CellPlan, status: CellStatus) -> str:
     """Return what changes whenever W&B is to be told something new of a cell that is at rest."""
-    wanted = [e.wanted for e in plan.evaluations], [j.wanted for j in plan.judgings]
+    definitions = [DEFINITIONS[e.metric] for e in plan.evaluations]
     return fingerprint(
         [status.state, status.stage, status.attempts, status.error_class, status.failed_judgements,
-         status.stages_left, [e.metric for e in plan.evaluations], *wanted]
+         status.stages_left, plan.training_key, [(d.name, d.version) for d in definitions],
+         [(e.stream, e.wanted) for e in plan.evaluations],
+         [(j.stream, j.wanted) for j in plan.judgings]]
     )[:16]  # fmt: skip
 
 
@@ -188,8 +209,8 @@ def dataset_artifact(plan: CellPlan) -> Artifact:
         "content_sha256": plan.content_sha256,
         "rows": plan.num_rows,
         "held_out": plan.num_held_out,
-        "variant": plan.cell.variant.model_dump(mode="json", exclude_defaults=True),
-        "steps": [step.model_dump(mode="json") for step in plan.steps],
+        "variant": without_places(plan.cell.variant.model_dump(mode="json", exclude_defaults=True)),
+        "steps": without_places([step.model_dump(mode="json") for step in plan.steps]),
     }
     return Artifact(
         name=name_of("dataset", plan.cell.variant.name),

@@ -6,6 +6,7 @@ Read from the store alone, as sweeps.tracked_cell. Knows nothing of W&B's SDK.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,23 +19,23 @@ from em.record import fingerprint
 from sweeps.analyses import Design, design_of, tables_of
 from sweeps.answers import Place, Scores
 from sweeps.attempts import CellStatus, State
-from sweeps.gathering import write_values
+from sweeps.gathering import REPORT as REPORT
+from sweeps.gathering import report_name, write_values
 from sweeps.plan import STAGES, SweepPlan
 from sweeps.report import PAGE, Report, metrics_of
 from sweeps.store import Store
-from sweeps.tracked_cell import MOST_ROWS, Artifact, Row, name_of
+from sweeps.tracked_cell import MOST_ROWS, Artifact, Row
 
-MOST_CONDITIONS = 200  # that have a history of their own: W&B slows down with thousands of keys
+MOST_CONDITIONS = 200  # with a history, over all judges: W&B slows down with thousands of keys
 MOST_PICTURES = 40
 # Numbers of seeds at which estimates are told: all of a few, ever fewer of many.
 SEEDS = (*range(2, 21), 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
-REPORT = "report"
 SEEDS_STEP = "estimate/seeds"
 
 
-def report_run_id(sweep: str) -> str:
-    """Return the id of the sweep's own run."""
-    return fingerprint([sweep, "the sweep itself"])[:16]
+def report_run_id(identity: str) -> str:
+    """Return the id of the sweep's own run; `identity` is the sweep's in its store."""
+    return fingerprint([identity, "the sweep itself"])[:16]
 
 
 def report_config(plan: SweepPlan) -> Row:
@@ -112,45 +113,56 @@ def estimate_rows(
     store: Store,
     report: Report,
     scores: Mapping[Place, Scores],
-    told: Mapping[str, int],
+    told: Mapping[str, Any],
 ) -> Iterator[Row]:
     """Yield each condition's estimate and interval after its first k finished seeds, by k.
 
-    In the order in which its seeds were finished, so that the rows are the same whenever they are
-    made. `told` is the last k of each condition's place that needs no row any more.
+    In the order in which a judge was through with its seeds; a seed is finished with the last of
+    its cells. `told` are the values of the rows that were yielded before: they are not again, but
+    where more is asked of a cell now.
     """
     metrics = metrics_of(plan.cells[0], None)
-    order = _finished_in_order(plan, report, store)
+    order = _seeds_in_order(plan, report, store)
+    asked = {e.name: e.num_responses for e in plan.cells[0].evaluations}
+    most = max(1, MOST_CONDITIONS // max(1, len({place[:2] for place in order})))
     for evaluation, table in tables_of(plan, report.cells, scores).items():
         design = design_of(plan, metrics[evaluation])
-        judges = table["judge"].unique().to_pylist()
-        names = table["condition"].unique().to_pylist()[:MOST_CONDITIONS]
-        done = {n: min(told.get(place_of(evaluation, j, n), 0) for j in judges) for n in names}
-        seeds = {name: order.get((evaluation, name), []) for name in names}
-        ranks = _ranks(table, seeds)
-        for k in SEEDS:
-            wanted = [n for n in names if done[n] < k <= len(seeds[n])]
-            if not wanted:
-                continue
-            mask = (ranks < k) & pc.is_in(table["condition"], pa.array(wanted)).to_numpy()
-            for analysed in _analysed(table.filter(pa.array(mask)), design):
-                place = place_of(evaluation, analysed.judge, analysed.condition)
-                if told.get(place, 0) < k:
-                    yield _estimate(place, k, analysed)
+        for judge in table["judge"].unique().to_pylist():
+            mine = table.filter(pc.equal(table["judge"], judge))
+            names = mine["condition"].unique().to_pylist()[:most]
+            places = {name: place_of(evaluation, judge, name) for name in names}
+            done = {n: _last_told(told, places[n], asked[evaluation]) for n in names}
+            seeds = {name: order.get((evaluation, judge, name), []) for name in names}
+            ranks = _ranks(mine, seeds)
+            for k in SEEDS:
+                wanted = [n for n in names if done[n] < k <= len(seeds[n])]
+                if not wanted:
+                    continue
+                within = pc.is_in(mine["condition"], pa.array(wanted)).to_numpy()
+                for one in _analysed(mine.filter(pa.array((ranks < k) & within)), design):
+                    if one.num_seeds == k:
+                        row = _estimate(places[one.condition], k, one)
+                        yield row | {f"{places[one.condition]}/asked": asked[evaluation]}
+
+
+def _last_told(told: Mapping[str, Any], place: str, asked: int) -> int:
+    return int(told.get(f"{place}/seeds", 0)) if told.get(f"{place}/asked") == asked else 0
 
 
 def _ranks(table: pa.Table, seeds: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
     """Return, of each row, how many of its condition's seeds were finished before its own."""
-    columns = [table[name].unify_dictionaries().combine_chunks() for name in ("condition", "unit")]
-    names, units = (column.dictionary.to_pylist() for column in columns)
-    place = {unit: number for number, unit in enumerate(units)}
-    ranks = np.full((len(names), len(units)), np.iinfo(np.int64).max)
+    # A table's own dictionary has an entry for each cell: one name stands in it several times.
+    texts = (table[name].cast(pa.string()) for name in ("condition", "seed"))
+    columns = [column.combine_chunks().dictionary_encode() for column in texts]
+    names, numbers = (column.dictionary.to_pylist() for column in columns)
+    place = {seed: number for number, seed in enumerate(numbers)}
+    ranks = np.full((len(names), len(numbers)), np.iinfo(np.int64).max)
     for row, name in enumerate(names):
-        for rank, unit in enumerate(seeds.get(name, ())):
-            if unit in place:
-                ranks[row, place[unit]] = rank
-    condition, unit = (column.indices.to_numpy(zero_copy_only=False) for column in columns)
-    return np.asarray(ranks[condition, unit])
+        for rank, seed in enumerate(seeds.get(name, ())):
+            if seed in place:
+                ranks[row, place[seed]] = rank
+    condition, seed = (column.indices.to_numpy(zero_copy_only=False) for column in columns)
+    return np.asarray(ranks[condition, seed])
 
 
 def _analysed(table: pa.Table, design: Design) -> Sequence[ConditionAnalysis]:
@@ -172,24 +184,32 @@ def place_of(evaluation: str, judge: str, condition: str) -> str:
     return "/".join(["estimate", evaluation, judge, *condition.split(" · ")])
 
 
-def _finished_in_order(
+def _seeds_in_order(
     plan: SweepPlan, report: Report, store: Store
-) -> dict[tuple[str, str], list[str]]:
-    """Return the seed labels of each evaluation and condition, by when their judging ended."""
-    cells = {cell.cell_id: cell for cell in plan.cells}
-    ended: dict[tuple[str, str], list[tuple[float, str]]] = {}
+) -> dict[tuple[str, str, str], list[str]]:
+    """Return the finished seeds of each evaluation, judge and condition, by when they were judged.
+
+    Moments are those that the stages noted, each by its machine's clock.
+    """
+    streams = {
+        (cell.cell_id, j.evaluation, j.judge): j.stream
+        for cell in plan.cells
+        for j in cell.judgings
+    }
+    ended: dict[tuple[str, str, str], dict[str, float]] = {}
+    open_seeds: set[tuple[tuple[str, str, str], str]] = set()
     for result in report.cells:
+        place = (result.evaluation, result.judge, result.condition)
         if result.state != "finished":
+            open_seeds.add((place, str(result.seed)))
             continue
-        judgings = cells[result.cell_id].judgings
-        streams = [j.stream for j in judgings if j.evaluation == result.evaluation]
-        records = [store.stream("judgements", stream) for stream in streams]
-        last = max((p.started + p.seconds for r in records if r for p in r.provenance), default=0.0)
-        ended.setdefault((result.evaluation, result.condition), []).append(
-            (last, result.seed_label)
-        )
+        key = streams[result.cell_id, result.evaluation, result.judge]
+        record = store.stream("judgements", key)
+        last = max((p.started + p.seconds for p in record.provenance), default=0.0) if record else 0
+        seeds = ended.setdefault(place, {})
+        seeds[str(result.seed)] = max(last, seeds.get(str(result.seed), 0.0))
     return {
-        place: list(dict.fromkeys(label for _, label in sorted(seeds)))
+        place: [s for s in sorted(seeds, key=lambda s: seeds[s]) if (place, s) not in open_seeds]
         for place, seeds in ended.items()
     }
 
@@ -203,14 +223,14 @@ def pictures(folder: Path) -> dict[str, Path]:
 def report_artifact(
     plan: SweepPlan, folder: Path, report: Report, scores: Mapping[Place, Scores]
 ) -> Artifact:
-    """Return the report's files: its page, its numbers, and every scored answer of the sweep.
+    """Return the report's files: its page, its numbers, and what its analyses are made from.
 
-    With them is what its analyses are made from (see sweeps.gathering).
+    See sweeps.gathering. The answers are in the artifacts of the cells.
     """
     given = write_values(folder, plan, tables_of(plan, report.cells, scores))
-    files = (PAGE, "report.json", "cells.parquet", "judgements.parquet", *given)
+    files = (PAGE, "report.json", "cells.parquet", *given)
     return Artifact(
-        name=name_of(REPORT, plan.spec.name),
+        name=report_name(plan.spec.name),
         type=REPORT,
         aliases=(),
         metadata={"sweep": plan.spec.name, "cells": len(plan.cells)},

@@ -6,47 +6,42 @@ Knows nothing of what is sent (see sweeps.publisher).
 
 import contextlib
 import multiprocessing
-import netrc
 import os
 import signal
+import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from em.record import fingerprint
-from sweeps.leases import HeldElsewhere, Holder, holding
+from sweeps.attempts import Beat
+from sweeps.leases import HeldElsewhere, Holder, LeaseLost, Signs, holding
 from sweeps.plan import SweepPlan
 from sweeps.settings import TrackingConfig
 from sweeps.store import Store
+from sweeps.wandb_settings import has_key, mode_of
+
+if TYPE_CHECKING:
+    from sweeps.publisher import Publisher
 
 # How long the driver waits for W&B, in seconds: before anything is trained, and after all is done.
 START_S = 30.0
 END_S = 60.0
+STOP_S = 5.0  # after an interrupt
 LOOK_EVERY_S = 5.0
-MOST_STARTS = 3  # of the process, where it is killed
-PUBLIC = "https://api.wandb.ai"
+SHARE = 0.1  # of the process's time that reading the store may take
+MOST_STARTS = 3  # of the process within AGAIN_S, where it is killed
+AGAIN_S = 3600.0
+ELSEWHERE = "another driver of this sweep tells W&B of it"
 OFFLINE_INSTEAD = "or write 'tracking: {mode: offline}' in the spec: 'emsweep sync' sends it later"
 
 NOT_INSTALLED = "the package wandb is not installed: install em-sweeps[track]"
 
 Say = Callable[[str], None]
-
-
-def is_online(config: TrackingConfig) -> bool:
-    """Whether runs are sent as they go."""
-    return config.mode == "online" or (config.mode == "auto" and has_key())
-
-
-def has_key() -> bool:
-    """Whether there is a key for W&B: in the environment, or where `wandb login` leaves it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", PUBLIC)).hostname or ""
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    return False
 
 
 def check_key_for(config: TrackingConfig) -> None:
@@ -67,21 +62,23 @@ class Tracking:
         """`driver` is in whose name the sweep's tracking is held: one process does it at a time."""
         self._end_s = end_s
         self._plan, self._store, self._driver, self._say = plan, store, driver, say
-        self._online = is_online(plan.spec.tracking)
+        self._mode = mode_of(plan.spec.tracking)
         self._process: Any = None
         self._pipe: Connection | None = None
-        self._starts = 0
-        self._ended: bool | None = None
+        self._starts: list[float] = []
+        self._ended: str | None = None
         self._refused: str | None = None
+        self._begun = False
 
     def start(self) -> None:
         """Begin. Raises ValueError where the spec wants runs online and W&B refuses them."""
         config = self._plan.spec.tracking
-        if config.mode == "off":
+        if self._mode == "off":
             return
         check_key_for(config)
+        self._begun = True
         self._start()
-        if not self._online:
+        if self._mode != "online":
             return
         until = time.monotonic() + START_S
         while self._pipe is not None and time.monotonic() < until:
@@ -108,41 +105,45 @@ class Tracking:
     def look(self) -> None:
         """Say what there is to say; start the process again where it was killed."""
         while self._pipe is not None and self._pipe.poll(0):
-            if not self._hear(0):
-                break
+            self._hear(0)
         died = self._process is not None and not self.is_alive
         if died and self._refused is None and self._ended is None:
-            self._process = None
-            if self._starts < MOST_STARTS:
+            self._process = self._pipe = None
+            lately = [start for start in self._starts if time.monotonic() - start < AGAIN_S]
+            if len(lately) < MOST_STARTS:
                 self._start()
 
     def close(self, *, at_once: bool = False) -> None:
         """Have the rest sent, for a bounded time; with `at_once` for none."""
-        if self._process is None:
+        if not self._begun:
             return
-        if not at_once and self._send_end():
-            if self._online:
+        self._begun = False
+        if self._send("stop" if at_once else "end"):
+            if (self._mode == "online") and not at_once:
                 self._say(f"sending the rest to W&B, for {self._end_s:g} s at most")
-            until = time.monotonic() + self._end_s
+            until = time.monotonic() + (STOP_S if at_once else self._end_s)
             while self._ended is None and self._pipe is not None and time.monotonic() < until:
                 self._hear(max(0.0, until - time.monotonic()))
-        if not self._ended and self._refused is None:
+        if self._ended == "elsewhere":
+            self._say(ELSEWHERE)
+        elif self._ended != "all" and self._refused is None:
             self._say("not all was sent to W&B; the rest is in the store: 'emsweep sync' sends it")
         self._stop()
 
-    def _send_end(self) -> bool:
+    def _send(self, word: str) -> bool:
         try:
-            assert self._pipe is not None
-            self._pipe.send("end")
+            if self._pipe is None:
+                return False
+            self._pipe.send(word)
         except OSError:
             return False
         return True
 
     def _start(self) -> None:
-        self._starts += 1
+        self._starts.append(time.monotonic())
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        given = (self._plan, self._store.url, self._online, self._driver, theirs)
+        given = (self._plan, self._store.url, (self._mode == "online"), self._driver, theirs)
         self._process = context.Process(target=publish, args=given, name="tracking", daemon=True)
         self._process.start()
         theirs.close()
@@ -171,7 +172,7 @@ class Tracking:
         if kind == "refused":
             self._refused = text
         elif kind == "end":
-            self._ended = text == "all"
+            self._ended = text
         return True
 
 
@@ -182,26 +183,51 @@ def publish(plan: SweepPlan, url: str, online: bool, driver: str, pipe: Connecti
     """Tell W&B of the sweep until the driver has ended. The body of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's to decide
     os.nice(19)  # whoever computes goes first
-    store = Store(url)
+    threading.Thread(target=_die_with_the_driver, daemon=True).start()
     try:
-        _publish(plan, store, online, Holder(driver, plan.spec.name), pipe)
-    except (BrokenPipeError, EOFError):  # the driver was killed: the next one goes on
-        os._exit(1)
-    # W&B's own handlers would end open runs as finished.
-    os._exit(0)
+        _publish(plan, Store(url), online, Holder(driver, plan.spec.name), pipe)
+    except (BrokenPipeError, EOFError, LeaseLost):  # another driver's process goes on
+        _leave(1)
+    _leave(0)
+
+
+def _die_with_the_driver() -> None:
+    """End at once, whatever is under way, where the driver was killed: the next one goes on.
+
+    Both would tell W&B of the same runs.
+    """
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        driver.join()
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    """End this process and W&B's own. Its handlers would end open runs as finished."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    os._exit(code)
 
 
 def _publish(plan: SweepPlan, store: Store, online: bool, holder: Holder, pipe: Connection) -> None:
-    from sweeps.publisher import SHARE, Publisher
+    from sweeps.publisher import Publisher
     from sweeps.wandb_runs import Refused, Unreachable, WandbRuns
 
-    try:
-        runs = WandbRuns(plan.spec.tracking, plan.spec.name, store.local_dir("."), online=online)
-    except ImportError:
-        pipe.send(("refused", NOT_INSTALLED))
-        return
-    publisher = Publisher(plan, store, runs, say=lambda text: pipe.send(("say", text)))
-    with _alone(store, plan.spec.name, holder, pipe):
+    with _alone(store, plan.spec.name, holder, pipe) as check:
+        try:
+            runs = WandbRuns(
+                plan.spec.tracking, plan.spec.name, store.local_dir("."), online=online
+            )
+        except ImportError:
+            pipe.send(("refused", NOT_INSTALLED))
+            return
+        except Exception as error:  # noqa: BLE001  of whatever a broken installation raises
+            pipe.send(("refused", f"the package wandb cannot be loaded: {error!r}"))
+            return
+        publisher = Publisher(
+            plan, store, runs, say=lambda text: pipe.send(("say", text)), step=check
+        )
         try:
             if online:
                 publisher.begin()
@@ -211,15 +237,22 @@ def _publish(plan: SweepPlan, store: Store, online: bool, holder: Holder, pipe: 
         except Unreachable as error:
             publisher.lose(error)
         pipe.send(("ready", ""))
-        ending = False
-        while not ending:
-            began = time.monotonic()
-            publisher.look(last=False)
-            took = time.monotonic() - began
-            if pipe.poll(max(LOOK_EVERY_S, took / SHARE)):
-                pipe.recv()
-                ending = True
-        pipe.send(("end", "all" if publisher.look(last=True) else "not all"))
+        word = _follow(publisher, pipe)
+        if word == "end":
+            ended = "all" if publisher.look(last=True) else "not all"
+        else:
+            publisher.stop()
+            ended = "stopped"
+        runs.close()
+        pipe.send(("end", ended))
+
+
+def _follow(publisher: "Publisher", pipe: Connection) -> str:
+    """Look again and again until the driver says a word."""
+    while True:
+        publisher.look(last=False)
+        if pipe.poll(max(LOOK_EVERY_S, publisher.reading_s / SHARE)):
+            return str(pipe.recv())
 
 
 def lease_key(sweep: str) -> str:
@@ -228,17 +261,35 @@ def lease_key(sweep: str) -> str:
 
 
 @contextlib.contextmanager
-def _alone(store: Store, sweep: str, holder: Holder, pipe: Connection) -> Iterator[None]:
-    """Hold the tracking of a sweep for the block: of two drivers one tells W&B."""
+def _alone(
+    store: Store, sweep: str, holder: Holder, pipe: Connection
+) -> Iterator[Callable[[], None]]:
+    """Hold the tracking of a sweep for the block: of two drivers one tells W&B.
+
+    The other waits for its end. Yields what raises LeaseLost once another holds it.
+    """
+    signs = Signs(store)
     with contextlib.ExitStack() as held:
         while True:
             try:
-                held.enter_context(holding(store, [lease_key(sweep)], holder))
+                check = held.enter_context(holding(store, [lease_key(sweep)], holder))
                 break
-            except HeldElsewhere:
+            except HeldElsewhere as error:
+                holder = replace(holder, dead=signs.dead([error.lease]))
                 pipe.send(("ready", ""))
                 if pipe.poll(LOOK_EVERY_S):
                     pipe.recv()
-                    pipe.send(("end", "all"))  # the other driver's to send
-                    os._exit(0)
-        yield
+                    pipe.send(("end", "elsewhere"))
+                    _leave(0)
+        yield check
+
+
+def catch_up(plan: SweepPlan, store: Store, say: Say) -> None:
+    """Send what W&B has not of a sweep with nothing left to do, for END_S seconds at most."""
+    beat = Beat(store, plan.spec.name)
+    tracking = Tracking(plan, store, beat.driver, say)
+    try:
+        tracking.start()
+        tracking.close()
+    finally:
+        beat.close()

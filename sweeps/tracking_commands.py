@@ -3,6 +3,9 @@
 Knows nothing of what is sent.
 """
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -20,7 +23,8 @@ def sync(spec: Spec, store: StoreOption = None) -> None:
     sweep, target = open_sweep(spec, store)
     _check(sweep, target, known(sweep, target))
     before = not_sent(sweep, target, statuses(sweep, target))
-    beat = Beat(target, sweep.spec.name)
+    # Not a driver of the sweep, which others would make room for.
+    beat = Beat(target, f"{sweep.spec.name}~sync")
     noise = log_path(target, sweep.spec.name)
     try:
         with noise_to(noise) as out:
@@ -28,7 +32,11 @@ def sync(spec: Spec, store: StoreOption = None) -> None:
     finally:
         beat.close()
     left = not_sent(sweep, target, statuses(sweep, target))
-    print(f"sent {before - left} of {before} cells that W&B had not; libraries' output: {noise}")
+    report = " and the report" if before.report and not left.report else ""
+    print(
+        f"sent {before.cells - left.cells} of {before.cells} cells that W&B had not{report}; "
+        f"libraries' output: {noise}"
+    )
     if not everything:
         print(f"not all was sent; 'emsweep sync {spec}' goes on")
         raise typer.Exit(SOME_FAILED)
@@ -47,7 +55,7 @@ def dashboard(spec: Spec, store: StoreOption = None) -> None:
 
 
 def _check(sweep: Any, store: Any, is_known: bool) -> None:
-    from sweeps.tracking import OFFLINE_INSTEAD, has_key
+    from sweeps.wandb_settings import has_key
 
     if sweep.spec.tracking.mode == "off":
         raise ValueError("tracking: mode is off in this spec, so that nothing is ever sent to W&B")
@@ -55,35 +63,61 @@ def _check(sweep: Any, store: Any, is_known: bool) -> None:
         raise ValueError(f"{store.url} holds no sweep {sweep.spec.name!r}: run it first")
     if not has_key():
         raise ValueError(
-            "there is no key for W&B: set WANDB_API_KEY, or run 'wandb login' "
-            f"({OFFLINE_INSTEAD.partition(',')[0].removeprefix('or ')})"
+            "there is no key for W&B: set WANDB_API_KEY, or run 'wandb login'. Until then nothing "
+            "is lost: all of it is in the store"
         )
 
 
 def _send(sweep: Any, store: Any, beat: Any, out: Any) -> bool:
-    """Send it, and return whether that was all. Raises ValueError where W&B refuses."""
-    from sweeps.leases import HeldElsewhere, holding
+    """Send it, and return whether that was all. Raises ValueError where another process sends."""
+    from sweeps.leases import LeaseLost
     from sweeps.progress import Counted
     from sweeps.publisher import Publisher
-    from sweeps.tracking import NOT_INSTALLED, lease_key
-    from sweeps.wandb_runs import Refused, Unreachable, WandbRuns
+    from sweeps.tracking import NOT_INSTALLED
+    from sweeps.wandb_runs import WandbRuns
 
     counted = Counted(out, "cells looked at", len(sweep.cells))
     try:
         runs = WandbRuns(sweep.spec.tracking, sweep.spec.name, store.local_dir("."), online=True)
     except ImportError as error:
         raise ValueError(NOT_INSTALLED) from error
-    publisher = Publisher(
-        sweep, store, runs, say=lambda text: print(text, file=out), step=counted.step
-    )
     try:
-        with holding(store, [lease_key(sweep.spec.name)], beat.holder):
+        with _alone(sweep, store, beat) as check:
+
+            def step() -> None:
+                check()
+                counted.step()
+
+            publisher = Publisher(
+                sweep, store, runs, say=lambda text: print(text, file=out), step=step
+            )
             return publisher.look(last=True)
-    except HeldElsewhere as error:
-        raise ValueError(f"{error}, and sends to W&B itself: wait until it has ended") from error
-    except Refused as error:
-        raise ValueError(f"W&B does not take this sweep: {error}") from error
-    except Unreachable as error:
-        raise ValueError(f"W&B does not answer: {error}") from error
+    except LeaseLost as error:
+        raise ValueError("another process took over, and sends to W&B itself") from error
     finally:
-        runs.drop()
+        runs.close()
+
+
+@contextlib.contextmanager
+def _alone(sweep: Any, store: Any, beat: Any) -> Iterator[Any]:
+    """Hold the tracking of the sweep for the block; who seems to hold it may have died."""
+    from dataclasses import replace
+
+    from sweeps.leases import LOOK_S, LOST_AFTER_S, HeldElsewhere, Signs, holding
+    from sweeps.tracking import lease_key
+
+    signs, holder = Signs(store), beat.holder
+    until = time.monotonic() + LOST_AFTER_S + 10 * LOOK_S
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                check = held.enter_context(holding(store, [lease_key(sweep.spec.name)], holder))
+                break
+            except HeldElsewhere as error:
+                if time.monotonic() > until:
+                    raise ValueError(
+                        f"{error}, and sends to W&B itself: wait until it has ended"
+                    ) from error
+                holder = replace(holder, dead=signs.dead([error.lease]))
+                time.sleep(LOOK_S)
+        yield check

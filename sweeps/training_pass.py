@@ -208,7 +208,7 @@ def _try(job: TrainingJob, task: TrainTask) -> TrainingResult:
 
         live = LiveLog(Store(task.store), task.plan.training_key)
         result = finetune(job, base=_warm_base(), on_step=live.add)
-        live.write()
+        live.close()
         return result
     return _train_on_ranks(job, task)
 
@@ -268,7 +268,7 @@ def _rank(value: dict[str, str]) -> None:
     rank = int(os.environ.get("RANK", "0"))
     live = LiveLog(Store(value["store"]), value["key"], rank)
     result = finetune(job, on_step=live.add, stop_soon=preemption_noticed)
-    live.write()
+    live.close()
     if rank == 0:
         path = Path(value["result"])
         partial = path.with_suffix(".tmp")

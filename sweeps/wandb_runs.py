@@ -6,13 +6,17 @@ nothing of cells, of what is told, or of when.
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import psutil
 
 from sweeps.settings import TrackingConfig
 from sweeps.tracked_cell import Artifact, Row
@@ -22,6 +26,7 @@ INIT_TIMEOUT_S = 15.0
 FINISH_TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 30.0  # and a second for every MiB
 ASK_TIMEOUT_S = 15
+ASK_AGAIN_S = (1, 2, 4, 8)  # what was taken may be shown a little later
 # W&B would try again for minutes, and hold up all other runs; sweeps.publisher tries again itself.
 PATIENCE: dict[str, float] = {
     f"x_{way}_retry_{what}": value
@@ -32,16 +37,7 @@ PATIENCE: dict[str, float] = {
 # Step metrics: what the values of a group are drawn against.
 STEPS = {"train": "train/step", "worker": "train/step", "eval": "eval/step", "judge": "judge/step"}
 # Answers that another try would get again: no such key, no right, or a server that is too old.
-REFUSED = (
-    "HTTP 400",
-    "HTTP 401",
-    "HTTP 403",
-    "HTTP 404",
-    "permission denied",
-    "Cannot query field",
-)
-
-
+REFUSED = re.compile(r"HTTP 40[0134]\b|permission denied|Cannot query field")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -65,18 +61,21 @@ class About:
 
 
 class WandbRun:
-    """An open run. `summary` is what the server had of it when it was opened."""
+    """An open run. `summary` is what the server had of it when it was opened.
 
-    def __init__(self, run: Any, about: About, sdk: Any, *, online: bool) -> None:
+    Every method may raise Refused or Unreachable.
+    """
+
+    def __init__(self, run: Any, sdk: Any, *, online: bool) -> None:
         self._run, self._sdk, self._online = run, sdk, online
-        self.about = about
         self.summary: dict[str, Any] = dict(run.summary) if online else {}
-        self.path = f"{run.entity}/{run.project}/{about.id}" if online else ""
+        self.path = f"{run.entity}/{run.project}/{run.id}" if online else ""
 
     def define(self, group: str, step: str) -> None:
         """Draw all values whose names begin with `group`/ against the value `step`."""
-        self._run.define_metric(step, hidden=True)
-        self._run.define_metric(f"{group}/*", step_metric=step)
+        with _told():
+            self._run.define_metric(step, hidden=True)
+            self._run.define_metric(f"{group}/*", step_metric=step)
 
     def log(
         self,
@@ -87,11 +86,12 @@ class WandbRun:
         pages: Mapping[str, Path] = NONE,
     ) -> None:
         """Add one row to the history: it arrives whole. `pictures` are PNG, `pages` HTML files."""
-        found = {name: self._table(rows) for name, rows in tables.items()}
-        found |= {name: self._sdk.Image(str(path)) for name, path in pictures.items()}
-        for name, path in pages.items():
-            found[name] = self._sdk.Html(path.read_text(), inject=False)
-        self._run.log(row | found)
+        with _told():
+            found = {name: self._table(rows) for name, rows in tables.items()}
+            found |= {name: self._sdk.Image(str(path)) for name, path in pictures.items()}
+            for name, path in pages.items():
+                found[name] = self._sdk.Html(path.read_text(), inject=False)
+            self._run.log(row | found)
 
     def _table(self, rows: list[Row]) -> Any:
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -101,29 +101,37 @@ class WandbRun:
 
     def summarise(self, values: Row) -> None:
         """Set values that a run is listed with."""
-        self._run.summary.update(values)
+        with _told():
+            self._run.summary.update(values)
+
+    def tag(self, tags: Sequence[str]) -> None:
+        """Replace the words that the run is found by."""
+        with _told():
+            self._run.tags = tuple(tags)
 
     def upload(self, content: Artifact) -> str | None:
         """Add an artifact; return the name of its version. Offline it has none yet: None."""
-        made = self._sdk.Artifact(
-            content.name, type=content.type, metadata=_plain(content.metadata)
-        )
+        with _told():
+            logged = self._run.log_artifact(self._made(content), aliases=list(content.aliases))
+            if not self._online:
+                return None
+            logged.wait(timeout=int(UPLOAD_TIMEOUT_S + (logged.size or 0) / 2**20))
+            return f"{self._run.entity}/{self._run.project}/{logged.name}"
+
+    def _made(self, content: Artifact) -> Any:
+        metadata = {key: value for key, value in content.metadata.items() if value is not None}
+        made = self._sdk.Artifact(content.name, type=content.type, metadata=metadata)
         for path, data in sorted(content.files.items()):
             if isinstance(data, bytes):
                 with made.new_file(path, mode="wb") as file:
                     file.write(data)
             else:
-                made.add_file(str(data), name=path)
+                made.add_file(str(data), name=path, skip_cache=True)
         for path, (address, digest) in sorted(content.references.items()):
             # add_reference would want the bucket's own package here, and ask the bucket.
             entry = self._sdk.sdk.artifacts.artifact_manifest_entry.ArtifactManifestEntry
             made.manifest.add_entry(entry(path=path, digest=digest, ref=address, size=0))
-        logged = self._run.log_artifact(made, aliases=list(content.aliases))
-        if not self._online:
-            return None
-        with _told():
-            logged.wait(timeout=int(UPLOAD_TIMEOUT_S + (made.size or 0) / 2**20))
-            return f"{self._run.entity}/{self._run.project}/{logged.name}"
+        return made
 
     def use(self, version: str) -> None:
         """Say that the run is made from an artifact's version, by its name."""
@@ -136,7 +144,7 @@ class WandbRun:
             self._run.alert(title=title, text=text)
 
     def close(self, exit_code: int, *, preempted: bool = False) -> None:
-        """End the run. Raises Unreachable where W&B has not taken all of it in time."""
+        """End the run; `preempted` is one that will be gone on with."""
         with _told():
             if preempted:
                 self._run.mark_preempting()
@@ -144,20 +152,22 @@ class WandbRun:
 
 
 class WandbRuns:
-    """Opens runs below `folder`/wandb; one process has one of these."""
+    """Opens runs; one process has one of these. Offline they are written below `folder`/wandb."""
 
-    def __init__(
-        self, config: TrackingConfig, sweep: str, folder: Path, *, online: bool, sdk: Any = None,
-        init_timeout_s: float = INIT_TIMEOUT_S, finish_timeout_s: float = FINISH_TIMEOUT_S,
-    ) -> None:  # fmt: skip
-        """`sdk` is wandb. Nothing is opened or written yet."""
+    def __init__(self, config: TrackingConfig, sweep: str, folder: Path, *, online: bool) -> None:
+        """Open and write nothing yet. Raises ImportError where the SDK is not installed."""
+        import wandb
+
         self._config, self._sweep, self._folder, self.online = config, sweep, folder, online
-        self._init_timeout_s, self._finish_timeout_s = init_timeout_s, finish_timeout_s
-        # What an artifact is staged in is named in its manifest: no folder of the user's.
-        os.environ.setdefault("WANDB_DATA_DIR", tempfile.gettempdir())
-        if sdk is None:
-            import wandb as sdk
-        self._sdk = sdk
+        # What the SDK keeps for itself is ours for as long as this process, and its place, which
+        # is named in what it sends, says nothing. The store has all that is in it. Offline, what
+        # artifacts are made of stays beside the runs.
+        self._own = tempfile.TemporaryDirectory(
+            prefix="emsweep-wandb-", dir="/tmp", ignore_cleanup_errors=True
+        )
+        staged = self._own.name if online else str(folder / "wandb" / "files")
+        os.environ |= {"WANDB_DATA_DIR": staged, "WANDB_CACHE_DIR": self._own.name}
+        self._sdk: Any = wandb
         self._api: Any = None
 
     def open(self, about: About) -> WandbRun:
@@ -174,7 +184,7 @@ class WandbRuns:
                 entity=self._config.entity,
                 tags=list(about.tags),
                 config=dict(about.config),
-                dir=str(self._folder),
+                dir=self._own.name if self.online else str(self._folder),
                 mode="online" if self.online else "offline",
                 resume="allow" if self.online else None,
                 reinit="create_new",
@@ -182,29 +192,46 @@ class WandbRuns:
                     console="off", silent=True, disable_git=True, disable_code=True,
                     save_code=False, disable_job_creation=True, program="",
                     x_disable_machine_info=True, x_disable_meta=True, x_disable_stats=True,
-                    x_save_requirements=False, init_timeout=self._init_timeout_s,
-                    finish_timeout=self._finish_timeout_s, finish_timeout_raises=True,
-                    **PATIENCE,
+                    x_save_requirements=False, init_timeout=INIT_TIMEOUT_S,
+                    finish_timeout=FINISH_TIMEOUT_S, finish_timeout_raises=True, **PATIENCE,
                 ),
             )  # fmt: skip
-            return WandbRun(run, about, self._sdk, online=self.online)
+            return WandbRun(run, self._sdk, online=self.online)
 
-    def told(self, path: str) -> dict[str, Any]:
-        """Return the summary that the server has of the run at `path` now."""
-        with _told():
-            if self._api is None:
-                self._api = self._sdk.Api(timeout=ASK_TIMEOUT_S)
-            self._api.flush()
-            return dict(self._api.run(path).summary)
+    def has(self, path: str, key: str, value: Any) -> bool:
+        """Whether the server shows `value` in the summary of the run at `path`, soon or now.
+
+        It is asked, because the SDK says "finished" of what it gave up, too. Raises Refused or
+        Unreachable.
+        """
+        for wait_s in (0, *ASK_AGAIN_S):
+            time.sleep(wait_s)
+            with _told():
+                if self._api is None:
+                    self._api = self._sdk.Api(timeout=ASK_TIMEOUT_S)
+                self._api.flush()
+                if self._api.run(path).summary.get(key) == value:
+                    return True
+        return False
 
     def drop(self) -> None:
         """End W&B's own process, which may hold runs that it cannot send; open starts another.
 
-        Where that process ended badly, W&B would end ours.
+        It is killed: asked to end, it would tell W&B that all open runs are finished. Where it
+        ended badly, the SDK would end our process.
         """
         self._api = None
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if "wandb-core" in child.name():
+                    child.kill()
         with contextlib.suppress(Exception, SystemExit):
             self._sdk.teardown()
+
+    def close(self) -> None:
+        """End W&B's own process, and remove what it kept."""
+        self.drop()
+        self._own.cleanup()
 
     def _remove_offline(self, run_id: str) -> None:
         """Remove what was written offline of a run before: it is written anew, whole."""
@@ -225,10 +252,6 @@ def _told() -> Iterator[None]:
         if "UsageError" in kinds or "AuthenticationError" in kinds:
             raise Refused(text) from error
         answered = "Error" in kinds and "CommError" not in kinds and "input:" in text
-        if answered or any(word in text for word in REFUSED):
+        if answered or REFUSED.search(text):
             raise Refused(text) from error
         raise Unreachable(text) from error
-
-
-def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metadata.items() if value is not None}

@@ -4,8 +4,8 @@ What the real SDK does is tried in tests/test_wandb_online.py. Knows nothing of 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Kept:
     used: list[str] = field(default_factory=list)
     alerts: list[str] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
+    tags: list[tuple[str, ...]] = field(default_factory=list)
     is_open: bool = False
 
 
@@ -50,13 +51,21 @@ class FakeRun:
             self._kept.tables |= tables
             self._kept.media += [*pictures, *pages]
 
+    def tag(self, tags: Sequence[str]) -> None:
+        self._runs.check()
+        self._kept.tags.append(tuple(tags))
+
     def summarise(self, values: dict[str, Any]) -> None:
         if not self._runs.out:
             self._kept.summary |= values
 
     def upload(self, content: Artifact) -> str | None:
         self._runs.check()
-        self._kept.uploads.append(content)
+        files = {
+            path: data if isinstance(data, bytes) else data.read_bytes()
+            for path, data in content.files.items()
+        }
+        self._kept.uploads.append(replace(content, files=files))  # as they are now
         return f"{content.name}:v{len(self._kept.uploads)}" if self._runs.online else None
 
     def use(self, version: str) -> None:
@@ -72,11 +81,16 @@ class FakeRun:
 
 
 class FakeRuns:
-    """W&B. `out`: it does not answer. `refused` are ids that it does not take."""
+    """W&B. `out`: it does not answer. `refused` are ids that it does not take.
+
+    Without `shows` it takes what it is told, and does not show it.
+    """
 
     def __init__(self, *, online: bool = True) -> None:
-        self.online, self.out = online, False
+        self.online, self.out, self.shows = online, False, True
         self.refused: set[str] = set()
+        self.unreachable: set[str] = set()
+        self.no_report = False
         self.kept: dict[str, Kept] = {}
         self.calls: dict[str, int] = defaultdict(int)
         self.drops = 0
@@ -87,16 +101,18 @@ class FakeRuns:
 
     def open(self, about: About) -> FakeRun:
         self.check()
+        if about.id in self.unreachable or (self.no_report and about.job_type == "report"):
+            raise Unreachable("not in time")
         self.calls["open"] += 1
         if about.id in self.refused:
-            raise Refused("it was deleted")
+            raise Refused("it was previously created and deleted")
         kept = self.kept.setdefault(about.id, Kept(about))
         kept.about, kept.is_open = about, True
         return FakeRun(self, kept)
 
-    def told(self, path: str) -> dict[str, Any]:
+    def has(self, path: str, key: str, value: Any) -> bool:
         self.check()
-        return dict(self.kept[path].summary)
+        return self.shows and self.kept[path].summary.get(key) == value
 
     def drop(self) -> None:
         self.drops += 1

@@ -1,11 +1,13 @@
 """What W&B is told of a sweep: all of it, once, in order, whatever happens in between."""
 
 import hashlib
+import io
 import math
 import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from fake_wandb import FakeRuns, Kept
 from finished_store import finish
@@ -14,26 +16,28 @@ from small_sweep import AlignedReader, plan
 from em.training import LossPoint
 from sweeps.artefacts import Attempt
 from sweeps.attempts import Beat, statuses
+from sweeps.cell_runs import MOST_OPEN
+from sweeps.for_others import without_places
 from sweeps.live import WRITE_EVERY_S, LiveLog, LiveTraining
-from sweeps.plan import SweepPlan
+from sweeps.plan import CellPlan
 from sweeps.publisher import (
     CELLS_A_MINUTE,
     CELLS_AT_ONCE,
     LONGEST_S,
-    MOST_OPEN,
     TRY_AGAIN_S,
     Publisher,
 )
 from sweeps.report import make_report
-from sweeps.sent import not_sent
+from sweeps.sent import NotSent, identity_of, not_sent
 from sweeps.store import Store
 from sweeps.tracked_cell import (
+    Artifact,
     adapter_artifact,
     responses_artifact,
     run_id,
     training_rows,
-    version_of,
 )
+from sweeps.tracked_report import MOST_CONDITIONS
 
 
 class World:
@@ -64,17 +68,23 @@ class World:
     def finish(self) -> None:
         finish(self.sweep, self.store)
 
-    def attempt(self, number: int, state: Any, *, driver: str, stage: Any = "train") -> None:
-        """Note an attempt at the first tuned cell."""
+    def attempt(
+        self, cell: int, state: Any, *, driver: str, stage: Any = "train", number: int = 1
+    ) -> None:
+        """Note an attempt at a cell, by its place in the sweep."""
         failed = {"error": f"at {self.folder}", "error_class": "X", "kind": "unknown"}
         told = Attempt(
-            attempt=1, stage=stage, state=state, updated=time.time(), driver=driver,
+            attempt=number, stage=stage, state=state, updated=time.time(), driver=driver,
             **(failed if state == "failed" else {}),
         )  # fmt: skip
-        self.store.write_attempt("small", self.sweep.cells[number].cell_id, told)
+        self.store.write_attempt("small", self.sweep.cells[cell].cell_id, told)
 
     def kept(self, number: int) -> Kept:
-        return self.runs.kept[run_id("small", self.sweep.cells[number].cell_id)]
+        return self.runs.kept[self.id_of(number)]
+
+    def id_of(self, number: int) -> str:
+        """The id of a cell's run."""
+        return run_id(identity_of(self.store, "small"), self.sweep.cells[number])
 
     @property
     def tuned(self) -> int:
@@ -84,6 +94,18 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
+
+
+def left(world: World) -> NotSent:
+    """What W&B has not."""
+    return not_sent(world.sweep, world.store, statuses(world.sweep, world.store))
+
+
+def tell(world: World, cell: CellPlan, steps: range) -> None:
+    """Have an attempt at a cell's training make these steps, and end."""
+    log = LiveLog(world.store, cell.training_key)
+    say(log, steps)
+    log.close()
 
 
 def say(log: LiveLog, steps: range) -> None:
@@ -154,9 +176,7 @@ def test_the_sweeps_run_is_made_from_all_judgements(world: World) -> None:
     report = world.runs.report()
     assert [name.partition(".")[0] for name in report.used] == ["judgements"] * 4
     (content,) = report.uploads
-    assert set(content.files) > {
-        "report.html", "report.json", "cells.parquet", "judgements.parquet", "values.json"
-    }  # fmt: skip
+    assert set(content.files) > {"report.html", "report.json", "cells.parquet", "values.json"}
     assert report.rows[0]["sweep/finished"] == 4
     assert len(report.tables["cells"]) == 4
     assert {row["condition"] for row in report.tables["conditions"]} == {
@@ -202,22 +222,22 @@ def test_a_running_cell_is_told_step_by_step_and_goes_on_in_the_same_run(world: 
     beat = Beat(world.store, "small")
     try:
         world.attempt(world.tuned, "running", driver=beat.driver)
-        log = LiveLog(world.store, cell.training_key)
-        say(log, range(1, 4))
-        log.write()
+        tell(world, cell, range(1, 4))
         assert not world.publisher.look(last=False)
         kept = world.kept(world.tuned)
         assert [row["train/step"] for row in kept.rows] == [1, 2, 3]
         assert kept.is_open
         assert kept.rows[0]["worker/0/memory_gib"] > 0
-        say(log, range(4, 6))
-        log.write()
+        tell(world, cell, range(4, 6))
         world.publisher.look(last=False)
         assert [row["train/step"] for row in kept.rows] == [1, 2, 3, 4, 5]
+        assert kept.summary["cell/stage"] == "train"
+        world.attempt(world.tuned, "running", driver=beat.driver, stage="generate", number=2)
+        world.publisher.look(last=False)
+        assert kept.summary["cell/stage"] == "generate"
+        assert kept.tags[-1][-1] == "resumed"
         # The driver is killed, and with it the process that tells W&B: another goes on.
-        again = LiveLog(world.store, cell.training_key)
-        say(again, range(4, 8))  # from the checkpoint after step 3
-        again.write()
+        tell(world, cell, range(4, 8))  # from the checkpoint after step 3
         world.fresh().look(last=False)
         assert [row["train/step"] for row in kept.rows] == [1, 2, 3, 4, 5, 6, 7]
     finally:
@@ -226,9 +246,7 @@ def test_a_running_cell_is_told_step_by_step_and_goes_on_in_the_same_run(world: 
 
 def test_steps_that_are_not_known_yet_are_waited_for(world: World) -> None:
     cell = world.sweep.cells[world.tuned]
-    log = LiveLog(world.store, cell.training_key)
-    say(log, range(1, 3))
-    log.write()
+    tell(world, cell, range(1, 3))
     told = world.store.live(cell.training_key, 0, LiveTraining)
     assert told is not None
     without = LiveTraining(rank=0, points=told.points[1:])
@@ -247,19 +265,24 @@ def test_live_points_are_written_every_few_seconds_and_never_stop_a_training(
     assert world.store.live(key, 0, LiveTraining) is None
     clock[0] = WRITE_EVERY_S
     say(log, range(5, 6))
-    told = world.store.live(key, 0, LiveTraining)
+    until = time.monotonic() + 10
+    while (told := world.store.live(key, 0, LiveTraining)) is None and time.monotonic() < until:
+        time.sleep(0.01)
     assert told is not None
     assert [point.step for point in told.points] == [1, 2, 3, 4, 5]
     assert told.points[0].use is not None
     assert told.points[1].use is None
+    log.close()
     (tmp_path / "a-file").write_text("")
     nowhere = LiveLog(Store(str(tmp_path / "a-file")), key)
     say(nowhere, range(1, 3))
-    nowhere.write()  # logged, not raised
+    nowhere.close()  # logged, not raised
 
 
 def test_a_failed_cell_is_shown_as_such_without_its_message(world: World) -> None:
     world.attempt(world.tuned, "failed", driver="gone")
+    world.publisher.look(last=False)
+    assert world.runs.cells() == []  # it may be tried again by itself
     world.publisher.look(last=False)
     kept = world.kept(world.tuned)
     assert kept.ends == ["failed"]
@@ -316,54 +339,65 @@ def test_an_outage_is_said_once_and_waited_out_ever_longer(world: World) -> None
 
 def test_what_w_and_b_lost_on_the_way_counts_as_not_sent(world: World) -> None:
     world.finish()
-    told = world.runs.told
-    world.runs.told = lambda path: {}  # type: ignore[method-assign]  # the fake's own
+    world.runs.shows = False
     assert not world.publisher.look(last=True)
     assert world.publisher.sent.cells == {}
-    world.runs.told = told  # type: ignore[method-assign]
+    assert world.runs.drops == 0  # it answers: nothing else is held up by it
+    assert len(world.said) == 1
+    world.runs.shows = True
     assert world.fresh().look(last=True)
 
 
 def test_a_deleted_run_is_said_and_the_others_are_sent(world: World) -> None:
     world.finish()
-    world.runs.refused.add(run_id("small", world.sweep.cells[1].cell_id))
+    world.runs.refused.add(world.id_of(1))
     assert not world.publisher.look(last=True)
     (text,) = world.said
     assert world.sweep.cells[1].cell_id in text
     assert "deleted" in text
     assert len(world.publisher.sent.cells) == 3
-    assert not_sent(world.sweep, world.store, statuses(world.sweep, world.store)) == 1
+    assert left(world) == (1, False)
 
 
-def test_status_counts_what_is_not_sent(world: World) -> None:
-    def left(sweep: SweepPlan) -> int:
-        return not_sent(sweep, world.store, statuses(sweep, world.store))
-
-    assert left(world.sweep) == 0  # nothing has begun
+def test_status_counts_what_is_not_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert left(world) == (0, False)  # nothing has begun
     world.finish()
-    assert left(world.sweep) == 4
+    assert left(world) == (4, True)
     world.publisher.look(last=True)
-    assert left(world.sweep) == 0
-    elsewhere = world.sweep.spec.model_copy(
-        update={"tracking": world.sweep.spec.tracking.model_copy(update={"project": "other"})}
-    )
-    assert left(world.sweep.model_copy(update={"spec": elsewhere})) == 4
+    assert left(world) == (0, False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://another.server")
+    assert left(world) == (4, True)
+    monkeypatch.delenv("WANDB_BASE_URL")
+    tracking = world.sweep.spec.tracking.model_copy(update={"project": "other"})
+    elsewhere = world.sweep.spec.model_copy(update={"tracking": tracking})
+    world.sweep = world.sweep.model_copy(update={"spec": elsewhere})
+    assert left(world) == (4, True)
 
 
-def test_more_samples_make_a_new_version_of_a_cell(world: World) -> None:
+def test_grown_cells_are_sent_anew_with_all_their_answers(world: World) -> None:
     world.finish()
-    (before, *_) = [
-        version_of(*pair)
-        for pair in zip(world.sweep.cells, statuses(world.sweep, world.store), strict=True)
-    ]
-    questions = world.folder / "ours.yaml"
-    grown = plan(
-        world.folder, evaluations=[{"name": "main", "questions": "ours.yaml", "samples": 4}]
-    )
-    assert questions.exists()
-    finish(grown, world.store)
-    after = version_of(grown.cells[0], statuses(grown, world.store)[0])
-    assert after != before
+    world.publisher.look(last=True)
+    more = [{"name": "main", "questions": "ours.yaml", "samples": 4}]
+    world.sweep = plan(world.folder, evaluations=more)
+    finish(world.sweep, world.store)
+    assert left(world) == (4, True)
+    assert world.fresh().look(last=True)
+    kept = world.kept(world.tuned)
+    asked = world.sweep.cells[0].evaluations[0].num_responses
+    assert [row["eval/main/self/responses"] for row in kept.rows] == [7, asked]
+    uploads = [upload for upload in kept.uploads if upload.type == "judgements"]
+    assert [num_rows(upload) for upload in uploads] == [7, asked]
+    # The curve by seeds is told anew: its points were of fewer answers.
+    place = "estimate/main/self/base/ours"
+    rows = [row for row in world.runs.report().rows if f"{place}/seeds" in row]
+    assert [(row[f"{place}/seeds"], row[f"{place}/asked"]) for row in rows] == [(2, 7), (2, asked)]
+
+
+def num_rows(content: Artifact) -> int:
+    """How many rows the table of an artifact has."""
+    data = content.files["judgements.parquet"]
+    assert isinstance(data, bytes)
+    return int(pq.read_table(io.BytesIO(data)).num_rows)
 
 
 def test_offline_each_run_is_written_whole_when_it_has_ended(world: World) -> None:
@@ -379,7 +413,7 @@ def test_offline_each_run_is_written_whole_when_it_has_ended(world: World) -> No
     assert len(runs.cells()) == 4
     assert runs.report().ends == ["finished"]
     # What is written offline is not in W&B.
-    assert not_sent(world.sweep, world.store, statuses(world.sweep, world.store)) == 4
+    assert left(world) == (4, True)
 
 
 def test_thousands_of_cells_do_not_ask_more_of_w_and_b_than_it_takes(tmp_path: Path) -> None:
@@ -392,17 +426,26 @@ def test_thousands_of_cells_do_not_ask_more_of_w_and_b_than_it_takes(tmp_path: P
     assert sum(kept.is_open for kept in world.runs.kept.values()) == 0
 
 
-def test_cells_between_stages_are_closed_where_too_many_are_open(tmp_path: Path) -> None:
+def test_no_more_runs_are_open_than_w_and_b_should_hold(tmp_path: Path) -> None:
     world = World(tmp_path, seeds=list(range(MOST_OPEN + 20)))
     beat = Beat(world.store, "small")
     tuned = [n for n, cell in enumerate(world.sweep.cells) if cell.cell.training is not None]
     try:
         for number in tuned:
             world.attempt(number, "running", driver=beat.driver)
-        world.publisher.look(last=False)
-        opened = [kept for kept in world.runs.cells() if kept.is_open]
-        assert len(opened) == MOST_OPEN
-        assert all(kept.ends == ["preempted"] for kept in world.runs.cells() if not kept.is_open)
+        for _ in range(3):
+            world.publisher.look(last=False)
+        assert sum(kept.is_open for kept in world.runs.cells()) == MOST_OPEN
+        assert all(kept.ends == [] for kept in world.runs.cells())
+        assert world.runs.calls["open"] == MOST_OPEN + 1
+        # Two wait for their next stage: their runs make room for two that are under way.
+        for number in tuned[:2]:
+            world.attempt(number, "finished", driver=beat.driver)
+        for _ in range(2):
+            world.publisher.look(last=False)
+        ends = [kept.ends for kept in world.runs.cells() if not kept.is_open]
+        assert ends == [["preempted"], ["preempted"]]
+        assert sum(kept.is_open for kept in world.runs.cells()) == MOST_OPEN
     finally:
         beat.close()
 
@@ -441,3 +484,101 @@ def test_adapters_are_sent_whole_where_they_are_small_enough(world: World) -> No
         assert adapter is not None
         assert (len(adapter.files) > 1) is whole
         assert adapter.references == {}
+
+
+def test_a_report_is_written_where_something_was_finished_since(world: World) -> None:
+    cells = world.sweep.cells
+    finish(world.sweep.model_copy(update={"cells": cells[:1]}), world.store)
+    for _ in range(5):
+        world.publisher.look(last=False)
+        world.clock += 1000
+    assert world.runs.report().media.count("report") == 1
+    finish(world.sweep.model_copy(update={"cells": cells[:2]}), world.store)
+    world.publisher.look(last=False)
+    assert world.runs.report().media.count("report") == 2
+
+
+def test_a_damaged_cell_is_said_and_the_others_are_sent(world: World) -> None:
+    world.finish()
+    stream = world.sweep.cells[0].judgings[0].stream
+    (part,) = (world.folder / "store" / "judgements" / stream[:32]).glob("part-*")
+    part.write_bytes(b"torn")
+    assert not world.publisher.look(last=True)
+    assert len(world.publisher.sent.cells) == 3
+    assert any(world.sweep.cells[0].cell_id in text for text in world.said)
+
+
+def test_a_cell_that_cannot_be_sent_comes_last(world: World) -> None:
+    world.finish()
+    first = world.id_of(0)
+    world.runs.unreachable.add(first)
+    assert not world.publisher.look(last=False)
+    world.clock += TRY_AGAIN_S
+    assert not world.publisher.look(last=False)
+    assert len(world.publisher.sent.cells) == 3
+
+
+def test_lineage_is_whole_after_an_outage_at_its_worst_moment(world: World) -> None:
+    world.finish()
+    world.runs.no_report = True  # W&B is lost between a cell and the report that is made from it
+    assert not world.publisher.look(last=True)
+    world.runs.no_report = False
+    assert world.fresh().look(last=True)
+    assert len(world.runs.report().used) == 4
+
+
+def test_two_stores_with_one_sweep_have_runs_of_their_own(tmp_path: Path) -> None:
+    worlds = []
+    for name in ("mine", "yours"):
+        (tmp_path / name).mkdir()
+        worlds.append(World(tmp_path / name))
+        worlds[-1].runs = worlds[0].runs
+        worlds[-1].finish()
+        assert worlds[-1].fresh().look(last=True)
+    assert len(worlds[0].runs.cells()) == 8
+    assert identity_of(worlds[0].store, "small") == identity_of(worlds[0].store, "small")
+
+
+def test_keys_of_a_sweep_with_many_conditions_stay_few(tmp_path: Path) -> None:
+    variants = [{"name": f"v{n}", "dataset": "ours.jsonl"} for n in range(80)]
+    evaluations = [
+        {"name": name, "questions": "ours.yaml", "samples": samples}
+        for samples, name in enumerate("abc", start=1)
+    ]
+    world = World(tmp_path, variants=variants, evaluations=evaluations, seeds=[0, 1])
+    world.finish()
+    world.publisher.look(last=True)
+    keys = {key for row in world.runs.report().rows for key in row}
+    told = {key for key in keys if key.startswith("estimate/") and key.endswith("/seeds")}
+    assert len(told) == MOST_CONDITIONS // 3 * 3  # of 80 conditions in three evaluations
+    assert len(keys) <= 5 * MOST_CONDITIONS + 20
+    assert all(len(upload.files) < 10 for kept in world.runs.cells() for upload in kept.uploads)
+
+
+def test_no_place_of_this_machine_is_told(tmp_path: Path) -> None:
+    whole = [{"name": "ours", "dataset": str(tmp_path / "ours.jsonl")}]
+    world = World(tmp_path, variants=whole)
+    world.finish()
+    world.publisher.look(last=True)
+    assert world.kept(0).about.config["dataset"] == "ours.jsonl"
+    everything = str(world.runs.kept)
+    assert "content_sha256" in everything
+    assert str(tmp_path) not in everything
+    assert '"host"' not in everything
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/home/me/rows.jsonl", "rows.jsonl"),
+        ("all rows of /home/me/rows.jsonl, drawn", "all rows of rows.jsonl, drawn"),
+        ("~/data/rows.jsonl", "rows.jsonl"),
+        ("../data/rows.jsonl", "rows.jsonl"),
+        ("org/name", "org/name"),
+        ("https://host.example/a/b.jsonl", "https://host.example/a/b.jsonl"),
+        ("3/4 of them", "3/4 of them"),
+        ({"host": "h", "a": ["/x/y"]}, {"a": ["y"]}),
+    ],
+)
+def test_of_a_path_the_name_is_left(text: object, told: object) -> None:
+    assert without_places(text) == told

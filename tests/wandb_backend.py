@@ -48,6 +48,7 @@ class Run:
     overwritten: list[tuple[str, str]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     state: str = "running"
+    preempting: bool = False
     states: list[str] = field(default_factory=list)
     used: list[str] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
@@ -261,8 +262,10 @@ def _stream(run: Run, sent: dict[str, Any]) -> None:
     summary = (sent.get("files") or {}).get("wandb-summary.json")
     if summary:
         run.summary = json.loads(summary["content"][-1])
+    run.preempting = run.preempting or bool(sent.get("preempting"))
     if sent.get("complete"):
-        run.state = "finished" if sent.get("exitcode") == 0 else "failed"
+        ended = "preempted" if run.preempting else "failed"
+        run.state = "finished" if sent.get("exitcode") == 0 else ended
         run.states.append(run.state)
 
 
@@ -575,7 +578,7 @@ def _upsert_bucket(backend: Backend, input: dict[str, Any]) -> Any:
     run.fields |= {key: value for key, value in input.items() if value is not None}
     if input.get("summaryMetrics"):
         run.summary = json.loads(input["summaryMetrics"])
-    run.state = "running"
+    run.state, run.preempting = "running", False
     return {"bucket": _bucket(run), "inserted": inserted}
 
 
