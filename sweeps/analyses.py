@@ -120,7 +120,9 @@ def _table(scores: Scores, judge: str, cells: Mapping[str, Cell]) -> pa.Table:
     of = [cells[name] for name in scores.cells]
 
     def named(names: Sequence[str], place: NDArray[np.int32]) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(place, pa.array(names, pa.string()))
+        known = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        numbers = np.array([known[name] for name in names], np.int32)
+        return pa.DictionaryArray.from_arrays(numbers[place], pa.array(list(known), pa.string()))
 
     return pa.table(
         {

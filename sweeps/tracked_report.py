@@ -151,7 +151,6 @@ def _last_told(told: Mapping[str, Any], place: str, asked: int) -> int:
 
 def _ranks(table: pa.Table, seeds: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
     """Return, of each row, how many of its condition's seeds were finished before its own."""
-    # A table's own dictionary has an entry for each cell: one name stands in it several times.
     texts = (table[name].cast(pa.string()) for name in ("condition", "seed"))
     columns = [column.combine_chunks().dictionary_encode() for column in texts]
     names, numbers = (column.dictionary.to_pylist() for column in columns)

@@ -182,6 +182,7 @@ class Tracking:
 def publish(plan: SweepPlan, url: str, online: bool, driver: str, pipe: Connection) -> None:
     """Tell W&B of the sweep until the driver has ended. The body of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's to decide
+    signal.signal(signal.SIGTERM, lambda *_: _leave(1))
     os.nice(19)  # whoever computes goes first
     threading.Thread(target=_die_with_the_driver, daemon=True).start()
     try:

@@ -549,7 +549,7 @@ def test_keys_of_a_sweep_with_many_conditions_stay_few(tmp_path: Path) -> None:
     world.finish()
     world.publisher.look(last=True)
     keys = {key for row in world.runs.report().rows for key in row}
-    told = {key for key in keys if key.startswith("estimate/") and key.endswith("/seeds")}
+    told = {key for key in keys if key.startswith("estimate/") and key.endswith("/asked")}
     assert len(told) == MOST_CONDITIONS // 3 * 3  # of 80 conditions in three evaluations
     assert len(keys) <= 5 * MOST_CONDITIONS + 20
     assert all(len(upload.files) < 10 for kept in world.runs.cells() for upload in kept.uploads)

@@ -1,14 +1,19 @@
 """The process that tells W&B of a sweep, as its driver sees it."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import yaml
 from finished_store import finish
-from small_sweep import plan
+from small_sweep import SPEC, plan
 from wandb_backend import wandb_backend
 
 from sweeps import tracking
@@ -18,7 +23,8 @@ from sweeps.plan import SweepPlan
 from sweeps.sent import not_sent
 from sweeps.settings import TrackingConfig
 from sweeps.store import Store
-from sweeps.tracking import END_S, Tracking, check_key_for, is_online, lease_key
+from sweeps.tracking import ELSEWHERE, END_S, Tracking, catch_up, check_key_for, lease_key
+from sweeps.wandb_settings import mode_of
 
 KEY = "a-made-up-key-of-this-test-" + "x" * 40
 
@@ -29,21 +35,30 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-settings"))
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(
-    ("mode", "key", "online"),
+    ("mode", "given", "expected"),
     [
-        ("auto", False, False), ("auto", True, True), ("online", False, True),
-        ("offline", True, False), ("off", True, False),
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": KEY}, "online"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "off"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "true"}, "off"),
+        ("online", {}, "online"),
+        ("offline", {"WANDB_API_KEY": KEY}, "offline"),
+        ("off", {"WANDB_API_KEY": KEY}, "off"),
     ],
-)  # fmt: skip
-def test_runs_are_online_where_there_is_a_key(
-    mode: Any, key: bool, online: bool, monkeypatch: pytest.MonkeyPatch
+)
+def test_auto_is_what_the_environment_says(
+    mode: Any, given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if key:
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert is_online(TrackingConfig(mode=mode)) is online
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert mode_of(TrackingConfig(mode=mode)) == expected
 
 
 def test_a_key_that_wandb_login_left_is_one(
@@ -51,9 +66,20 @@ def test_a_key_that_wandb_login_left_is_one(
 ) -> None:
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert is_online(TrackingConfig())
+    assert mode_of(TrackingConfig()) == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.of.ours")
-    assert not is_online(TrackingConfig())
+    assert mode_of(TrackingConfig()) == "offline"
+
+
+def test_a_server_that_wandb_login_named_is_the_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.of.ours\n")
+    (tmp_path / "netrc").write_text("machine wandb.of.ours login user password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert mode_of(TrackingConfig()) == "offline"
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert mode_of(TrackingConfig()) == "online"
 
 
 def test_online_without_a_key_is_refused_with_the_way_on() -> None:
@@ -82,7 +108,7 @@ class World:
         return Tracking(self.sweep, self.store, self.beat.driver, self.said.append)
 
     def left(self) -> int:
-        return not_sent(self.sweep, self.store, statuses(self.sweep, self.store))
+        return not_sent(self.sweep, self.store, statuses(self.sweep, self.store)).cells
 
 
 def test_off_starts_nothing(tmp_path: Path) -> None:
@@ -184,7 +210,7 @@ def test_the_driver_waits_for_a_silent_server_for_a_bounded_time(
 
 
 @pytest.mark.slow
-def test_of_two_drivers_one_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_drivers_one_tells(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     world = World(tmp_path, "auto")
     other = Beat(world.store, "small")
@@ -194,5 +220,96 @@ def test_of_two_drivers_one_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         tracked.close()
     other.close()
     world.beat.close()
-    assert world.said == []
+    assert world.said == [ELSEWHERE]
     assert not (tmp_path / "a-store" / "wandb").exists()
+
+
+@pytest.mark.slow
+def test_the_tracking_of_a_driver_that_ended_is_taken_over(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    world = World(tmp_path, "auto")
+    other = Beat(world.store, "small")
+    with holding(world.store, [lease_key("small")], other.holder):
+        tracked = world.tracking()
+        tracked.start()
+        time.sleep(2)
+        other.close()  # says that it has ended; its lease is there still
+        until = time.monotonic() + 60
+        while not list((tmp_path / "a-store").glob("wandb/offline-run-*")):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        tracked.close()
+    world.beat.close()
+    assert world.said == []
+    assert len(list((tmp_path / "a-store" / "wandb").glob("offline-run-*"))) == 5
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from sweeps.attempts import Beat
+from sweeps.planner import load_plan
+from sweeps.store import Store
+from sweeps.tracking import Tracking
+
+sweep, store = load_plan(Path(sys.argv[1])), Store(sys.argv[2])
+if __name__ == "__main__":
+    tracking = Tracking(sweep, store, Beat(store, "small").driver, print)
+    tracking.start()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_with_a_killed_driver_ends_the_process_that_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    world = World(tmp_path, "online")
+    world.beat.close()
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPEC | {"tracking": {"mode": "online"}}))
+    (tmp_path / "driver.py").write_text(DRIVER)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    with wandb_backend() as backend:
+        monkeypatch.setenv("WANDB_BASE_URL", backend.url)
+        command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "small.yaml")]
+        driver = subprocess.Popen([*command, world.store.url], cwd=tmp_path)
+        until = time.monotonic() + 60
+        while len(backend.runs) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        backend.be("slow")  # it is in the middle of a look when the driver is killed
+        time.sleep(1.5)
+        below = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.wait()
+        gone, alive = psutil.wait_procs(below, timeout=10)
+        assert alive == []
+        assert len(gone) >= 2  # ours, and W&B's own
+        backend.be("well")
+        catch_up(world.sweep, world.store, world.said.append)
+    assert world.left() == 0
+    assert len(backend.runs) == 5
+    assert not any(run.overwritten for run in backend.runs.values())
+
+
+@pytest.mark.slow
+def test_a_stopped_sweeps_runs_are_said_to_go_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    world = World(tmp_path, "online")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with wandb_backend() as backend:
+        monkeypatch.setenv("WANDB_BASE_URL", backend.url)
+        tracked = world.tracking()
+        tracked.start()
+        until = time.monotonic() + 60
+        while not any("report" in json.loads(line) for line in backend.history):
+            assert time.monotonic() < until
+            time.sleep(0.5)
+        time.sleep(3)
+        tracked.close(at_once=True)
+    world.beat.close()
+    (report,) = (run for run in backend.runs.values() if run.fields["jobType"] == "report")
+    assert report.state == "preempted"

@@ -578,7 +578,8 @@ def _upsert_bucket(backend: Backend, input: dict[str, Any]) -> Any:
     run.fields |= {key: value for key, value in input.items() if value is not None}
     if input.get("summaryMetrics"):
         run.summary = json.loads(input["summaryMetrics"])
-    run.state, run.preempting = "running", False
+    if run.state != "running":  # it is gone on with
+        run.state, run.preempting = "running", False
     return {"bucket": _bucket(run), "inserted": inserted}
 
 
