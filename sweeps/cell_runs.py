@@ -76,7 +76,7 @@ class CellRuns:
         opened = self._open.get(cell.cell_id) or self._opened(cell, status)
         self._steps(cell, status, opened)
         if opened.run.summary.get("cell/version") != version:
-            judgements = self._results(cell, status, version, opened.run)
+            judgements = self._results(cell, status, opened.run)
             if judgements is not None:
                 self._made(judgements)
             self._alert(cell, status, opened.run)
@@ -123,9 +123,7 @@ class CellRuns:
         self._open.pop(waiting).run.close(1, preempted=True)
         return True
 
-    def _results(
-        self, cell: CellPlan, status: CellStatus, version: str, run: WandbRun
-    ) -> str | None:
+    def _results(self, cell: CellPlan, status: CellStatus, run: WandbRun) -> str | None:
         """Send results, answers and artifacts; return the version of the judgements.
 
         The row of results says which version it is of: where it has arrived it is not sent again.
@@ -139,6 +137,7 @@ class CellRuns:
             self._shared(adapter, run)
         if not found:
             return None
+        version = tracked_cell.results_version(cell, status)
         if run.summary.get("cell/results") != version:
             row = tracked_cell.result_row(cell, [result for result, _ in found])
             answers = {"answers": tracked_cell.answers_table(found)}

@@ -102,12 +102,18 @@ def tags_of(plan: CellPlan, attempts: int) -> list[str]:
 
 def version_of(plan: CellPlan, status: CellStatus) -> str:
     """Return what changes whenever W&B is to be told something new of a cell that is at rest."""
+    told = [status.state, status.stage, status.attempts, status.error_class]
+    return fingerprint([told, results_version(plan, status)])[:16]
+
+
+def results_version(plan: CellPlan, status: CellStatus) -> str:
+    """Return what changes whenever the results of a cell do, however often it was tried."""
     definitions = [DEFINITIONS[e.metric] for e in plan.evaluations]
     return fingerprint(
-        [status.state, status.stage, status.attempts, status.error_class, status.failed_judgements,
-         status.stages_left, plan.training_key, [(d.name, d.version) for d in definitions],
+        [plan.training_key, [(d.name, d.version) for d in definitions],
          [(e.stream, e.wanted) for e in plan.evaluations],
-         [(j.stream, j.wanted) for j in plan.judgings]]
+         [(j.stream, j.wanted) for j in plan.judgings],
+         status.stages_left, status.failed_judgements]
     )[:16]  # fmt: skip
 
 

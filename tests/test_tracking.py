@@ -135,6 +135,7 @@ def test_offline_runs_are_written_beside_the_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_tracker_that_is_killed_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_what_w_and_b_refuses_is_told_before_anything_is_trained(
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_the_driver_waits_for_a_silent_server_for_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +296,7 @@ def test_with_a_killed_driver_ends_the_process_that_tells(
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_stopped_sweeps_runs_are_said_to_go_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

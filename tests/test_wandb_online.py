@@ -312,7 +312,8 @@ def test_after_an_outage_all_of_it_arrives(
     same(undisturbed[1], backend)
 
 
-@pytest.mark.parametrize("number", [pytest.param(30, marks=pytest.mark.faults), 120])
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [30, 120])
 def test_a_killed_sync_goes_on(
     number: int, undisturbed: tuple[Place, Backend], tmp_path: Path
 ) -> None:

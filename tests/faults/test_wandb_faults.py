@@ -30,13 +30,15 @@ KEY = "a-made-up-key-of-this-test-" + "x" * 40
     ],
 )
 def test_a_cell_goes_on_without_it(
-    first: Mood, then: Mood, stage: str, world: World, case: Case, tmp_path: Path
-) -> None:
+    first: Mood, then: Mood, stage: str, world: World, case: Case, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     pytest.importorskip("wandb")
     store = world.store_before("train" if stage == "train" else "judge", tmp_path / "store")
     tracked = world.tracked(TrackingConfig(mode="online"))
     environment = {"WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
     with wandb_backend(first, then) as backend:
+        monkeypatch.setenv("WANDB_BASE_URL", backend.url)
         with case.recovery():
             process = tracked.start(store, WANDB_BASE_URL=backend.url, **environment)
             process.join(240)
