@@ -114,22 +114,24 @@ def estimate_rows(
     report: Report,
     scores: Mapping[Place, Scores],
     told: Mapping[str, Any],
+    *,
+    most: int = MOST_CONDITIONS,
 ) -> Iterator[Row]:
     """Yield each condition's estimate and interval after its first k finished seeds, by k.
 
     In the order in which a judge was through with its seeds; a seed is finished with the last of
     its cells. `told` are the values of the rows that were yielded before: they are not again, but
-    where more is asked of a cell now.
+    where more is asked of a cell now. `most` conditions are told, over all judges.
     """
     metrics = metrics_of(plan.cells[0], None)
     order = _seeds_in_order(plan, report, store)
     asked = {e.name: e.num_responses for e in plan.cells[0].evaluations}
-    most = max(1, MOST_CONDITIONS // max(1, len({place[:2] for place in order})))
+    each = max(1, most // max(1, len({place[:2] for place in order})))
     for evaluation, table in tables_of(plan, report.cells, scores).items():
         design = design_of(plan, metrics[evaluation])
         for judge in table["judge"].unique().to_pylist():
             mine = table.filter(pc.equal(table["judge"], judge))
-            names = mine["condition"].unique().to_pylist()[:most]
+            names = mine["condition"].unique().to_pylist()[:each]
             places = {name: place_of(evaluation, judge, name) for name in names}
             done = {n: _last_told(told, places[n], asked[evaluation]) for n in names}
             seeds = {name: order.get((evaluation, judge, name), []) for name in names}
