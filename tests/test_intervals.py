@@ -81,3 +81,21 @@ def test_exact_bounds_are_those_of_the_beta_distribution(hits: int, answers: int
 def test_no_answer_has_no_bounds() -> None:
     with pytest.raises(ValueError, match="0 answers"):
         exact_bounds(0, 0)
+
+
+@pytest.mark.parametrize(("mean", "sd", "seeds"), [(0.168, 0.14, 100), (0.05, 0.08, 400)])
+def test_of_many_skewed_seeds_the_interval_is_as_wide_as_their_mean_is_unsure(
+    mean: float, sd: float, seeds: int
+) -> None:
+    draws = np.random.default_rng(7)
+    shape = mean * (1 - mean) / sd**2 - 1
+    held, widths = 0, []
+    for _ in range(200):
+        rates = draws.beta(mean * shape, (1 - mean) * shape, seeds)
+        hits = draws.binomial(400, rates)
+        found = fixed_questions([float(h) for h in hits], [400.0] * seeds, weights="answers")
+        assert found.low is not None and found.high is not None
+        held += found.low <= mean <= found.high
+        widths.append(found.high - found.low)
+    assert 0.90 <= held / 200 <= 0.99
+    assert np.median(widths) == pytest.approx(2 * 1.96 * sd / seeds**0.5, rel=0.1)
