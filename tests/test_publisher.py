@@ -244,6 +244,24 @@ def test_a_running_cell_is_told_step_by_step_and_goes_on_in_the_same_run(world: 
         beat.close()
 
 
+def test_two_ranks_make_one_run(tmp_path: Path) -> None:
+    world = World(tmp_path, training={"ranks": 2, "micro_batch": 2, "effective_batch": 4})
+    cell = world.sweep.cells[world.tuned]
+    beat = Beat(world.store, "small")
+    try:
+        world.attempt(world.tuned, "running", driver=beat.driver)
+        for rank in (0, 1):
+            log = LiveLog(world.store, cell.training_key, rank)
+            say(log, range(1, 4))
+            log.close()
+        world.publisher.look(last=False)
+    finally:
+        beat.close()
+    (kept,) = world.runs.cells()
+    assert [row["train/step"] for row in kept.rows] == [1, 2, 3]
+    assert {"worker/0/memory_gib", "worker/1/memory_gib"} <= kept.rows[0].keys()
+
+
 def test_steps_that_are_not_known_yet_are_waited_for(world: World) -> None:
     cell = world.sweep.cells[world.tuned]
     tell(world, cell, range(1, 3))

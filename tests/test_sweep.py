@@ -11,6 +11,7 @@ import pytest
 
 from em.judging import Judgement
 from em.training import TrainingResult
+from sweeps.live import LiveTraining
 from sweeps.store import Store
 from tests.fakes import tiny_model
 from tests.sweep_runs import (
@@ -194,6 +195,11 @@ def test_two_ranks_with_zero_3_and_adapters_side_by_side(model: Path, tmp_path: 
     [record] = (tmp_path / "store" / "training").glob("*/record.json")
     result = TrainingResult.model_validate(json.loads(record.read_text())["result"])
     assert result.steps == len(result.losses) == 4
+    live = [p.read_text() for p in sorted(record.parent.glob("live-*.json"))]
+    told = [[p.loss for p in LiveTraining.model_validate_json(text).points] for text in live]
+    assert told == [[point.loss for point in result.losses]] * 2
+    # Both ranks are told of in the cell's one run; the other is the sweep's own.
+    assert len(list((tmp_path / "store" / "wandb").glob("offline-run-*"))) == 2
 
 
 def test_a_failed_cell_stays_failed_until_it_is_resumed(model: Path, tmp_path: Path) -> None:
