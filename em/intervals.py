@@ -85,8 +85,9 @@ class Interval(Record):
 
 # Seeds that lie as many SDs from 0 and 1 have a t interval; t alone covers down to 52 % where they
 # crowd at 0 (tests/benchmarks/coverage.txt).
-MANY_SEEDS = 10.0  # over the root of their number; see near_normal
 NEAR_NORMAL = 2.5
+# Of many, they may lie as near as this over the root of their number (tests/benchmarks/many_seeds).
+MANY_SEEDS = 10.0
 T, HIERARCHICAL = "t over seeds", "beta-binomial over seeds"
 EXACT = "exact (Clopper-Pearson)"
 TWO_WAY = "two-way t on the logit scale"
@@ -174,7 +175,7 @@ def near_normal(rates: Floats) -> NDArray[np.bool_]:
     """Whether seeds' rates, shape (..., seeds), lie far enough from 0 and 1 for a t interval.
 
     The more seeds, the nearer they may lie: their mean is near normal then. From where this holds
-    a t interval covers 94 % and more of skewed seeds, and the hierarchical model's grid is coarse.
+    a t interval covers about 94 % of skewed seeds, and the hierarchical model's grid is coarse.
     """
     mean, spread = rates.mean(axis=-1), rates.std(axis=-1, ddof=1)
     apart = np.ptp(rates, axis=-1) > ALIKE  # the SD of equal rates may not be 0

@@ -6,14 +6,15 @@ A cell's run goes on from what W&B has of it. Knows nothing of outages, or of th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sweeps import tracked_cell
+from sweeps import tracked_artifacts, tracked_cell
 from sweeps.attempts import CellStatus
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.report import metrics_of
 from sweeps.results import CellResult, ScoredResponse, cell_result, scored_responses
 from sweeps.sent import Sent, identity_of
 from sweeps.store import Store
-from sweeps.tracked_cell import Artifact, Row
+from sweeps.tracked_artifacts import Artifact
+from sweeps.tracked_cell import Row
 from sweeps.wandb_runs import STEPS, About, WandbRun, WandbRuns
 
 MOST_OPEN = 64  # runs at once; each is memory and a connection
@@ -130,9 +131,9 @@ class CellRuns:
         """
         found = self._results_of(cell, status)
         if cell.cell.training is not None:
-            self._shared(tracked_cell.dataset_artifact(cell), run)
+            self._shared(tracked_artifacts.dataset_artifact(cell), run)
         most = self._plan.spec.tracking.adapters_mib
-        adapter = tracked_cell.adapter_artifact(cell, self._store, most_mib=most)
+        adapter = tracked_artifacts.adapter_artifact(cell, self._store, most_mib=most)
         if adapter is not None:
             self._shared(adapter, run)
         if not found:
@@ -142,10 +143,10 @@ class CellRuns:
             row = tracked_cell.result_row(cell, [result for result, _ in found])
             answers = {"answers": tracked_cell.answers_table(found)}
             run.log(row | {"cell/results": version}, tables=answers)
-        responses = run.upload(tracked_cell.responses_artifact(cell, self._store))
+        responses = run.upload(tracked_artifacts.responses_artifact(cell, self._store))
         if responses is not None:
             run.use(responses)
-        return run.upload(tracked_cell.judgements_artifact(cell, found))
+        return run.upload(tracked_artifacts.judgements_artifact(cell, found))
 
     def _results_of(
         self, cell: CellPlan, status: CellStatus

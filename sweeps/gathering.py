@@ -19,7 +19,7 @@ from em.record import Record, fingerprint
 from sweeps.analyses import Design, analysed, design_of
 from sweeps.plan import SweepPlan
 from sweeps.report import metrics_of
-from sweeps.tracked_cell import name_of
+from sweeps.tracked_artifacts import name_of
 
 INDEX = "values.json"
 REPORT = "report"

@@ -66,17 +66,24 @@ class Publisher:
         self._just_failed: dict[str, int] = {}
         self._settled: dict[str, CellStatus] = {}
         self._closed = False  # W&B refuses everything
+        self._account: str | None = None
         self._credit, self._credited = float(CELLS_AT_ONCE), now()
         self.reading_s = 0.0
 
     def begin(self) -> None:
         """Open the sweep's own run. Raises Refused or Unreachable."""
+        self._know_account()
         self._sweep.open()
-        if self.sent.entity not in ("", self._sweep.entity):  # another account has other artifacts
-            self.sent.artifacts.clear()
-            self.sent.cells.clear()
-            self.sent.report = None
-        self.sent.entity = self._sweep.entity
+
+    def _know_account(self) -> None:
+        """Forget what was sent from another account, once it is known whose this is."""
+        if self._account is None:
+            self._account = self._runs.entity()
+            if self.sent.entity not in ("", self._account):
+                self.sent.artifacts.clear()
+                self.sent.cells.clear()
+                self.sent.report = None
+            self.sent.entity = self._account
 
     def look(self, *, last: bool) -> bool:
         """Send what is new; with `last`, all of it. Return whether nothing is left to send."""
@@ -127,6 +134,7 @@ class Publisher:
             log.warning("W&B was not told that the sweep was stopped: %s", error)
 
     def _look(self, *, last: bool) -> int:
+        self._know_account()
         told = self._statuses(last=last)
         pairs = list(zip(self._plan.cells, told, strict=True))
         # Cells under way first: their losses are looked at. What failed to be sent comes last.

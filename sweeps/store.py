@@ -8,7 +8,8 @@ how an artefact is made.
     training/<key>/record.json          + adapter/, live-<rank>.json; attempt-<driver>/ meanwhile
     responses/<key>/record.json         + part-*.parquet
     judgements/<key>/record.json        + part-*.parquet
-    sweeps/<name>/                      spec.json, resolved.json, drivers/*.json, report/
+    sweeps/<name>/                      spec.json, resolved.json, drivers/*.json, report/,
+                                        tracking-*.json (what W&B has; its runs' identity)
     sweeps/<name>/cells/<cell_id>/      attempt-*.json
     leases/<key>/                       who works on an artefact now (see sweeps.leases)
     logs/  wandb/

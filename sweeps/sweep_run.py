@@ -10,6 +10,7 @@ from pathlib import Path
 from em.record import fingerprint
 from sweeps import tracked_report
 from sweeps.attempts import CellStatus
+from sweeps.gathering import REPORT
 from sweeps.plan import SweepPlan
 from sweeps.report import PAGE, write_and_keep
 from sweeps.sent import identity_of
@@ -37,18 +38,13 @@ class SweepRun:
         self._told: Row = {}
         self._reported: str | None = None
 
-    @property
-    def entity(self) -> str:
-        """Whose project the run is in; "" where none is open."""
-        return self._run.path.partition("/")[0] if self._run is not None else ""
-
     def open(self) -> WandbRun:
         """Return the run, opened where it is not. Raises Refused or Unreachable."""
         if self._run is None:
             about = About(
                 id=tracked_report.report_run_id(identity_of(self._store, self._plan.spec.name)),
                 name=self._plan.spec.name,
-                job_type=tracked_report.REPORT,
+                job_type=REPORT,
                 tags=(),
                 config=tracked_report.report_config(self._plan),
             )

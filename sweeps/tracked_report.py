@@ -19,12 +19,12 @@ from em.record import fingerprint
 from sweeps.analyses import Design, design_of, tables_of
 from sweeps.answers import Place, Scores
 from sweeps.attempts import CellStatus, State
-from sweeps.gathering import REPORT as REPORT
-from sweeps.gathering import report_name, write_values
+from sweeps.gathering import REPORT, report_name, write_values
 from sweeps.plan import STAGES, SweepPlan
 from sweeps.report import PAGE, Report, metrics_of
 from sweeps.store import Store
-from sweeps.tracked_cell import MOST_ROWS, Artifact, Row
+from sweeps.tracked_artifacts import Artifact
+from sweeps.tracked_cell import MOST_ROWS, Row
 
 MOST_CONDITIONS = 200  # with a history, over all judges: W&B slows down with thousands of keys
 MOST_PICTURES = 40

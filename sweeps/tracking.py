@@ -119,7 +119,7 @@ class Tracking:
             return
         self._begun = False
         if self._send("stop" if at_once else "end"):
-            if (self._mode == "online") and not at_once:
+            if self._mode == "online" and not at_once:
                 self._say(f"sending the rest to W&B, for {self._end_s:g} s at most")
             until = time.monotonic() + (STOP_S if at_once else self._end_s)
             while self._ended is None and self._pipe is not None and time.monotonic() < until:
@@ -143,7 +143,7 @@ class Tracking:
         self._starts.append(time.monotonic())
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        given = (self._plan, self._store.url, (self._mode == "online"), self._driver, theirs)
+        given = (self._plan, self._store.url, self._mode == "online", self._driver, theirs)
         self._process = context.Process(target=publish, args=given, name="tracking", daemon=True)
         self._process.start()
         theirs.close()
@@ -215,7 +215,7 @@ def _publish(plan: SweepPlan, store: Store, online: bool, holder: Holder, pipe: 
     from sweeps.publisher import Publisher
     from sweeps.wandb_runs import Refused, Unreachable, WandbRuns
 
-    with _alone(store, plan.spec.name, holder, pipe) as check:
+    with alone(store, plan.spec.name, holder, _waiting(pipe)) as check:
         try:
             runs = WandbRuns(
                 plan.spec.tracking, plan.spec.name, store.local_dir("."), online=online
@@ -262,12 +262,13 @@ def lease_key(sweep: str) -> str:
 
 
 @contextlib.contextmanager
-def _alone(
-    store: Store, sweep: str, holder: Holder, pipe: Connection
+def alone(
+    store: Store, sweep: str, holder: Holder, wait: Callable[[HeldElsewhere], None]
 ) -> Iterator[Callable[[], None]]:
-    """Hold the tracking of a sweep for the block: of two drivers one tells W&B.
+    """Hold the tracking of a sweep for the block: of two processes one tells W&B.
 
-    The other waits for its end. Yields what raises LeaseLost once another holds it.
+    `wait` is called again and again while another holds it, and may raise; who gives no sign of
+    life is taken over from. Yields what raises LeaseLost once another holds it.
     """
     signs = Signs(store)
     with contextlib.ExitStack() as held:
@@ -277,12 +278,21 @@ def _alone(
                 break
             except HeldElsewhere as error:
                 holder = replace(holder, dead=signs.dead([error.lease]))
-                pipe.send(("ready", ""))
-                if pipe.poll(LOOK_EVERY_S):
-                    pipe.recv()
-                    pipe.send(("end", "elsewhere"))
-                    _leave(0)
+                wait(error)
         yield check
+
+
+def _waiting(pipe: Connection) -> Callable[[HeldElsewhere], None]:
+    """Return what waits beside another driver's process until this driver ends."""
+
+    def wait(error: HeldElsewhere) -> None:
+        pipe.send(("ready", ""))
+        if pipe.poll(LOOK_EVERY_S):
+            pipe.recv()
+            pipe.send(("end", "elsewhere"))
+            _leave(0)
+
+    return wait
 
 
 def catch_up(plan: SweepPlan, store: Store, say: Say) -> None:

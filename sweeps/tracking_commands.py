@@ -3,9 +3,8 @@
 Knows nothing of what is sent.
 """
 
-import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -73,7 +72,7 @@ def _send(sweep: Any, store: Any, beat: Any, out: Any) -> bool:
     from sweeps.leases import LeaseLost
     from sweeps.progress import Counted
     from sweeps.publisher import Publisher
-    from sweeps.tracking import NOT_INSTALLED
+    from sweeps.tracking import NOT_INSTALLED, alone
     from sweeps.wandb_runs import WandbRuns
 
     counted = Counted(out, "cells looked at", len(sweep.cells))
@@ -82,7 +81,7 @@ def _send(sweep: Any, store: Any, beat: Any, out: Any) -> bool:
     except ImportError as error:
         raise ValueError(NOT_INSTALLED) from error
     try:
-        with _alone(sweep, store, beat) as check:
+        with alone(store, sweep.spec.name, beat.holder, _waiting()) as check:
 
             def step() -> None:
                 check()
@@ -98,26 +97,17 @@ def _send(sweep: Any, store: Any, beat: Any, out: Any) -> bool:
         runs.close()
 
 
-@contextlib.contextmanager
-def _alone(sweep: Any, store: Any, beat: Any) -> Iterator[Any]:
-    """Hold the tracking of the sweep for the block; who seems to hold it may have died."""
-    from dataclasses import replace
+def _waiting() -> Callable[[Any], None]:
+    """Return what waits for whoever sends to W&B, as long as it takes to know it dead."""
+    from sweeps.leases import LOOK_S, LOST_AFTER_S
 
-    from sweeps.leases import LOOK_S, LOST_AFTER_S, HeldElsewhere, Signs, holding
-    from sweeps.tracking import lease_key
-
-    signs, holder = Signs(store), beat.holder
     until = time.monotonic() + LOST_AFTER_S + 10 * LOOK_S
-    with contextlib.ExitStack() as held:
-        while True:
-            try:
-                check = held.enter_context(holding(store, [lease_key(sweep.spec.name)], holder))
-                break
-            except HeldElsewhere as error:
-                if time.monotonic() > until:
-                    raise ValueError(
-                        f"{error}, and sends to W&B itself: wait until it has ended"
-                    ) from error
-                holder = replace(holder, dead=signs.dead([error.lease]))
-                time.sleep(LOOK_S)
-        yield check
+
+    def wait(error: Any) -> None:
+        if time.monotonic() > until:
+            raise ValueError(
+                f"{error}, and sends to W&B itself: wait until it has ended"
+            ) from error
+        time.sleep(LOOK_S)
+
+    return wait

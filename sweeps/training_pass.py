@@ -8,6 +8,7 @@ store remembers. Knows nothing of serving or judging.
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -206,10 +207,8 @@ def _try(job: TrainingJob, task: TrainTask) -> TrainingResult:
     if job.config.ranks == 1:
         from em.finetune import finetune
 
-        live = LiveLog(Store(task.store), task.plan.training_key)
-        result = finetune(job, base=_warm_base(), on_step=live.add)
-        live.close()
-        return result
+        with closing(LiveLog(Store(task.store), task.plan.training_key)) as live:
+            return finetune(job, base=_warm_base(), on_step=live.add)
     return _train_on_ranks(job, task)
 
 
@@ -266,9 +265,8 @@ def _rank(value: dict[str, str]) -> None:
 
     job = TrainingJob.model_validate_json(value["job"])
     rank = int(os.environ.get("RANK", "0"))
-    live = LiveLog(Store(value["store"]), value["key"], rank)
-    result = finetune(job, on_step=live.add, stop_soon=preemption_noticed)
-    live.close()
+    with closing(LiveLog(Store(value["store"]), value["key"], rank)) as live:
+        result = finetune(job, on_step=live.add, stop_soon=preemption_noticed)
     if rank == 0:
         path = Path(value["result"])
         partial = path.with_suffix(".tmp")

@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 
 from sweeps.settings import TrackingConfig
-from sweeps.tracked_cell import Artifact, Row
+from sweeps.tracked_artifacts import Artifact
+from sweeps.tracked_cell import Row
 
 # How long a call may wait for W&B, in seconds.
 INIT_TIMEOUT_S = 15.0
@@ -170,6 +171,18 @@ class WandbRuns:
         self._sdk: Any = wandb
         self._api: Any = None
 
+    def entity(self) -> str:
+        """Return whose project runs are in; offline nobody's. Raises Refused or Unreachable."""
+        if not self.online:
+            return ""
+        with _told():
+            return self._config.entity or str(self._asked().default_entity)
+
+    def _asked(self) -> Any:
+        if self._api is None:
+            self._api = self._sdk.Api(timeout=ASK_TIMEOUT_S)
+        return self._api
+
     def open(self, about: About) -> WandbRun:
         """Begin or go on with a run. Raises Refused or Unreachable."""
         if not self.online:
@@ -207,10 +220,8 @@ class WandbRuns:
         for wait_s in (0, *ASK_AGAIN_S):
             time.sleep(wait_s)
             with _told():
-                if self._api is None:
-                    self._api = self._sdk.Api(timeout=ASK_TIMEOUT_S)
-                self._api.flush()
-                if self._api.run(path).summary.get(key) == value:
+                self._asked().flush()
+                if self._asked().run(path).summary.get(key) == value:
                     return True
         return False
 

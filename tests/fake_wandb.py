@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sweeps.tracked_cell import Artifact
+from sweeps.tracked_artifacts import Artifact
 from sweeps.wandb_runs import NONE, About, Refused, Unreachable
 
 
@@ -88,6 +88,7 @@ class FakeRuns:
 
     def __init__(self, *, online: bool = True) -> None:
         self.online, self.out, self.shows = online, False, True
+        self.account = "e"
         self.refused: set[str] = set()
         self.unreachable: set[str] = set()
         self.no_report = False
@@ -98,6 +99,10 @@ class FakeRuns:
     def check(self) -> None:
         if self.out:
             raise Unreachable("no answer")
+
+    def entity(self) -> str:
+        self.check()
+        return self.account if self.online else ""
 
     def open(self, about: About) -> FakeRun:
         self.check()

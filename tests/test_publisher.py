@@ -30,13 +30,8 @@ from sweeps.publisher import (
 from sweeps.report import make_report
 from sweeps.sent import NotSent, identity_of, not_sent
 from sweeps.store import Store
-from sweeps.tracked_cell import (
-    Artifact,
-    adapter_artifact,
-    responses_artifact,
-    run_id,
-    training_rows,
-)
+from sweeps.tracked_artifacts import Artifact, adapter_artifact, responses_artifact
+from sweeps.tracked_cell import run_id, training_rows
 from sweeps.tracked_report import estimate_rows
 
 
@@ -567,6 +562,16 @@ def test_two_stores_with_one_sweep_have_runs_of_their_own(tmp_path: Path) -> Non
         assert worlds[-1].fresh().look(last=True)
     assert len(worlds[0].runs.cells()) == 8
     assert identity_of(worlds[0].store, "small") == identity_of(worlds[0].store, "small")
+
+
+def test_another_account_is_sent_all_of_it(world: World) -> None:
+    world.finish()
+    assert world.publisher.look(last=True)
+    other = FakeRuns()
+    other.account = "somebody-else"
+    assert world.fresh(other).look(last=True)
+    assert len(other.cells()) == 4
+    assert all(kept.ends == ["finished"] for kept in other.cells())
 
 
 def test_keys_of_a_sweep_with_many_conditions_stay_few(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The process that tells W&B of a sweep, as its driver sees it."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,37 +213,39 @@ def test_the_driver_waits_for_a_silent_server_for_a_bounded_time(
     assert "'emsweep sync' sends it" in world.said[-1]
 
 
-@pytest.mark.slow
-def test_of_two_drivers_one_tells(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def beside_another(world: World) -> Iterator[tuple[Beat, Tracking]]:
+    """The world's driver tracks while another one holds the sweep's tracking."""
     pytest.importorskip("wandb")
-    world = World(tmp_path, "auto")
     other = Beat(world.store, "small")
     with holding(world.store, [lease_key("small")], other.holder):
         tracked = world.tracking()
         tracked.start()
+        yield other, tracked
         tracked.close()
     other.close()
     world.beat.close()
+
+
+@pytest.mark.slow
+def test_of_two_drivers_one_tells(tmp_path: Path) -> None:
+    world = World(tmp_path, "auto")
+    with beside_another(world):
+        pass
     assert world.said == [ELSEWHERE]
     assert not (tmp_path / "a-store" / "wandb").exists()
 
 
 @pytest.mark.slow
 def test_the_tracking_of_a_driver_that_ended_is_taken_over(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
     world = World(tmp_path, "auto")
-    other = Beat(world.store, "small")
-    with holding(world.store, [lease_key("small")], other.holder):
-        tracked = world.tracking()
-        tracked.start()
+    with beside_another(world) as (other, _):
         time.sleep(2)
         other.close()  # says that it has ended; its lease is there still
         until = time.monotonic() + 60
         while not list((tmp_path / "a-store").glob("wandb/offline-run-*")):
             assert time.monotonic() < until
             time.sleep(0.1)
-        tracked.close()
-    world.beat.close()
     assert world.said == []
     assert len(list((tmp_path / "a-store" / "wandb").glob("offline-run-*"))) == 5
 

@@ -242,7 +242,7 @@ REFERENCE = """
 import sys
 from pathlib import Path
 from sweeps.settings import TrackingConfig
-from sweeps.tracked_cell import Artifact
+from sweeps.tracked_artifacts import Artifact
 from sweeps.wandb_runs import About, WandbRuns
 
 runs = WandbRuns(TrackingConfig(mode="online"), "s", Path(sys.argv[1]), online=True)
@@ -271,6 +271,16 @@ def test_what_lies_in_a_bucket_is_sent_by_address(tmp_path: Path) -> None:
     assert artifact.entries["weights"]["ref"] == "s3://bucket/training/1/adapter"
     assert artifact.entries["weights"]["digest"] == "0" * 64
     assert backend.content(artifact, "adapter.json") == b"{}"
+
+
+def test_a_store_is_as_whole_after_a_sync_as_before(undisturbed: tuple[Place, Backend]) -> None:
+    place, _ = undisturbed
+    for words in (["check"], ["gc", str(place.spec)]):
+        done = subprocess.run(
+            [str(EMSWEEP), "store", *words, "--store", place.store.url], cwd=place.folder,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_several_sweeps_are_analysed_together(
