@@ -19,6 +19,7 @@ from em.record import Record
 from em.yaml_files import checked, load_yaml
 
 KNOWN_MODELS = "known.yaml"
+HUB_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -224,21 +225,24 @@ def shape_on_hub(hub: str, revision: str | None = None) -> ModelShape:
     Raises ValueError where neither the cache nor the hub has it, or its memory cannot be told.
     """
     try:
-        from huggingface_hub import hf_hub_download  # slow to import, and only for hub models
+        import huggingface_hub as hub_library  # slow to import, and only for hub models
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise _untold(hub, f"reading the hub needs the extra 'train' ({error})") from error
-    failed: Exception | None = None
-    for local in (True, False):
+    file: dict[str, Any] = {"filename": "config.json", "revision": revision}
+    try:
         try:
-            path = hf_hub_download(hub, "config.json", revision=revision, local_files_only=local)
-            return shape_from_config(json.loads(Path(path).read_text(encoding="utf-8")), hub)
-        except ValueError as error:  # the library's own are among these: "not in the cache"
-            if "cannot be told" in str(error):
-                raise
-            failed = error
-        except Exception as error:  # noqa: BLE001  (many kinds; all mean "not to be had")
-            failed = error
-    raise _untold(hub, f"its config.json cannot be read ({type(failed).__name__}: {failed})")
+            path = hub_library.hf_hub_download(hub, **file, local_files_only=True)
+        except LocalEntryNotFoundError:
+            # Asked once: the download itself asks a hub that is away for half a minute.
+            url = hub_library.hf_hub_url(hub, **file)
+            hub_library.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+            path = hub_library.hf_hub_download(hub, **file)
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except Exception as error:  # many kinds; all mean "not to be had"
+        why = f"its config.json cannot be read ({type(error).__name__}: {error})"
+        raise _untold(hub, why) from error
+    return shape_from_config(config, hub)
 
 
 class KnownModel(Record):
