@@ -135,10 +135,14 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Replicas of one engine under one name; CPUs and GPUs are those of each replica."""
+    """Replicas of one engine under one name; CPUs and GPUs are those of each replica.
+
+    `engine` is called where a replica runs: what it needs there (a model's files) may be elsewhere
+    on another node. It must be importable there.
+    """
 
     name: str
-    engine: EngineConfig
+    engine: Callable[[], EngineConfig]
     replicas: int
     num_cpus: float
     num_gpus: float

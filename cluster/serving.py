@@ -187,9 +187,10 @@ class _Replica:
     async def __init__(self, config: PoolConfig, merge: Merge) -> None:  # type: ignore[misc]
         from ray import serve
 
-        self._engine = Engine(config.engine, merge)
+        engine = await asyncio.to_thread(config.engine)
+        self._engine = Engine(engine, merge)
         # Serve routes a call to a replica that has announced the call's weights.
-        side_by_side = config.engine.max_loras if config.engine.mode == "lora" else 1
+        side_by_side = engine.max_loras if engine.mode == "lora" else 1
         self._announce = serve.multiplexed(max_num_models_per_replica=side_by_side)(_announced)
         await self._engine.check()  # Serve counts the replica as running only after this
 

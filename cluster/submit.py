@@ -1,22 +1,50 @@
-"""Sending a command to a Ray cluster as a job, and following its log.
+"""Commands as jobs on a Ray cluster, over its HTTP address: sent, listed, followed, stopped.
 
-Knows nothing of what the command does.
+Knows nothing of what a command does.
 """
 
+import asyncio
 import contextlib
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.session import ClusterError
 
-# What a job needs of a checkout; never stores, data or environments.
-EXCLUDES = [".git", ".venv", "emsweep-store", "**/__pycache__", "wandb", ".*_cache"]
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 1.0
 AGENT_TRIES = 60
+RECONNECTS = 30  # of a log that is followed; a forwarded port breaks now and then
+# Ray gives a stopped job three seconds, and then kills it: pools could not be taken down.
+STOP_S = 90
+REACH = (
+    ". Is it the dashboard's address (http://host:8265), and is its port forwarded to this machine "
+    "('ray dashboard FILE', 'kubectl port-forward service/NAME-head-svc 8265', 'ssh -L "
+    "8265:127.0.0.1:8265 HOST')?"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job on the cluster. `status` is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+
+    Times are seconds since 1970; `metadata` is what the job was sent with, `message` Ray's own.
+    """
+
+    job_id: str
+    status: str
+    started: float | None = None
+    ended: float | None = None
+    metadata: Mapping[str, str] | None = None
+    message: str = ""
+    exit_code: int | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has come to an end, good or bad."""
+        return self.status in ENDED
 
 
 def submit_job(
@@ -26,94 +54,175 @@ def submit_job(
     job_id: str,
     working_dir: Path,
     environment: Mapping[str, str],
-) -> str:
-    """Send `command` to run in a copy of `working_dir` and return the job's id.
+    metadata: Mapping[str, str],
+) -> bool:
+    """Send `command` to run in a copy of `working_dir`; return whether this call did.
 
-    `address` is the cluster's HTTP address (http://host:8265). Raises ClusterError where it does
-    not answer, or where a job of this id is still there.
+    It is false where a job of this id is there already: of several who send, one does.
+    `address` is the cluster's HTTP address (http://host:8265). `environment` and `metadata` are
+    shown to all who see its dashboard: no place for keys. Raises ClusterError where it does not
+    answer or does not take the job.
     """
     client = _client(address)
     runtime_env = {
         "working_dir": str(working_dir),
-        "excludes": EXCLUDES,
-        "env_vars": dict(environment),
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)} | dict(environment),
     }
     with _told(f"{address} did not take the job {job_id}"):
         for _ in range(AGENT_TRIES):
             try:
-                return str(
-                    client.submit_job(
-                        entrypoint=command, submission_id=job_id, runtime_env=runtime_env
-                    )
+                client.submit_job(
+                    entrypoint=command,
+                    submission_id=job_id,
+                    runtime_env=runtime_env,
+                    metadata=dict(metadata),
                 )
+                return True
             except RuntimeError as error:
+                if "already exists" in str(error):
+                    return False
                 if "No available agent" not in str(error):
                     raise
                 time.sleep(POLL_S)  # the cluster is still starting
         raise RuntimeError(f"no node was ready to take it within {AGENT_TRIES * POLL_S:g} s")
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job on the cluster. `status` is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-
-    job_id: str
-    status: str
-
-
-def last_job(address: str, name: str) -> Job | None:
-    """Return the newest job whose id is `name` and a time, or None."""
+def list_jobs(address: str, *, prefix: str) -> list[Job]:
+    """Return the jobs whose id begins with `prefix`, the oldest first."""
     client = _client(address)
     with _told(f"{address} does not tell its jobs"):
-        found = [
-            (job.start_time or 0, Job(job.submission_id, str(job.status.value)))
-            for job in client.list_jobs()
-            if job.submission_id
-            and re.fullmatch(rf"{re.escape(name)}-\d{{8}}-\d{{6}}", job.submission_id)
-        ]
-    return max(found, key=lambda item: item[0])[1] if found else None
+        found = [_job(told) for told in client.list_jobs() if told.submission_id]
+    named = [job for job in found if job.job_id.startswith(prefix)]
+    return sorted(named, key=lambda job: (job.started or 0, job.job_id))
 
 
-def job_status(address: str, job_id: str) -> str | None:
-    """Return PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; None for a job that is not known."""
+def find_job(address: str, job_id: str) -> Job | None:
+    """Return a job, or None for one that is not known."""
     client = _client(address)
     with _told(f"{address} does not tell about {job_id}"):
         try:
-            return str(client.get_job_status(job_id).value)
+            return _job(client.get_job_info(job_id))
         except RuntimeError as error:
             if "does not exist" in str(error):
                 return None
             raise
 
 
-def follow_job(address: str, job_id: str) -> Iterator[str]:
-    """Yield the job's log, new text as it comes, until the job has ended."""
+def follow_job(
+    address: str, job_id: str, tell: Callable[[str], None], *, until: str | None = None
+) -> Job:
+    """Give `tell` the job's log as it comes, until the job has ended; return it as it is then.
+
+    With `until`, also until the log has a line with that in it. A connection that breaks is made
+    anew, and nothing is told twice. Raises ClusterError where the cluster is gone for good.
+    """
     client = _client(address)
-    told = 0
-    while True:
-        ended = job_status(address, job_id) not in ("PENDING", "RUNNING")
-        log = client.get_job_logs(job_id)
-        if len(log) > told:
-            yield log[told:]
-            told = len(log)
-        if ended:
-            return
+    follower = _Follower(tell, until)
+    for left in range(RECONNECTS, -1, -1):
+        try:
+            asyncio.run(follower.follow(client, job_id))
+            break
+        except (RuntimeError, OSError) as error:
+            job = find_job(address, job_id) if left else None
+            if job is None:
+                raise ClusterError(f"{address}: the log of {job_id} broke off: {error}") from error
+            if job.is_over:
+                break
+            time.sleep(POLL_S)
+    while True:  # the log may end a moment before the job is known to have ended
+        job = find_job(address, job_id)
+        if job is None:
+            raise ClusterError(f"{address} knows no job {job_id} any more")
+        if job.is_over or follower.found:
+            return job
         time.sleep(POLL_S)
 
 
+class _Follower:
+    """Tells of a log what was not told yet."""
+
+    def __init__(self, tell: Callable[[str], None], until: str | None) -> None:
+        self._tell, self._until = tell, until
+        self._told = 0
+        self._line = ""
+        self.found = False
+
+    async def follow(self, client: Any, job_id: str) -> None:
+        seen = 0
+        async with contextlib.aclosing(client.tail_job_logs(job_id)) as pieces:
+            async for text in pieces:
+                new = text[max(0, self._told - seen) :]
+                seen += len(text)
+                self._told = max(self._told, seen)
+                if new:
+                    self._tell(new)
+                    if self._is_last(new):
+                        self.found = True
+                        return
+
+    def _is_last(self, new: str) -> bool:
+        if self._until is None:
+            return False
+        *whole, self._line = (self._line + new).split("\n")
+        return any(self._until in line for line in whole)
+
+
+def job_log(address: str, job_id: str) -> str:
+    """Return all that a job has printed until now."""
+    client = _client(address)
+    with _told(f"{address} does not give the log of {job_id}"):
+        return str(client.get_job_logs(job_id))
+
+
+def stop_job(address: str, job_id: str, *, wait_s: float = STOP_S + 30) -> Job:
+    """Ask a job to end, as Ctrl-C would, and wait until it has; return it as it is then."""
+    client = _client(address)
+    with _told(f"{address} did not stop {job_id}"):
+        client.stop_job(job_id)
+    deadline = time.monotonic() + wait_s
+    while True:
+        job = find_job(address, job_id)
+        if job is None or job.is_over or time.monotonic() > deadline:
+            return job or Job(job_id, "STOPPED")
+        time.sleep(POLL_S)
+
+
+def _job(told: Any) -> Job:
+    started, ended = told.start_time, told.end_time  # milliseconds
+    return Job(
+        job_id=str(told.submission_id),
+        status=str(told.status.value if hasattr(told.status, "value") else told.status),
+        started=started / 1000 if started else None,
+        ended=ended / 1000 if ended else None,
+        metadata=dict(told.metadata or {}),
+        message=str(told.message or ""),
+        exit_code=told.driver_exit_code,
+    )
+
+
+def is_dashboard(address: str) -> bool:
+    """Whether an address is a dashboard's, which takes jobs, and not a cluster's to be joined."""
+    return address.startswith(("http://", "https://"))
+
+
 def _client(address: str) -> Any:
-    if not address.startswith(("http://", "https://")):
+    if not is_dashboard(address):
         raise ClusterError(
             f"--address {address!r}: jobs go to the cluster's dashboard, such as http://host:8265"
         )
-    from ray.job_submission import JobSubmissionClient
-
-    with _told(f"no Ray dashboard answers at {address}"):
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise ClusterError(
+            f"sending jobs needs Ray's client on this machine: pip install 'em-sweeps[train]' "
+            f"({error})"
+        ) from error
+    with _told(f"no Ray dashboard answers at {address}", cure=REACH):
         return JobSubmissionClient(address)
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _told(what: str, *, cure: str = "") -> Iterator[None]:
     """Turn Ray's errors into a ClusterError, with the cure where the cluster wants a token."""
     from ray.exceptions import AuthenticationError
 
@@ -121,8 +230,9 @@ def _told(what: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise ClusterError(
-            f"{what}: it wants another token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-            "RAY_AUTH_TOKEN_PATH) to the cluster's"
+            f"{what}: it wants another token, or one at all. Set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's ('ray get-auth-token' there "
+            "prints it)"
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"{what}: {error}") from error
+        raise ClusterError(f"{what}: {error}{cure}") from error

@@ -250,9 +250,14 @@ class ApiReader:
         return cut(str(error).replace(key, "***") if key else str(error))
 
 
+def needs_key(url: str) -> bool:
+    """Whether a server is on another machine, and hence asked with a key."""
+    return urllib.parse.urlsplit(url).hostname not in LOOPBACK
+
+
 def check_key(url: str, key_env: str) -> None:
     """Raise ValueError where a server on another machine would be asked without a key."""
-    if urllib.parse.urlsplit(url).hostname not in LOOPBACK and not os.environ.get(key_env):
+    if needs_key(url) and not os.environ.get(key_env):
         raise ValueError(
             f"the judge at {url} needs a key, and the environment variable {key_env} is not set: "
             f"set it (to {NO_KEY!r} for a server that takes any), or name another in api_key_env"

@@ -199,9 +199,14 @@ def _materialise_hub(config: ModelConfig) -> Path:
     return _checked_folder(Path(folder))
 
 
-def _materialise_bundled() -> Path:
+def bundled_folder() -> Path:
+    """Return where the bundled model is, once it has been converted."""
     digest = hashlib.sha256(BUNDLED_REVISION.encode()).hexdigest()[:16]
-    target = cache_dir("models") / f"{BUNDLED_NAME}-{digest}"
+    return cache_dir("models") / f"{BUNDLED_NAME}-{digest}"
+
+
+def _materialise_bundled() -> Path:
+    target = bundled_folder()
     if target.is_dir():  # it appears whole, by rename
         return target
     source = _bundled_source()

@@ -88,6 +88,12 @@ class Attempt(Record):
     kind: FailureKind | None = Field(default=None, description="None: see classify_stored")
 
 
+class Probe(Record):
+    """A file that is left in the store to see who else finds it there."""
+
+    made_by: str = Field(description="a machine's name")
+
+
 class DriverBeat(Record):
     """One driver (a process that carries out a sweep): its sign of life, what it waited for."""
 

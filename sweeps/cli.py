@@ -15,18 +15,20 @@ import typer
 
 from sweeps.analysis_commands import analyze, compare, power
 from sweeps.data_commands import data_app
-from sweeps.job_commands import logs, submit
+from sweeps.job_commands import jobs, logs, stop, submit
 from sweeps.judge_cli import judge, judge_check
 from sweeps.options import (
     INTERRUPTED,
     OK,
     USER_ERROR,
+    Anywhere,
     Json,
     KeepOption,
     Spec,
     StoreOption,
     open_sweep,
 )
+from sweeps.prefetch_command import prefetch
 from sweeps.run_commands import resume, run, told_failed
 from sweeps.store_commands import store_app
 from sweeps.tracking_commands import dashboard, sync
@@ -49,15 +51,22 @@ app.add_typer(store_app, name="store")
 
 @app.command()
 def plan(
-    spec: Spec, store: StoreOption = None, as_json: Json = False, keep: KeepOption = None
-) -> None:
+    spec: Spec, store: StoreOption = None, as_json: Json = False, keep: KeepOption = None,
+    address: Anywhere = None,
+) -> None:  # fmt: skip
     """Show every cell, what is done, what would run, and about how long. Runs nothing.
 
-    With --keep, as it would be under that answer.
+    With --keep, as it would be under that answer. With --address, every node of that cluster is
+    asked whether the sweep can run there.
     """
     from sweeps import planning
     from sweeps.tracking import check_key_for
 
+    if address is not None:
+        from sweeps.plan_there import plan_there
+
+        plan_there(spec, store, address, keep)
+        return
     sweep, target = open_sweep(spec, store, partly=True, keep=keep, with_packages=True)
     check_key_for(sweep.spec.tracking)
     told = planning.describe(sweep, target)
@@ -73,8 +82,18 @@ app.command()(resume)
 
 
 @app.command()
-def status(spec: Spec, store: StoreOption = None, as_json: Json = False) -> None:
-    """Show each cell's stage, state, attempts, last error and its cure; also while it runs."""
+def status(
+    spec: Spec, store: StoreOption = None, as_json: Json = False, address: Anywhere = None
+) -> None:
+    """Show each cell's stage, state, attempts, last error and its cure; also while it runs.
+
+    With --address, as that cluster's nodes see it: for a store that is not seen from here.
+    """
+    if address is not None:
+        from sweeps.jobs import run_there
+
+        there = ["status", *(["--json"] if as_json else [])]
+        raise typer.Exit(run_there(spec, store, address, there))
     from sweeps.attempts import statuses
     from sweeps.console import printable
     from sweeps.failure_kinds import CURES
@@ -149,7 +168,10 @@ app.command()(compare)
 app.command()(judge)
 app.command("judge-check")(judge_check)
 app.command()(submit)
+app.command()(jobs)
 app.command()(logs)
+app.command()(stop)
+app.command()(prefetch)
 app.command()(sync)
 app.command()(dashboard)
 

@@ -31,11 +31,26 @@ Inline = Annotated[
     bool, typer.Option("--inline", help="run the cells in this process, for a debugger")
 ]
 JobAddress = Annotated[
-    str, typer.Option("--address", metavar="URL", help="the cluster's dashboard, http://host:8265")
+    str | None,
+    typer.Option(
+        "--address", metavar="URL", help="the cluster's dashboard, http://host:8265 [the last one]"
+    ),
 ]
 LastAddress = Annotated[
     str | None,
     typer.Option("--address", metavar="URL", help="[where it was last submitted from here]"),
+]
+Anywhere = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="of a Ray cluster: its dashboard's (http://host:8265), or host:port from a node of it",
+    ),
+]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="go on until the job ends")]
+Rayjob = Annotated[
+    bool, typer.Option("--rayjob", help="print a KubeRay RayJob in place of sending")
 ]
 Only = Annotated[
     list[str] | None,

@@ -5,6 +5,7 @@ Knows nothing of which cells ask them, or in what order.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from cluster.requests import EngineDead, PoolConfig
 from cluster.serving import running_pools, start_pool, stop_pool
@@ -77,7 +78,7 @@ def stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig
 def _start(model: ModelConfig, name: str, spec: SweepSpec) -> None:
     config = PoolConfig(
         name=name,
-        engine=engine_config(model, spec.serving, spec.training, spec.resources),
+        engine=partial(engine_config, model, spec.serving, spec.training, spec.resources),
         replicas=spec.serving.replicas,
         num_cpus=spec.resources.serve_cpus,
         num_gpus=spec.resources.serve_gpus,

