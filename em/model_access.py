@@ -48,14 +48,16 @@ def _hub_access(config: ModelConfig) -> Access:
         ) from error
     assert config.hub is not None and config.revision is not None
     try:
-        folder = Path(snapshot_download(config.hub, revision=config.revision, local_files_only=True))
+        folder = Path(
+            snapshot_download(config.hub, revision=config.revision, local_files_only=True)
+        )
     except LocalEntryNotFoundError:
         folder = None
     if folder is not None and _is_whole(folder):
         return Access(here=True, has_template=_has_template(folder))
     try:
         HfApi().model_info(config.hub, revision=config.revision, timeout=TIMEOUT_S)
-    except Exception as error:  # noqa: BLE001  the library raises many kinds; all mean "not to be had"
+    except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
             f"{config.hub}@{config.revision[:12]} is not in this machine's cache, and the hub does "

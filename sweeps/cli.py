@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from sweeps.analysis_commands import analyze, compare, power
+from sweeps.cluster_commands import plan_there, prefetch
 from sweeps.data_commands import data_app
 from sweeps.job_commands import jobs, logs, stop, submit
 from sweeps.judge_cli import judge, judge_check
@@ -28,7 +29,6 @@ from sweeps.options import (
     StoreOption,
     open_sweep,
 )
-from sweeps.prefetch_command import prefetch
 from sweeps.run_commands import resume, run, told_failed
 from sweeps.store_commands import store_app
 from sweeps.tracking_commands import dashboard, sync
@@ -63,8 +63,6 @@ def plan(
     from sweeps.tracking import check_key_for
 
     if address is not None:
-        from sweeps.plan_there import plan_there
-
         plan_there(spec, store, address, keep)
         return
     sweep, target = open_sweep(spec, store, partly=True, keep=keep, with_packages=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from em.footprint import Fit, gib, serving_footprint, training_footprint
 from em.model_shape import shape_for
+
 from em.models import ModelConfig
 from em.training import TrainingConfig
 from sweeps.layout import pool_models
@@ -57,9 +58,7 @@ def memory(
     return found
 
 
-def _trainings(
-    todo: Sequence[CellPlan], store: Store
-) -> list[tuple[ModelConfig, TrainingConfig]]:
+def _trainings(todo: Sequence[CellPlan], store: Store) -> list[tuple[ModelConfig, TrainingConfig]]:
     kinds: Mapping[str, tuple[ModelConfig, TrainingConfig]] = {
         cell.cell.model.name: (cell.cell.model, cell.cell.training)
         for cell in todo

@@ -5,7 +5,7 @@ Turns arguments into calls; knows nothing of how a sweep is run.
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from sweeps.options import (
     Spec,
     StoreOption,
 )
+
+if TYPE_CHECKING:
+    from sweeps.jobs import SweepJobs
 
 
 def submit(
@@ -82,7 +85,8 @@ def jobs(address: LastAddress = None, as_json: Json = False) -> None:
         told = job.metadata or {}
         took = (job.ended or time.time()) - (job.started or time.time())
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started or 0))
-        print(f"{job.job_id:{width}}  {job.status:9}  {when}  {_span(took):>8}  {told.get('store', '')}")
+        store = told.get("store", "")
+        print(f"{job.job_id:{width}}  {job.status:9}  {when}  {_span(took):>8}  {store}")
     if not found:
         print("no sweep was sent there")
 
@@ -135,7 +139,7 @@ def _job_of(spec: Path, store: str | None, address: str | None) -> tuple[str, An
     return place, last
 
 
-def _address_of(jobs: Any, given: str | None) -> str:
+def _address_of(jobs: "SweepJobs", given: str | None) -> str:
     """Return the cluster's address: what is given, else where this sweep was last sent."""
     if given is not None:
         return given
@@ -158,7 +162,7 @@ def _last_address() -> str:
     return last.read_text()
 
 
-def _remember(jobs: Any, address: str) -> None:
+def _remember(jobs: "SweepJobs", address: str) -> None:
     for name in (jobs.base, ".last"):
         (_folder() / name).write_text(address)
 

@@ -7,6 +7,7 @@ at the same time send one job. Knows nothing of arguments, or of how jobs are se
 import os
 import re
 import shlex
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ class SweepJobs:
         return not any(map(to_do, statuses(*self._planned)))
 
     def is_other_than(self, job: Job) -> bool | None:
-        """Whether the job was sent with other work than there is now; None where it is not known."""
+        """Whether the job was sent with other work than is now; None where that is not known."""
         sent = (job.metadata or {}).get("plan")
         return None if not (self._version and sent) else sent != self._version
 
@@ -111,9 +112,7 @@ class SweepJobs:
         job = follow_job(address, job_id, tell, until=PASSED)
         return job if job.is_over else None
 
-    def run_there(
-        self, address: str, words: Sequence[str], tell: Callable[[str], None]
-    ) -> Job:
+    def run_there(self, address: str, words: Sequence[str], tell: Callable[[str], None]) -> Job:
         """Run another command of `emsweep` on this sweep there, tell its log, and wait for its end.
 
         `words` follow the name of the command and the spec, as `["plan", "--json"]`.
@@ -144,7 +143,7 @@ class SweepJobs:
         return shlex.join(words + (["--keep", self._keep] if self._keep else []))
 
     def _probe(self) -> dict[str, str]:
-        """Leave a file in the store that the cluster must find, where this machine sees the store."""
+        """Leave a file in the store that the cluster must find, if this machine sees the store."""
         if not _is_here(self.store_url):
             return {}
         try:
@@ -156,10 +155,13 @@ class SweepJobs:
 
 
 def run_there(path: Path, store: str | None, address: str, words: Sequence[str]) -> int:
-    """Run another command on a sweep there, printing its log; return its exit code."""
-    ended = SweepJobs(path, store, None).run_there(
-        address, words, lambda text: print(text, end="", flush=True)
-    )
+    """Run another command on a sweep there, its log going to our output; return its exit code."""
+
+    def tell(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    ended = SweepJobs(path, store, None).run_there(address, words, tell)
     return ended.exit_code if ended.exit_code is not None else 1
 
 

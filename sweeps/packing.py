@@ -1,4 +1,4 @@
-"""What a sweep needs of this machine to run on another: the project's code and the spec's own files.
+"""What a sweep needs of this machine to run on another: the project's code, the spec's own files.
 
 Written into a folder by what is wanted, never by what is not: no data, stores, environments, or
 files that the spec does not name can be in it. Knows nothing of where it is sent.

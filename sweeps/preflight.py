@@ -104,9 +104,7 @@ def demanded(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[De
     return [*([train] if train else []), *pools]
 
 
-def models_needed(
-    plan: SweepPlan, todo: Sequence[CellPlan], store: Store
-) -> list[ModelConfig]:
+def models_needed(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[ModelConfig]:
     """Return the models that are trained or served for the cells, each once."""
     trained = [c.cell.model for c in todo if "train" in stages_to_run(c, store)]
     both = [*trained, *pool_models(plan.spec, todo, store)]
@@ -170,9 +168,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _same_versions(
-    facts: Mapping[Node, NodeFacts], names: Iterable[str], what: str
-) -> Check:
+def _same_versions(facts: Mapping[Node, NodeFacts], names: Iterable[str], what: str) -> Check:
     """All nodes must have the same: numbers hang on it, and what travels between them."""
     told, differ = [], []
     for name in names:
@@ -208,7 +204,8 @@ def _store(facts: Mapping[Node, NodeFacts], seen: set[str]) -> Check:
     if bad:
         first, why = next(iter(bad.items()))
         return Check(
-            "store", "failed", f"not shared by {len(bad)} of {len(facts)} nodes, first {first}: {why}",
+            "store", "failed",
+            f"not shared by {len(bad)} of {len(facts)} nodes, first {first}: {why}",
             "name a place that all nodes and this machine see: a shared folder (NFS), or a bucket "
             "(s3://…, gs://…) with --store",
         )  # fmt: skip
@@ -226,7 +223,8 @@ def _model(name: str, access: Mapping[Node, Access]) -> Check:
     if bad:
         first, why = next(iter(bad.items()))
         return Check(
-            what, "failed", f"{len(bad)} of {len(access)} nodes cannot have it, first {first}: {why}",
+            what, "failed",
+            f"{len(bad)} of {len(access)} nodes cannot have it, first {first}: {why}",
             "let the nodes reach the hub (HF_TOKEN for gated models), fetch it beforehand with "
             "'emsweep prefetch', or name a folder that all nodes see",
         )  # fmt: skip
@@ -263,9 +261,7 @@ def _key(name: str, without: Sequence[str]) -> Check:
     )  # fmt: skip
 
 
-def placement(
-    plan: SweepPlan, todo: Sequence[CellPlan], store: Store, totals: Totals
-) -> Check:
+def placement(plan: SweepPlan, todo: Sequence[CellPlan], store: Store, totals: Totals) -> Check:
     """Return whether the work finds room, and how it is laid out."""
     try:
         return Check("room", "ok", str(feasible(plan, todo, store, totals)))

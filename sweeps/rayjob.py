@@ -26,9 +26,7 @@ NOTE = """\
 """
 
 
-def manifest(
-    path: Path, spec: SweepSpec, job_id: str, command: Callable[[Path], str]
-) -> str:
+def manifest(path: Path, spec: SweepSpec, job_id: str, command: Callable[[Path], str]) -> str:
     """Return a ConfigMap of the spec and the files it names, and a RayJob that runs it, as YAML.
 
     `command` makes the job's command of the spec's place. Raises ValueError where a file looks as

@@ -1,0 +1,92 @@
+"""The commands that look at a cluster or prepare it: `plan --address` and `prefetch`.
+
+Turn arguments into calls; what is looked at is in sweeps.preflight. Start no work there.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sweeps.console import QUIET, noise_to
+from sweeps.keep import Keep
+from sweeps.options import SOME_FAILED, Anywhere, Spec, open_sweep
+
+
+def plan_there(path: Path, store: str | None, address: str, keep: Keep | None) -> None:
+    """Print the plan, and what every node of the cluster at `address` has of what it needs.
+
+    Raises ClusterError where the cluster does not answer, or lacks something.
+    """
+    from cluster.session import session
+    from sweeps import planning
+    from sweeps.attempts import statuses
+    from sweeps.preflight import PASSED, check_passed, lines, preflight
+    from sweeps.selection import to_do
+
+    _there_if_dashboard(
+        path, store, address,
+        ["plan", "--address", "auto", *(["--keep", keep.value] if keep else [])],
+    )  # fmt: skip
+    sweep, target = open_sweep(path, store, partly=True, keep=keep, with_packages=True)
+    told = statuses(sweep, target)
+    todo = [cell for cell, status in zip(sweep.cells, told, strict=True) if to_do(status)]
+    for line in planning.lines(sweep, planning.describe(sweep, target)):
+        print(line)
+    noise = _noise("plan")
+    print(f"\nasking every node of {address}; libraries' output: {noise}", flush=True)
+    with noise_to(noise) as out, session(address, environment=QUIET) as totals:
+        checks = preflight(sweep, target, todo, totals, joined=True)
+        print(*lines(checks, colour=out.isatty()), sep="\n", file=out)
+    check_passed(checks)
+    print(PASSED)
+
+
+def prefetch(spec: Spec, address: Anywhere = None) -> None:
+    """Fetch the models of a sweep onto this machine's disk, or onto every node's with --address."""
+    from sweeps.layout import judge_models
+    from sweeps.prefetch import prefetch_here
+    from sweeps.spec import load_spec
+
+    if address is not None:
+        _there_if_dashboard(spec, None, address, ["prefetch", "--address", "auto"])
+    sweep = load_spec(spec)
+    models = list({m.name: m for m in (*sweep.models, *judge_models(sweep))}.values())
+    if address is None:
+        for name, seconds in prefetch_here(models).items():
+            print(f"{name}: here, after {seconds:.1f} s")
+        return
+    failed = 0
+    for node in _everywhere(models, address):
+        failed += node.problem is not None
+        took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in node.seconds.items())
+        print(f"{node.node}: {node.problem or took}")
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _everywhere(models: list[Any], address: str) -> list[Any]:
+    from cluster.session import session
+    from sweeps.prefetch import prefetch_everywhere
+
+    noise = _noise("prefetch")
+    print(f"fetching {', '.join(m.name for m in models)}; libraries' output: {noise}", flush=True)
+    with noise_to(noise), session(address, environment=QUIET):
+        return list(prefetch_everywhere(models))
+
+
+def _there_if_dashboard(path: Path, store: str | None, address: str, words: list[str]) -> None:
+    """Run the command on the cluster as a job, and exit as it does, where that is the address."""
+    from cluster.submit import is_dashboard
+
+    if is_dashboard(address):
+        from sweeps.jobs import run_there
+
+        raise typer.Exit(run_there(path, store, address, words))
+
+
+def _noise(command: str) -> Path:
+    prefix = f"emsweep-{command}-"
+    with tempfile.NamedTemporaryFile(prefix=prefix, suffix=".log", delete=False) as log:
+        return Path(log.name)
