@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from em.footprint import Fit, gib, serving_footprint, training_footprint
 from em.model_shape import shape_for
-
 from em.models import ModelConfig
 from em.training import TrainingConfig
 from sweeps.layout import pool_models
