@@ -73,6 +73,7 @@ def start_engine(spec: SweepSpec) -> Callable[[ModelConfig], LocalEngine]:
     def start(model: ModelConfig) -> LocalEngine:
         from cluster.engine import Engine
 
-        return Engine(engine_config(model, spec.serving, spec.training, spec.resources), merge)
+        own = spec.for_model(model.name)
+        return Engine(engine_config(model, own.serving, own.training, own.resources), merge)
 
     return start

@@ -48,12 +48,17 @@ def memory(
     card = min(
         ((mib, name) for fact in facts for name, mib in fact.gpus), default=(0, "no GPU seen")
     )
-    found = []
-    if plan.spec.resources.train_gpus:
-        for model, config in _trainings(todo, store):
-            found.append(_training(model, config, card))
-    if plan.spec.resources.serve_gpus:
-        found += [_serving(m, plan.spec, card) for m in pool_models(plan.spec, todo, store)]
+    spec = plan.spec
+    found = [
+        _training(model, config, card)
+        for model, config in _trainings(todo, store)
+        if spec.for_model(model.name).resources.train_gpus
+    ]
+    found += [
+        _serving(model, spec.for_model(model.name), card)
+        for model in pool_models(spec, todo, store)
+        if spec.for_model(model.name).resources.serve_gpus
+    ]
     return found
 
 

@@ -24,9 +24,15 @@ def identities(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         "spent by judges behind an address": _spent(sweep, store),
         "training": sweep.spec.training.model_dump(),
         "serving": sweep.spec.serving.model_dump(),
+        **_layouts(sweep),
         "report written with": {"commit": commit(), "versions": versions()},
         "cells made with": _made_with(sweep, store),
     }
+
+
+def _layouts(sweep: SweepPlan) -> dict[str, Any]:
+    found = {name: one.model_dump(exclude_none=True) for name, one in sweep.spec.layouts.items()}
+    return {"layouts": found} if found else {}
 
 
 def _data(sweep: SweepPlan) -> dict[str, Any]:

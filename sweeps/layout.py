@@ -13,26 +13,36 @@ from sweeps.store import Store
 def demands(
     spec: SweepSpec, todo: Iterable[CellPlan], store: Store
 ) -> tuple[Demand | None, list[Demand]]:
-    """Return what one training holds, and what each pool holds, for the cells still to do."""
-    resources = spec.resources
+    """Return what a training holds at the most, and what each pool holds, for what is to do.
+
+    The training is that of the model whose ranks hold the most (see `train_demand` for one's own).
+    """
     todo = list(todo)
-    trains = any("train" in stages_to_run(cell, store) for cell in todo)
-    train = Demand(
-        name="one cell's training",
-        cpus=resources.train_cpus,
-        gpus=resources.train_gpus,
-        count=spec.training.ranks,
+    trained = {c.cell.model.name: None for c in todo if "train" in stages_to_run(c, store)}
+    trains = [train_demand(spec, name) for name in trained]
+    pools = [_pool_demand(spec, model.name) for model in pool_models(spec, todo, store)]
+    return max(trains, key=lambda d: (d.gpus * d.count, d.cpus * d.count), default=None), pools
+
+
+def train_demand(spec: SweepSpec, model_name: str) -> Demand:
+    """Return what one training of a model holds."""
+    own = spec.for_model(model_name)
+    return Demand(
+        name=f"one cell's training of {model_name}" if spec.layouts else "one cell's training",
+        cpus=own.resources.train_cpus,
+        gpus=own.resources.train_gpus,
+        count=own.training.ranks,
     )
-    pools = [
-        Demand(
-            name=model.name,
-            cpus=resources.serve_cpus,
-            gpus=resources.serve_gpus,
-            count=spec.serving.replicas,
-        )
-        for model in pool_models(spec, todo, store)
-    ]
-    return (train if trains else None), pools
+
+
+def _pool_demand(spec: SweepSpec, model_name: str) -> Demand:
+    own = spec.for_model(model_name)
+    return Demand(
+        name=model_name,
+        cpus=own.resources.serve_cpus,
+        gpus=own.resources.serve_gpus,
+        count=own.serving.replicas,
+    )
 
 
 def pool_models(spec: SweepSpec, todo: Iterable[CellPlan], store: Store) -> list[ModelConfig]:

@@ -76,6 +76,7 @@ def stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig
 
 
 def _start(model: ModelConfig, name: str, spec: SweepSpec) -> None:
+    spec = spec.for_model(model.name)
     config = PoolConfig(
         name=name,
         engine=partial(engine_config, model, spec.serving, spec.training, spec.resources),

@@ -13,11 +13,13 @@ from cluster.requests import LORA_RANKS
 from em.models import ModelConfig
 from em.record import Record, dumped, fingerprint
 from em.seeds import Seeds, derive_seeds
+from em.told import short
 from em.training import TrainingConfig
 from em.variant_config import UNTUNED as UNTUNED
 from em.variant_config import VariantConfig as VariantConfig
 from em.yaml_files import checked, load_yaml
 from sweeps.claim_spec import ClaimConfig, check_claim
+from sweeps.model_layouts import LayoutConfig, laid_out
 from sweeps.settings import (
     NAME,
     NAME_RULE,
@@ -89,6 +91,7 @@ class SweepSpec(Record):
     claims: tuple[ClaimConfig, ...] = ()
     serving: ServingConfig = ServingConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    layouts: dict[str, LayoutConfig] = Field(default={}, description="by a model's name")
     tracking: TrackingConfig = TrackingConfig()
     retries: int = Field(default=2, ge=0, description="of a transient failure, for each stage")
     store: str | None = None
@@ -145,6 +148,7 @@ class SweepSpec(Record):
                     f"judge {judge.name!r}: its model is called {judge.model.name!r}, as another "
                     "model of this sweep is: give it a name of its own, or use pool",
                 )
+        self._check_layouts(list(served))
         for place, evaluation in enumerate(self.evaluations):
             unknown = set(evaluation.judges or ()) - {judge.name for judge in self.judges}
             if unknown:
@@ -154,13 +158,7 @@ class SweepSpec(Record):
                     f"({', '.join(judge.name for judge in self.judges)})",
                 )
             self._check_trigger(place, evaluation)
-            if evaluation.sampling.max_tokens >= self.serving.max_model_len:
-                raise MistakeAt(
-                    ("evaluations", place, "sampling", "max_tokens"),
-                    f"{evaluation.sampling.max_tokens} new tokens leave no room for a question in "
-                    f"serving.max_model_len {self.serving.max_model_len}: raise that, or ask for "
-                    "fewer",
-                )
+            self._check_length(place, evaluation)
         for number, claim in enumerate(self.claims):
             check_claim(number, claim, self)
         tuned = any(variant.name != UNTUNED for variant in self.variants)
@@ -179,6 +177,31 @@ class SweepSpec(Record):
             )
         return self
 
+    def _check_layouts(self, served: list[str]) -> None:
+        for name in self.layouts:
+            if name not in served:
+                raise MistakeAt(
+                    ("layouts", name),
+                    f"{short(name)} is no model of this sweep; it has {', '.join(served)}",
+                )
+            try:
+                self.for_model(name)
+            except ValidationError as error:
+                said = "; ".join(item["msg"] for item in error.errors())
+                text = f"with the rest of training: {said.replace('Value error, ', '')}"
+                raise MistakeAt(("layouts", name), text) from error
+
+    def _check_length(self, place: int, evaluation: EvaluationConfig) -> None:
+        for model in self.models:
+            length = self.for_model(model.name).serving.max_model_len
+            if evaluation.sampling.max_tokens >= length:
+                raise MistakeAt(
+                    ("evaluations", place, "sampling", "max_tokens"),
+                    f"{evaluation.sampling.max_tokens} new tokens leave no room for a question in "
+                    f"serving.max_model_len {length} (of {model.name}): raise that, or ask for "
+                    "fewer",
+                )
+
     def _check_trigger(self, place: int, evaluation: EvaluationConfig) -> None:
         trained = sorted(set().union(*(variant.triggers for variant in self.variants)))
         if evaluation.form.trigger and evaluation.form.trigger not in trained:
@@ -193,12 +216,27 @@ class SweepSpec(Record):
         named = evaluation.judges
         return [judge for judge in self.judges if named is None or judge.name in named]
 
+    def for_model(self, name: str) -> "SweepSpec":
+        """Return the spec as it holds for one model: with its layout, and no `layouts`.
+
+        It is this very spec where the model has none.
+        """
+        layout = self.layouts.get(name)
+        if layout is None:
+            return self
+        parts = laid_out(layout, self.training, self.serving, self.resources)
+        training, serving, resources = parts
+        return self.model_copy(
+            update={"training": training, "serving": serving, "resources": resources, "layouts": {}}
+        )
+
     @property
     def _rank(self) -> int:
         return self.training.lora.rank
 
     def cells(self) -> list[Cell]:
         """Return the grid in a stable order: base model by base model, then variant, then seed."""
+        training = {model.name: self.for_model(model.name).training for model in self.models}
         return [
             Cell(
                 model=model,
@@ -206,7 +244,7 @@ class SweepSpec(Record):
                 seed=seed,
                 factors=factors,
                 seeds=derive_seeds(seed, **factors),
-                training=None if variant.name == UNTUNED else self.training,
+                training=None if variant.name == UNTUNED else training[model.name],
             )
             for model in self.models
             for variant in self.variants

@@ -92,6 +92,9 @@ def fields_at(model: type[BaseModel], location: Location) -> list[str]:
     """Return the keys that are allowed at `location` inside `model`."""
     current: Any = model
     for part in location:
+        if typing.get_origin(current) is dict:  # the part is a key of it, such as a model's name
+            current = _model_in(typing.get_args(current)[1])
+            continue
         if isinstance(part, int) or not _is_model(current):
             continue
         field = current.model_fields.get(part)
@@ -108,6 +111,8 @@ def _model_in(annotation: Any) -> Any:
     if _is_model(annotation):
         return annotation
     origin = typing.get_origin(annotation)
+    if origin is dict:
+        return annotation
     if origin in (tuple, list, typing.Union, types.UnionType):
         for inner in typing.get_args(annotation):
             found = _model_in(inner)
