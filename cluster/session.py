@@ -7,13 +7,13 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from cluster.resources import Totals
+from cluster.resources import Demand, Totals
 
 OBJECT_STORE_BYTES = 256 * 2**20  # what crosses processes is small: rows, answers
 KILL_AFTER_S = 5.0
@@ -85,6 +85,18 @@ def totals() -> Totals:
         if node["Alive"]
     ]
     return Totals(nodes=tuple(nodes))
+
+
+def request_room(demands: Sequence[Demand]) -> None:
+    """Tell an autoscaler, if there is one, what is held and wanted; nothing ends its efforts."""
+    from ray.autoscaler.sdk import request_resources
+
+    pieces = [
+        {"CPU": d.cpus} | ({"GPU": d.gpus} if d.gpus else {})
+        for d in demands
+        for _ in range(d.count)
+    ]
+    request_resources(bundles=pieces)
 
 
 def local_totals() -> Totals:

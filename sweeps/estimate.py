@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from em.record import Record
 from sweeps.artefacts import Provenance, StreamKind
-from sweeps.plan import CellPlan, JudgingPlan, Stage, stages_to_run
+from sweeps.plan import STAGES, CellPlan, JudgingPlan, Stage, stages_to_run
 from sweeps.store import Store
 from sweeps.times import union_length
 from sweeps.work import work_done
@@ -51,6 +51,15 @@ def estimate(
         else REFERENCE_BASIS
     )
     return Estimate(seconds=busy + START_S if busy else 0.0, by_stage=by_stage, basis=basis)
+
+
+def seconds_left(cell: CellPlan, stages: Iterable[Stage]) -> dict[Stage, float]:
+    """Return how long each stage of a cell may take by the reference's rates; 0 for no stage left.
+
+    Good for what takes longer than what: all cells of a model are off by the same factor.
+    """
+    left = set(stages)
+    return {s: _pieces(cell, s) * REFERENCE[s] if s in left else 0.0 for s in STAGES}
 
 
 def _pieces(cell: CellPlan, stage: Stage) -> float:

@@ -194,14 +194,16 @@ def pool_of_judge(
     from cluster.serving import connect_pool
     from cluster.session import session
     from sweeps.console import QUIET
-    from sweeps.pools import pools
+    from sweeps.pools import Pools
 
-    joined = address is not None
-    with (
-        session(address, environment=QUIET),
-        pools(spec, [judge_model(spec, judge)], store=store, beat=beat, joined=joined) as named,
-    ):
-        yield {name: connect_pool(pool) for name, pool in named.items()}
+    model = judge_model(spec, judge)
+    with session(address, environment=QUIET):
+        pools = Pools(spec, store, beat, joined=address is not None)
+        try:
+            pools.start(model, model.name)
+            yield {model.name: connect_pool(pools.name(model.name))}
+        finally:
+            pools.give_up()
 
 
 def templates_of(sweep: SweepPlan, name: str) -> Callable[[str], Mapping[str, str]]:

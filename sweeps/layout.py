@@ -45,6 +45,21 @@ def _pool_demand(spec: SweepSpec, model_name: str) -> Demand:
     )
 
 
+def train_demand(spec: SweepSpec, model: str) -> Demand:
+    """Return what one training of a model holds: its ranks."""
+    return Demand(
+        name="one cell's training",
+        cpus=spec.resources.train_cpus,
+        gpus=spec.resources.train_gpus,
+        count=spec.training.ranks,
+    )
+
+
+def replica_demand(spec: SweepSpec, model: ModelConfig) -> Demand:
+    """Return what one engine of a model holds."""
+    return Demand(name=model.name, cpus=spec.resources.serve_cpus, gpus=spec.resources.serve_gpus)
+
+
 def pool_models(spec: SweepSpec, todo: Iterable[CellPlan], store: Store) -> list[ModelConfig]:
     """Return the models that must be served, each once.
 

@@ -1,10 +1,10 @@
-"""The pools that a sweep's answers and judgements come from: started together, stopped together.
+"""The engines that a sweep's answers and judgements come from: started and stopped one by one.
 
 Knows nothing of which cells ask them, or in what order.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from functools import partial
 
 from cluster.requests import EngineDead, PoolConfig
@@ -19,39 +19,44 @@ from sweeps.spec import SweepSpec
 from sweeps.store import Store
 
 
-@contextlib.contextmanager
-def pools(
-    spec: SweepSpec,
-    models: Sequence[ModelConfig],
-    *,
-    store: Store,
-    beat: Beat,
-    joined: bool,
-) -> Iterator[dict[str, str]]:
-    """Start the pools of `models`; gives each pool's name by its model's.
+class Pools:
+    """The engines of one driver: each is a pool of one replica behind Ray Serve.
 
     Names hold the address of the `store` and the driver: two sweeps of one name may share a
-    cluster, and so may two drivers of one sweep. What a driver that was killed left is stopped.
-
-    They are stopped on the way out; after an error only in a cluster that was `joined`, which would
-    keep them and their GPUs: a Ray that was started here ends with them in any case. Raises
-    ClusterError where one does not come up.
+    cluster, and so may two drivers of one sweep.
     """
-    names = {model.name: f"{_prefix(spec, store, model)}{beat.driver}" for model in models}
-    if joined:
-        stop_left_behind(spec, store, models)
-    try:
-        with beat.starting(f"pool {' + '.join(names)}"):
-            for model in models:
-                _start(model, names[model.name], spec)
-        yield names
-    except BaseException:
-        if not joined:
-            names = {}
-        raise
-    finally:
-        for name in names.values():
-            stop_pool(name)
+
+    def __init__(self, spec: SweepSpec, store: Store, beat: Beat, *, joined: bool) -> None:
+        """Start nothing yet. A cluster that was `joined` keeps what is not stopped."""
+        self._spec, self._store, self._beat, self._joined = spec, store, beat, joined
+        self._names: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def name(self, engine: str) -> str:
+        """Return the name that an engine's pool is connected to by."""
+        return self._names[engine]
+
+    def start(self, model: ModelConfig, engine: str) -> None:
+        """Start an engine of a model, and wait until it answers.
+
+        Raises ClusterError where it does not come up.
+        """
+        with self._lock:
+            number = len(self._names) + 1
+            name = f"{_prefix(self._spec, self._store, model)}{self._beat.driver}-{number}"
+            self._names[engine] = name
+        with self._beat.starting(f"engine {engine}"):
+            _start(model, name, self._spec)
+
+    def stop(self, engine: str) -> None:
+        """End an engine; what it held is free when this returns."""
+        stop_pool(self._names[engine])
+
+    def give_up(self) -> None:
+        """End all of them after an error: a Ray that was started here ends with them anyway."""
+        if self._joined:
+            for name in list(self._names.values()):
+                stop_pool(name)
 
 
 def _prefix(spec: SweepSpec, store: Store, model: ModelConfig) -> str:
@@ -63,9 +68,9 @@ def stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig
     owners: dict[str, str] = {}
     for name in running_pools():
         for model in models:
-            driver = name.removeprefix(_prefix(spec, store, model))
-            if driver != name:
-                owners[name] = driver
+            rest = name.removeprefix(_prefix(spec, store, model))
+            if rest != name:
+                owners[name] = rest.rpartition("-")[0]
     if not owners:
         return
     asked = [(spec.name, b) for b in store.drivers(spec.name) if b.driver in owners.values()]
@@ -80,7 +85,7 @@ def _start(model: ModelConfig, name: str, spec: SweepSpec) -> None:
     config = PoolConfig(
         name=name,
         engine=partial(engine_config, model, spec.serving, spec.training, spec.resources),
-        replicas=spec.serving.replicas,
+        replicas=1,
         num_cpus=spec.resources.serve_cpus,
         num_gpus=spec.resources.serve_gpus,
     )

@@ -4,30 +4,27 @@ Decides what runs and in what order; the stages themselves are in sweeps.stages.
 the command line.
 """
 
-import _thread
 import asyncio
 import contextlib
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.resources import ResourcePlan, Totals
+from cluster.resources import Totals
 from cluster.session import local_totals, session
 from em.datasets import Row
 from sweeps.attempts import Beat, live_drivers
+from sweeps.cluster_round import ClusterRound, Tasks
 from sweeps.console import QUIET
 from sweeps.engines import Engines, start_engine
-from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell, evaluate_cells
+from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell
 from sweeps.layout import feasible, judge_models, pool_models
 from sweeps.leases import HeldElsewhere
 from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.planner import load_rows_of
-from sweeps.pools import pools, stop_left_behind
+from sweeps.pools import Pools, stop_left_behind
 from sweeps.preflight import PASSED, check_passed, lines, preflight
 from sweeps.progress import SweepProgress
 from sweeps.registry import register
@@ -35,7 +32,7 @@ from sweeps.spend import budget_plans
 from sweeps.stages import ask_again
 from sweeps.store import Store
 from sweeps.tracking import Tracking
-from sweeps.training_pass import TrainTask, train_cells, train_task
+from sweeps.training_pass import TrainTask, train_task
 from sweeps.waiting import Others
 
 
@@ -71,30 +68,6 @@ def run_sweep(
         driver.close()
 
 
-@contextlib.contextmanager
-def _ended_by(beside: "Future[None]") -> Iterator[None]:
-    """End the block, in the main thread, with the error that `beside` ends with meanwhile.
-
-    Nothing is left to train for where the answers cannot be had; Tune waits for no one else.
-    """
-    inside = threading.Event()
-    inside.set()
-
-    def interrupt(done: "Future[None]") -> None:
-        if inside.is_set() and done.exception() is not None:
-            _thread.interrupt_main()
-
-    beside.add_done_callback(interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if beside.done():
-            beside.result()  # its error, not the interrupt that it caused
-        raise
-    finally:
-        inside.clear()
-
-
 class _Driver:
     """The process that carries out a sweep."""
 
@@ -109,7 +82,6 @@ class _Driver:
         self._plan, self._store, self._progress = plan, store, progress
         self._spec, self._relative_to = plan.spec, relative_to
         self._budgets = budget_plans(plan)
-        self._stop = threading.Event()
         self._joined = False
         self.beat = Beat(store, plan.spec.name)
         self._holder = self.beat.holder
@@ -158,7 +130,8 @@ class _Driver:
                     models = [*self._spec.models, *judge_models(self._spec)]
                     stop_left_behind(self._spec, self._store, models)
                 layout = feasible(self._plan, list(self._todo.values()), self._store, totals)
-                self._round(replace(layout, mode="two-pass") if self._is_beside() else layout)
+                self._progress.say(str(layout))
+                self._round()
 
     def _check(self, totals: Totals) -> None:
         """Ask every node of a cluster that was joined, before anything is started there."""
@@ -172,21 +145,23 @@ class _Driver:
         self._progress.say(PASSED)
 
     def _is_beside(self) -> bool:
-        """Whether another driver of the sweep is at work.
-
-        Its pools and ours could hold all that the trainings of both wait for: training goes first.
-        """
+        """Whether another driver of the sweep is at work: idle engines of ours are in its way."""
         live = live_drivers(self._store, self._spec.name)
         return any(beat.driver != self.beat.driver for beat in live)
 
-    def _round(self, layout: ResourcePlan) -> None:
-        self._progress.say(str(layout))
-        if layout.mode == "overlap" and self._to_train:
-            self._overlapped(layout)
-            return
-        self._train(layout, on_trained=lambda cell: None)
-        for group in layout.pool_groups or ((),):
-            self._evaluate_group(group)
+    def _round(self) -> None:
+        tasks = Tasks(train=self._train_task, evaluate=self._evaluation_task, rows=self._rows)
+        pools = Pools(self._spec, self._store, self.beat, joined=self._joined)
+        ClusterRound(
+            self._spec,
+            self._store,
+            list(self._todo.values()),
+            tasks=tasks,
+            pools=pools,
+            outcomes=self._outcomes,
+            progress=self._progress,
+            is_crowded=self._is_beside,
+        ).run()
 
     def ask_again(self) -> None:
         """Have failed judgements count as missing, but for those that another driver works on."""
@@ -198,52 +173,6 @@ class _Driver:
         """Say that this driver has ended."""
         self.tracking.close(at_once=True)  # where the end is not a good one
         self.beat.close()
-
-    def _overlapped(self, layout: ResourcePlan) -> None:
-        with self._pools(layout.pool_groups[0]) as named:
-            source: queue.Queue[EvaluationTask | None] = queue.Queue()
-            waiting = {cell.cell_id for cell in self._to_train}
-            for cell in self._todo.values():
-                if cell.cell_id not in waiting:
-                    self._put(source, cell, named)
-            with ThreadPoolExecutor(1, thread_name_prefix="evaluation-pass") as beside:
-                ended = beside.submit(self._evaluate, source)
-                try:
-                    with _ended_by(ended):
-                        self._train(
-                            layout,
-                            on_trained=lambda cell: self._put(source, cell, named),
-                        )
-                    source.put(None)
-                    ended.result()
-                except BaseException:
-                    self._stop.set()
-                    raise
-
-    def _train(self, layout: ResourcePlan, *, on_trained: Callable[[CellPlan], None]) -> None:
-        if not self._to_train:
-            return
-        # Cells with one training (equal data under two names) are trained once.
-        first = {cell.training_key: cell for cell in reversed(self._to_train)}
-        sharing: dict[str, list[CellPlan]] = {}
-        for cell in self._to_train:
-            sharing.setdefault(cell.training_key, []).append(cell)
-        by_id = {cell.cell_id: cell for cell in first.values()}
-
-        def on_done(cell_id: str) -> None:
-            for cell in sharing[by_id[cell_id].training_key]:
-                if self._outcomes.trained(cell, by=cell_id):
-                    on_trained(cell)
-
-        rows = self._rows(by_id.values())
-        self._progress.begin("train")
-        train_cells(
-            [self._train_task(cell) for cell in self._to_train if cell.cell_id in by_id],
-            rows,
-            slots=layout.train_slots,
-            retries=self._spec.retries,
-            on_done=on_done,
-        )
 
     def _rows(self, cells: Iterable[CellPlan]) -> dict[str, tuple[Row, ...]]:
         needed = {cell.content_sha256: cell for cell in cells}
@@ -259,63 +188,10 @@ class _Driver:
             store=self._store.url,
             holder=self._holder,
             retries=self._spec.retries,
-            resources=self._spec.resources,
+            resources=self._spec.for_model(cell.cell.model.name).resources,
         )
 
-    def _evaluate_group(self, group: Sequence[str]) -> None:
-        ready = [
-            cell
-            for cell in self._todo.values()
-            if self._is_ready(cell) and self._can_ask(cell, group)
-        ]
-        if not ready:
-            return
-        with self._pools(group) as named:
-            source: queue.Queue[EvaluationTask | None] = queue.Queue()
-            for cell in ready:
-                self._put(source, cell, named)
-            source.put(None)
-            self._evaluate(source)
-
-    def _is_ready(self, cell: CellPlan) -> bool:
-        """Whether the cell is to be evaluated now: it has not ended, nor is it another driver's."""
-        elsewhere = {other.cell_id for other in self._outcomes.elsewhere}
-        return cell.cell_id not in self._outcomes.ended | elsewhere
-
-    def _can_ask(self, cell: CellPlan, group: Sequence[str]) -> bool:
-        """Whether the pools in `group` can do all that is left of the cell."""
-        return cell.cell.model.name in group or "generate" not in stages_to_run(cell, self._store)
-
-    def _put(
-        self, source: "queue.Queue[EvaluationTask | None]", cell: CellPlan, named: dict[str, str]
-    ) -> None:
-        """Have the cell evaluated; cells that share their responses are, by the first of them."""
-        if self._outcomes.is_first(cell):
-            source.put(self._evaluation_task(cell, named))
-
-    def _evaluate(self, source: "queue.Queue[EvaluationTask | None]") -> None:
-        self._progress.begin("generate")
-        self._progress.begin("judge")
-        evaluate_cells(
-            source,
-            at_once=self._at_once,
-            retries=self._spec.retries,
-            on_answered=lambda cell: self._progress.done("generate", cell.cell_id),
-            on_done=self._outcomes.evaluated,
-            stop=self._stop,
-        )
-
-    @property
-    def _at_once(self) -> int:
-        """How many cells are evaluated side by side.
-
-        One where a judge has a budget: cells are judged in processes of their own, which see of
-        each other only what is stored.
-        """
-        budgets = any(judge.budget is not None for judge in self._spec.judges)
-        return 1 if budgets else self._spec.serving.concurrency
-
-    def _evaluation_task(self, cell: CellPlan, pools: dict[str, str]) -> EvaluationTask:
+    def _evaluation_task(self, cell: CellPlan, pools: Mapping[str, str]) -> EvaluationTask:
         return EvaluationTask(
             plan=cell,
             spec=self._spec,
@@ -324,23 +200,6 @@ class _Driver:
             pools=pools,
             budgets=self._budgets,
         )
-
-    @contextlib.contextmanager
-    def _pools(self, group: Sequence[str]) -> Iterator[dict[str, str]]:
-        if not group:
-            yield {}
-            return
-        self._progress.say(f"starting the pool of {' and '.join(group)}")
-        wanted = pool_models(self._spec, self._todo.values(), self._store)
-        with pools(
-            self._spec,
-            [model for model in wanted if model.name in group],
-            store=self._store,
-            beat=self.beat,
-            joined=self._joined,
-        ) as named:
-            self._progress.say("the pools answer")
-            yield named
 
     # In this process -----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ store remembers. Knows nothing of serving or judging.
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # A trial that only waits for its ranks must hold something, or Tune never starts it. It is a byte
 # of memory and no part of a CPU, so that the ranks may hold every CPU that there is.
 WAITING = {"memory": 1}
+MOST_STARTING = "200"
 # What only Ray can tell of a process that is gone; any other end the process notes itself.
 KNOWN_BY_RAY = ("out of memory", "preempted", "node lost")
 
@@ -107,54 +109,64 @@ def _told(tasks: Sequence[TrainTask], tell: Callable[[str], None]) -> Any:
     return Told(tasks, tell)
 
 
-def train_cells(
-    tasks: Sequence[TrainTask],
-    rows: Mapping[str, Sequence[Row]],
-    *,
-    slots: int,
-    retries: int,
-    on_done: Callable[[str], None],
-) -> None:
-    """Train the cell of every task, `slots` at a time; `on_done` is told each cell's id.
+class Trainings:
+    """The trainings of a round: each is a trial of Tune once it is released."""
 
-    `rows` are by content hash. Failures are in the store's attempts when this returns. Raises
-    StoreError where `on_done` does; the other cells have come to their ends then.
-    """
-    import ray
-    from ray import tune
+    def __init__(
+        self, tasks: Sequence[TrainTask], rows: Mapping[str, Sequence[Row]], *, retries: int
+    ) -> None:
+        """Have what the trials need in Ray. `rows` are by content hash."""
+        import ray
 
-    from cluster.killed import count_memory_kills_as_lost_trials
+        self._tasks, self._retries = tasks, retries
+        self._rows = {key: ray.put(tuple(value)) for key, value in rows.items()}
+        self._by_cell = {task.plan.cell_id: ray.put(task) for task in tasks}
 
-    count_memory_kills_as_lost_trials()
-    tell = Telling(on_done)
+    def run(self, release: Callable[[], str | None], on_done: Callable[[str], None]) -> None:
+        """Train the cells that `release` gives, until it gives none while none is being trained.
 
-    ranks = max(task.plan.cell.training.ranks for task in tasks if task.plan.cell.training)
-    kept = {key: ray.put(tuple(value)) for key, value in rows.items()}
-    by_cell = {task.plan.cell_id: ray.put(task) for task in tasks}
-    held = WAITING if ranks > 1 else _alone(tasks[0].resources)
-    with tempfile.TemporaryDirectory(prefix="emsweep-tune-") as folder:
-        tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_trial, tasks=by_cell, rows=kept),
-                tune.PlacementGroupFactory([held]),
-            ),
-            param_space={"cell": tune.grid_search(list(by_cell))},
-            tune_config=tune.TuneConfig(
-                reuse_actors=ranks == 1, max_concurrent_trials=max(1, slots)
-            ),
-            run_config=tune.RunConfig(
-                name=tasks[0].holder.sweep,
-                storage_path=folder,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=retries),
-                callbacks=[_told(tasks, tell)],
-            ),
-        ).fit()
-    tell.check()
+        It is asked again and again for the id of one cell more; `on_done` is told each cell's id
+        before it is asked next. Failures are in the store's attempts when this returns. Raises
+        StoreError where `on_done` does; the other cells have come to their ends then.
+        """
+        from ray import tune
+
+        from cluster.killed import count_memory_kills_as_lost_trials
+        from cluster.released import released_trials
+
+        count_memory_kills_as_lost_trials()
+        # Else Tune starts one trial's process at a time: who is released has room.
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", MOST_STARTING)
+        tell = Telling(on_done)
+        held = {task.plan.cell_id: _held(task) for task in self._tasks}
+        with tempfile.TemporaryDirectory(prefix="emsweep-tune-") as folder:
+            tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(_trial, tasks=self._by_cell, rows=self._rows),
+                    lambda config: tune.PlacementGroupFactory([dict(held[config["cell"]])]),
+                ),
+                tune_config=tune.TuneConfig(
+                    reuse_actors=True,
+                    num_samples=-1,
+                    search_alg=released_trials(release),
+                ),
+                run_config=tune.RunConfig(
+                    name=self._tasks[0].holder.sweep,
+                    storage_path=folder,
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=self._retries),
+                    callbacks=[_told(self._tasks, tell)],
+                ),
+            ).fit()
+        tell.check()
 
 
-def _alone(resources: ResourcesConfig) -> dict[str, float]:
-    wanted = {"CPU": resources.train_cpus, "GPU": resources.train_gpus}
+def _held(task: TrainTask) -> Mapping[str, float]:
+    """What a trial holds: all that one rank needs, or next to nothing while it waits for some."""
+    assert task.plan.cell.training is not None
+    if task.plan.cell.training.ranks > 1:
+        return WAITING
+    wanted = {"CPU": task.resources.train_cpus, "GPU": task.resources.train_gpus}
     return {name: amount for name, amount in wanted.items() if amount}
 
 
@@ -259,8 +271,6 @@ def worth_another_try(errors: Sequence[Exception]) -> bool:
 
 def _rank(value: dict[str, str]) -> None:
     """Be one rank of a training; the first one leaves the result on disk."""
-    import os
-
     from cluster.workers import preemption_noticed
     from em.finetune import finetune
     from em.models import ModelConfig, materialise

@@ -17,7 +17,7 @@ from em.memory import is_out_of_memory
 from sweeps.attempts import Beat
 from sweeps.planner import load_plan, load_rows_of
 from sweeps.store import Store
-from sweeps.training_pass import TrainTask, train_cells
+from sweeps.training_pass import Trainings, TrainTask
 from tests.fakes import tiny_model
 from tests.sweep_runs import tiny_spec, write_spec
 
@@ -216,7 +216,8 @@ def test_a_cell_that_runs_out_of_memory_is_trained_with_less_at_once(
             resources=plan.spec.resources,
         )  # fmt: skip
         rows = {cell.content_sha256: load_rows_of(cell, relative_to=tmp_path).rows}
-        train_cells([task], rows, slots=1, retries=3, on_done=done.append)
+        ids = iter([cell.cell_id])
+        Trainings([task], rows, retries=3).run(lambda: next(ids, None), done.append)
         beat.close()
     record = store.training(cell.training_key)
     assert done == [cell.cell_id] and record is not None, store.attempts("tiny", cell.cell_id)

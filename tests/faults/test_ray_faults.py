@@ -33,7 +33,7 @@ from sweeps.planner import load_rows_of, make_plan
 from sweeps.registry import register
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
-from sweeps.training_pass import TrainTask, train_cells
+from sweeps.training_pass import Trainings, TrainTask
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch, pytest.mark.vllm, pytest.mark.ray]
 
@@ -75,7 +75,8 @@ def drive(sweep: SweepPlan, store: Store, folder: Path) -> dict[str, Outcome]:
     try:
         lacking = [cell for cell in sweep.cells if store.training(cell.training_key) is None]
         if lacking:
-            train_cells(
+            ids = iter([cell.cell_id for cell in lacking])
+            Trainings(
                 [
                     TrainTask(
                         plan=cell, store=store.url, holder=beat.holder,
@@ -85,8 +86,8 @@ def drive(sweep: SweepPlan, store: Store, folder: Path) -> dict[str, Outcome]:
                     for cell in lacking
                 ],
                 {c.content_sha256 or "": load_rows_of(c, relative_to=folder).rows for c in lacking},
-                slots=1, retries=sweep.spec.retries, on_done=lambda cell_id: None,
-            )  # fmt: skip
+                retries=sweep.spec.retries,
+            ).run(lambda: next(ids, None), lambda cell_id: None)  # fmt: skip
         for cell in sweep.cells:
             source.put(task(cell))
         source.put(None)

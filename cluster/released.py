@@ -1,0 +1,51 @@
+"""Tune's trials one by one, as somebody else releases them.
+
+Knows nothing of what a trial does, or of why it may start.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def released_trials(release: Callable[[], str | None]) -> Any:
+    """Return a searcher for Tune: its trials have `{"cell": release()}` as their config.
+
+    `release` is asked at each of Tune's steps, and gives None where no trial may start now. The
+    search is over when it gives None and no trial is under way: a trial's process, kept for the
+    next one, would else hold what others wait for.
+    """
+    from ray.tune.search import Searcher
+
+    class Released(Searcher):  # type: ignore[misc]
+        # Tune writes its searcher, class and all, to disk: what belongs to this process is in
+        # attributes, which are left out.
+        def __init__(self, release: Callable[[], str | None]) -> None:
+            super().__init__()
+            self._release = release
+            self._under_way = 0
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
+
+        def set_search_properties(self, *arguments: Any, **more: Any) -> bool:
+            return True
+
+        def suggest(self, trial_id: str) -> Any:
+            cell = self._release()
+            if cell is not None:
+                self._under_way += 1
+                return {"cell": cell}
+            return None if self._under_way else Searcher.FINISHED
+
+        def on_trial_complete(
+            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        ) -> None:
+            self._under_way -= 1
+
+        def save(self, checkpoint_path: str) -> None:
+            """There is nothing to go on from: the store remembers."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """See save."""
+
+    return Released(release)

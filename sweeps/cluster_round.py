@@ -1,0 +1,299 @@
+"""A round of cells on a cluster: trainings, engines and answers, as the schedule decides.
+
+Carries out what cluster.schedule says and tells it what came of it. What becomes of a cell is noted
+by sweeps.outcomes; knows nothing of how a cell is trained, answered or judged.
+"""
+
+import _thread
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Stop, Train
+from cluster.session import request_room, totals
+from em.datasets import Row
+from em.models import ModelConfig
+from sweeps.estimate import START_S, seconds_left
+from sweeps.evaluation_pass import EvaluationTask, evaluate_cells
+from sweeps.failures import Outcome
+from sweeps.layout import judge_models, pool_models, replica_demand, train_demand
+from sweeps.outcomes import Outcomes
+from sweeps.plan import CellPlan, stages_to_run
+from sweeps.pools import Pools
+from sweeps.progress import SweepProgress
+from sweeps.spec import SweepSpec
+from sweeps.store import Store
+from sweeps.training_pass import Trainings, TrainTask
+
+LOOK_S = 5.0  # at nodes that come and go, and at other drivers
+MOST_ASKED_FOR = 512  # pieces of room that an autoscaler is told of
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """How the driver makes what its workers need of a cell."""
+
+    train: Callable[[CellPlan], TrainTask]
+    evaluate: Callable[[CellPlan, Mapping[str, str]], EvaluationTask]
+    rows: Callable[[Sequence[CellPlan]], dict[str, tuple[Row, ...]]]
+
+
+class ClusterRound:
+    """Carries out cells on the joined cluster; for one call of `run`."""
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        store: Store,
+        cells: Sequence[CellPlan],
+        *,
+        tasks: Tasks,
+        pools: Pools,
+        outcomes: Outcomes,
+        progress: SweepProgress,
+        is_crowded: Callable[[], bool],
+    ) -> None:
+        """Start nothing yet. `is_crowded` says whether another driver wants room, too."""
+        self._spec, self._store, self._tasks, self._pools = spec, store, tasks, pools
+        self._outcomes, self._progress, self._is_crowded = outcomes, progress, is_crowded
+        self._cells = {cell.cell_id: cell for cell in cells}
+        self._left = {cell.cell_id: stages_to_run(cell, store) for cell in cells}
+        self._models = {model.name: model for model in pool_models(spec, cells, store)}
+        self._judges = tuple(model.name for model in judge_models(spec))
+        to_train = [cell for cell in cells if "train" in self._left[cell.cell_id]]
+        # Cells with one training (equal data under two names) are trained once, by the first.
+        self._sharing: dict[str, list[CellPlan]] = {}
+        for cell in to_train:
+            self._sharing.setdefault(cell.training_key, []).append(cell)
+        self._first = [sharing[0] for sharing in self._sharing.values()]
+        self._lock = threading.RLock()
+        self._changed = threading.Event()
+        self._released: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._asked: queue.Queue[EvaluationTask | None] = queue.Queue()
+        self._stop = threading.Event()
+        self._ended: Future[None] = Future()  # with the first error of a thread
+        self._totals = totals()
+        self._schedule = Schedule([], self._kinds(), self._totals)
+        self._take_up([c for c in cells if c not in to_train] + self._first)
+
+    def _kinds(self) -> list[EngineKind]:
+        return [
+            EngineKind(
+                name=model.name,
+                demand=replica_demand(self._spec, model),
+                most=self._spec.for_model(model.name).serving.replicas,
+                at_once=self._spec.serving.concurrency,
+                start_s=START_S,
+            )
+            for model in self._models.values()
+        ]
+
+    def _take_up(self, cells: Sequence[CellPlan]) -> None:
+        """Have the schedule know of cells, but those that wait for the responses of another."""
+        with self._lock:
+            self._schedule.add(map(self._job, cells))
+            for cell in cells:
+                if "train" not in self._left[cell.cell_id] and not self._outcomes.is_first(cell):
+                    self._schedule.ended(cell.cell_id)
+
+    def _job(self, cell: CellPlan) -> Job:
+        left = self._left[cell.cell_id]
+        seconds = seconds_left(cell, left)
+        needs = [cell.cell.model.name] if "generate" in left else []
+        needs += self._judges if "judge" in left else ()
+        return Job(
+            job_id=cell.cell_id,
+            train=train_demand(self._spec, cell.cell.model.name) if "train" in left else None,
+            needs=tuple(dict.fromkeys(needs)),
+            train_s=seconds["train"],
+            ask_s=seconds["generate"] + seconds["judge"],
+        )
+
+    def run(self) -> None:
+        """Carry out all of it; failures of cells are in the store when this returns.
+
+        Raises ClusterError where an engine does not come up, and what reading or writing the store
+        raises.
+        """
+        trainings = None
+        if self._first:
+            self._progress.begin("train")
+            rows = self._tasks.rows(self._first)
+            tasks = [self._tasks.train(cell) for cell in self._first]
+            trainings = Trainings(tasks, rows, retries=self._spec.retries)
+        with self._threads():
+            self._decide()
+            while not self._schedule.is_done:
+                if trainings is not None and not self._released.empty():
+                    trainings.run(self._release, self._trained)
+                self._changed.wait(LOOK_S)
+                self._changed.clear()
+
+    # Threads -------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Have cells evaluated, engines started and nodes looked at beside the block.
+
+        An error of one of them ends the block: Tune, which is in it, waits for no one else.
+        """
+        evaluating = self._beside(self._evaluate)
+        self._beside(self._watch)
+        try:
+            with _ended_by(self._ended):
+                yield
+                self._asked.put(None)
+                evaluating.join()
+        except BaseException:
+            self._stop.set()  # before what is asked finds its engines gone
+            self._pools.give_up()
+            raise
+        finally:
+            self._stop.set()
+            request_room([])
+
+    def _beside(self, work: Callable[[], None]) -> threading.Thread:
+        """Do it in a thread, which nobody waits for when the run is interrupted."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001  told in the main thread
+                with self._lock:
+                    if not (self._ended.done() or self._stop.is_set()):
+                        self._ended.set_exception(error)
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        thread.start()
+        return thread
+
+    def _evaluate(self) -> None:
+        self._progress.begin("generate")
+        self._progress.begin("judge")
+        evaluate_cells(
+            self._asked,
+            at_once=self._at_once,
+            retries=self._spec.retries,
+            on_answered=lambda cell: self._progress.done("generate", cell.cell_id),
+            on_done=self._evaluated,
+            stop=self._stop,
+        )
+
+    @property
+    def _at_once(self) -> int:
+        """How many cells are evaluated side by side: those that the schedule lets be asked.
+
+        One where a judge has a budget: cells are judged in processes of their own, which see of
+        each other only what is stored.
+        """
+        budgets = any(judge.budget is not None for judge in self._spec.judges)
+        return 1 if budgets else len(self._cells)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            self._look()
+
+    def _look(self) -> None:
+        """See whether nodes have come or gone, and tell an autoscaler what is wanted."""
+        found, crowded = totals(), self._is_crowded()
+        with self._lock:
+            if found != self._totals:
+                self._totals = found
+                self._schedule.set_totals(found)
+            self._schedule.crowded = crowded
+            wanted = self._schedule.wanted(MOST_ASKED_FOR)
+        request_room(wanted)
+        self._decide()
+
+    # What happens --------------------------------------------------------------------------------
+
+    def _release(self) -> str | None:
+        try:
+            return self._released.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _trained(self, cell_id: str) -> None:
+        """Take down the end of a training, for all cells that it was for."""
+        first, *others = self._sharing[self._cells[cell_id].training_key]
+        with self._lock:
+            if self._outcomes.trained(first, by=cell_id):
+                self._schedule.trained(first.cell_id)
+                if not self._outcomes.is_first(first):
+                    self._schedule.ended(first.cell_id)
+            else:
+                self._schedule.ended(first.cell_id)
+            there = [cell for cell in others if self._outcomes.trained(cell, by=cell_id)]
+            for cell in there:
+                self._left[cell.cell_id] = [s for s in self._left[cell.cell_id] if s != "train"]
+            self._take_up(there)
+        self._decide()
+
+    def _evaluated(self, cell: CellPlan, outcome: Outcome) -> None:
+        with self._lock:
+            self._outcomes.evaluated(cell, outcome)
+            self._schedule.ended(cell.cell_id)
+        self._decide()
+
+    def _decide(self) -> None:
+        """Have the schedule decide, and do it."""
+        with self._lock:
+            if self._stop.is_set():
+                return
+            for action in self._schedule.decide():
+                self._carry_out(action)
+            self._changed.set()
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Train(job_id):
+                self._released.put(job_id)
+            case Ask(job_id, engines):
+                pools = {kind: self._pools.name(engine) for kind, engine in engines.items()}
+                self._asked.put(self._tasks.evaluate(self._cells[job_id], pools))
+            case Start(kind, engine):
+                self._progress.say(f"starting an engine of {kind}")
+                model = self._models[kind]
+                self._beside(lambda: self._start(model, engine))
+            case Stop(engine):
+                self._beside(lambda: self._end(engine))
+
+    def _start(self, model: ModelConfig, engine: str) -> None:
+        self._pools.start(model, engine)
+        self._progress.say(f"an engine of {model.name} answers")
+        with self._lock:
+            self._schedule.up(engine)
+        self._decide()
+
+    def _end(self, engine: str) -> None:
+        self._pools.stop(engine)
+        with self._lock:
+            self._schedule.down(engine)
+        self._decide()
+
+
+@contextlib.contextmanager
+def _ended_by(beside: "Future[None]") -> Iterator[None]:
+    """End the block, in the main thread, with the error that `beside` ends with meanwhile.
+
+    Nothing is left to train for where the answers cannot be had; Tune waits for no one else.
+    """
+    inside = threading.Event()
+    inside.set()
+
+    def interrupt(done: "Future[None]") -> None:
+        if inside.is_set() and done.exception() is not None:
+            _thread.interrupt_main()
+
+    beside.add_done_callback(interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if beside.done():
+            beside.result()  # its error, not the interrupt that it caused
+        raise
+    finally:
+        inside.clear()
