@@ -17,8 +17,9 @@ from sweeps.filling import fill_stream
 from sweeps.leases import ALONE, Holder, holding
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
 from sweeps.provenance import Moment, provenance
-from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
+from sweeps.stage_gates import adapter_gate, judge_gate
 from sweeps.store import Store
+from sweeps.weights import weights_sha256
 
 CHECKPOINTS = "checkpoints"  # in a training's attempt folder
 

@@ -38,13 +38,20 @@ def alive(store: Store, driver: str, *, count: int = 1, place: str = "far away")
     return Holder(driver, "s")
 
 
-@pytest.fixture(params=["folder", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(str(tmp_path) if request.param == "folder" else f"memory://{tmp_path.name}")
+@pytest.fixture
+def store(any_url: str) -> Store:
+    return Store(any_url)
 
 
 def kept(store: Store, key: str) -> list[str]:
     return store.files.names(f"leases/{key[:32]}")
+
+
+def left_by(store: Store, driver: str, number: int = 1) -> Lease:
+    """A lease whose owner was killed: nothing gives it back."""
+    lease = Lease(key=KEY, number=number, driver=driver, sweep="s")
+    assert store.files.create_record(f"leases/{KEY[:32]}/{number:06d}.json", lease)
+    return lease
 
 
 def test_a_lease_is_held_for_the_block_and_then_given_back(store: Store) -> None:
@@ -77,19 +84,10 @@ def test_a_lost_process_of_the_same_driver_leaves_a_lease_that_its_next_one_has(
     store: Store,
 ) -> None:
     you = alive(store, "you")
-    lost = holding(store, [KEY], you)
-    lost.__enter__()
-    assert len(kept(store, KEY)) == 1
+    left_by(store, "you")
     with holding(store, [KEY], you) as check:
         check()
     assert kept(store, KEY) == []
-
-
-def left_by(store: Store, driver: str) -> Lease:
-    """A lease whose owner was killed: nothing gives it back."""
-    lease = Lease(key=KEY, number=1, driver=driver, sweep="s")
-    assert store.files.create_record(f"leases/{KEY[:32]}/000001.json", lease)
-    return lease
 
 
 @pytest.mark.parametrize("ended", ["finished", "process gone", "no sign at all"])
@@ -161,11 +159,10 @@ def test_a_late_owner_does_not_give_back_what_another_holds_under_its_number(
 
 
 def test_an_error_of_an_owner_that_was_taken_over_is_that_it_was(store: Store) -> None:
-    you, me = alive(store, "you"), Holder("me", "s", dead=frozenset({"you"}))
+    you = alive(store, "you")
     alive(store, "me")
     with pytest.raises(LeaseLost), holding(store, [KEY], you):
-        mine = holding(store, [KEY], me)
-        mine.__enter__()
+        left_by(store, "me", number=2)
         raise FileNotFoundError("its folder was moved away")
 
 
