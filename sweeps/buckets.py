@@ -67,6 +67,7 @@ LOG_IN = (
     "machine of a cluster"
 )
 MAY = "see that these credentials may list, read, write and delete there, and have not expired"
+SPELL = "see that the store's URL and, where one is set, AWS_ENDPOINT_URL are right"
 REACH = (
     "see that this machine reaches that address (AWS_ENDPOINT_URL names one that is not Amazon's) "
     "and give the same command again: what is finished is kept"
@@ -179,7 +180,7 @@ def _known(error: Exception) -> OSError | None:
     if names & NETWORK:
         return BucketAway(f"{text}. What to do: {REACH}")
     if type(error).__module__.split(".")[0] in CLIENTS:
-        return BucketError(errno.EIO, text, MAY)
+        return BucketError(errno.EIO, text, SPELL)
     return None
 
 

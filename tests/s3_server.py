@@ -50,7 +50,8 @@ class S3Server:
                 return list(self._app(environ, start_response))
             status, code = refusal
             start_response(f"{status} {code}", [("Content-Type", "application/xml")])
-            return [ERROR.format(code=code, message=f"the test says {code}").encode()]
+            text = ERROR.format(code=code, message=f"the test says {code}")
+            return [text.encode()] if method != "HEAD" else []
 
     def make_bucket(self, name: str, quirk: Quirk | None = None) -> str:
         """Make a bucket, with a quirk, and return its URL."""

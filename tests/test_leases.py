@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+from beside import run_beside, take_often
+from conftest import place_url
 
 from sweeps.artefacts import DriverBeat
 from sweeps.attempts import Beat
@@ -247,34 +249,16 @@ def test_a_zombie_has_ended() -> None:
     os.waitpid(pid, 0)
 
 
-def _take_often(root: str, name: str, turns: int) -> None:
-    """Take the key again and again; while it is held, nobody else may be inside."""
-    store = Store(root)
-    inside = Path(root) / "inside"
-    done = 0
-    while done < turns:
-        try:
-            with holding(store, [KEY], Holder(name, "s")):
-                fd = os.open(inside, os.O_CREAT | os.O_EXCL)
-                os.close(fd)
-                inside.unlink()
-            done += 1
-        except HeldElsewhere:
-            continue
-
-
-def test_processes_never_hold_one_key_at_one_time(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+@pytest.mark.parametrize(
+    ("kind", "turns"), [("folder", 50), pytest.param("s3", 3, marks=pytest.mark.slow)]
+)
+def test_processes_never_hold_one_key_at_one_time(
+    kind: str, turns: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    store = Store(place_url(kind, request, tmp_path))
     names = [f"driver{n}" for n in range(4)]
     for name in names:
         alive(store, name)
-    context = multiprocessing.get_context("fork")
-    children = [
-        context.Process(target=_take_often, args=(str(tmp_path), name, 50)) for name in names
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-    assert [child.exitcode for child in children] == [0, 0, 0, 0]
+    arguments = [(store.url, KEY, tmp_path / "inside", name, turns) for name in names]
+    assert run_beside(take_often, arguments) == [0, 0, 0, 0]
     assert kept(store, KEY) == []
