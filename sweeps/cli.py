@@ -9,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -184,6 +184,8 @@ def main() -> None:
 
     from pydantic import ValidationError
 
+    from sweeps.buckets import BucketAway
+
     gc.set_threshold(*COLLECT_AFTER)
     try:
         code = app(standalone_mode=False)  # typer.Exit comes back as its code
@@ -194,16 +196,22 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except ValidationError:
         raise
+    except BucketAway as error:
+        _tell(error)
     except ValueError as error:
         if not _is_ours(error):
             raise
-        print(f"emsweep: {re.sub(r'^', '  ', str(error), flags=re.M).strip()}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        _tell(error)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             error.show()  # type: ignore[attr-defined]
             sys.exit(USER_ERROR)
         raise
+
+
+def _tell(error: Exception) -> NoReturn:
+    print(f"emsweep: {re.sub(r'^', '  ', str(error), flags=re.M).strip()}", file=sys.stderr)
+    sys.exit(USER_ERROR)
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -19,7 +19,7 @@ from em.models import ModelConfig
 from sweeps.estimate import START_S, seconds_left
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cells
 from sweeps.failures import Outcome
-from sweeps.layout import judge_models, pool_models, replica_demand, train_demand
+from sweeps.layout import engine_demand, judge_models, pool_models, train_demand
 from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan, stages_to_run
 from sweeps.pools import Pools
@@ -83,7 +83,7 @@ class ClusterRound:
         return [
             EngineKind(
                 name=model.name,
-                demand=replica_demand(self._spec, model),
+                demand=engine_demand(self._spec, model.name),
                 most=self._spec.for_model(model.name).serving.replicas,
                 at_once=self._spec.serving.concurrency,
                 start_s=START_S,

@@ -3,12 +3,10 @@
 Knows nothing of what the files are (see sweeps.store).
 """
 
-import contextlib
 import errno
 import json
 import logging
 import os
-import uuid
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,13 +15,14 @@ import fsspec
 from pydantic import ValidationError
 
 from em.record import Record
+from sweeps import buckets
+from sweeps.buckets import python_errors
+from sweeps.disk import PARTIAL, create_whole, write_whole
 
 log = logging.getLogger(__name__)
 
-PARTIAL = ".tmp"  # a file that is being written; never read
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
-NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of file systems that have none
 Item = TypeVar("Item", bound=Record)
 
 
@@ -39,11 +38,22 @@ class Files:
     """A root: a path, file://, memory://, s3://, gs://. Safe to use from any process."""
 
     def __init__(self, url: str) -> None:
-        """Refer to `url`; nothing is made there."""
-        self.fs, root = fsspec.core.url_to_fs(
-            str(Path(url).expanduser()) if "://" not in url else url,
-            use_listings_cache=False,  # other processes write, and must be seen
-        )
+        """Refer to `url`; nothing is made there, and nothing is asked.
+
+        Raises StoreError where its package is not installed, or it names no bucket.
+        """
+        protocol = url.partition("://")[0]
+        try:
+            self.fs, root = fsspec.core.url_to_fs(
+                str(Path(url).expanduser()) if "://" not in url else url,
+                use_listings_cache=False,  # other processes write, and must be seen
+                **buckets.options(protocol),
+            )
+        except ImportError as error:
+            raise StoreError(_not_installed(url, error)) from error
+        buckets.without_own_tries(self.fs)
+        if buckets.is_bucket(self.fs) and not root.strip("/"):
+            raise StoreError(f"{url} names no bucket: expected {protocol}://BUCKET/FOLDER")
         self.root: str = str(Path(root).resolve()) if self.is_local else root.rstrip("/")
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
@@ -56,7 +66,7 @@ class Files:
         """Return the names in the folder `path`, sorted; none where it is not there."""
         try:
             place = self._place(path)
-            found = _listed(place) if self.is_local else self.fs.ls(place, detail=False)
+            found = _listed(place) if self.is_local else self._listed_there(place)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -69,17 +79,44 @@ class Files:
         try:
             if self.is_local:
                 return _bytes(self._place(path))
-            return bytes(self.fs.cat_file(self._place(path)))
+            with python_errors():
+                return bytes(self.fs.cat_file(self._place(path)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise self._unreadable(path, error) from error
 
+    def _listed_there(self, place: str) -> list[str]:
+        with python_errors():
+            found = [str(name).rstrip("/") for name in self.fs.ls(place, detail=False)]
+        # A folder made by hand in a bucket's web page is an empty object with the folder's name.
+        return [name for name in found if name != place.rstrip("/")]
+
+    def check_bucket(self) -> None:
+        """Raise StoreError where the root is in a bucket that is not there.
+
+        To ask that takes the right to list; where it is lacking, nothing is said.
+        """
+        bucket = self.root.lstrip("/").split("/")[0]
+        if not buckets.is_bucket(self.fs):
+            return
+        try:
+            with python_errors():
+                self.fs.info(bucket)
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{self.url}: there is no bucket {bucket!r}. What to do: correct the name, or make "
+                "the bucket; it is not made here"
+            ) from error
+        except buckets.BucketError as error:
+            log.info("whether the bucket %s is there cannot be told: %s", bucket, error.strerror)
+
     def _unreadable(self, path: str, error: OSError) -> OSError | StoreError:
         """Return what to raise: what another try may cure stays as it is."""
         if isinstance(error, ConnectionError | TimeoutError):
             return error
-        return StoreError(f"cannot read {self.url}/{path}: {error.strerror or error}")
+        cure = f". What to do: {error.cure}" if isinstance(error, buckets.BucketError) else ""
+        return StoreError(f"cannot read {self.url}/{path}: {error.strerror or error}{cure}")
 
     def read_json(self, path: str) -> dict[str, Any] | None:
         """Return a file's JSON object, or None. Raises StoreError where it is none."""
@@ -132,10 +169,11 @@ class Files:
             raise cannot_write(f"{self.url}/{path}", error) from error
 
     def _write(self, path: str, data: bytes, forced: bool) -> None:
-        if not self.is_local:
-            self.fs.pipe_file(self._place(path), data)  # a put of an object is atomic
-            return
-        write_whole(Path(self._place(path)), data, forced=forced)
+        if self.is_local:
+            write_whole(Path(self._place(path)), data, forced=forced)
+        else:
+            with python_errors():
+                self.fs.pipe_file(self._place(path), data)  # a put of an object is atomic
 
     def write_record(self, path: str, record: Record) -> None:
         """Write a record as JSON."""
@@ -158,20 +196,23 @@ class Files:
             raise cannot_write(f"{self.url}/{path}", error) from error
 
     def _create(self, target: str, data: bytes) -> bool:
-        try:
-            if not self.is_local:
-                self.fs.pipe_file(target, data, mode="create")  # conditional where the store can
-                return True
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(f"{target}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-            try:
-                partial.write_bytes(data)
-                os.link(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
-        except FileExistsError:
-            return False
-        return True
+        if self.is_local:
+            return create_whole(Path(target), data)
+        return buckets.create(self.fs, target, data)
+
+    def tell_if_unconditional(self, path: str) -> None:
+        """Warn where the bucket would let two writers create one file; `path` is a file there.
+
+        Then leases do not keep two drivers apart (see sweeps.leases).
+        """
+        if self.is_local:
+            return
+        data = self.read(path)
+        if data is not None and self._create(self._place(path), data):
+            tell_once(
+                f"{self.url}: this service does not keep two writers from creating one file, so "
+                "that two drivers on this store may do the same work; run one at a time"
+            )
 
     def move(self, path: str, target: str) -> None:
         """Move a file or folder, if it is there. Raises StoreError where it cannot."""
@@ -179,21 +220,60 @@ class Files:
             if self.is_local:
                 Path(self._place(target)).parent.mkdir(parents=True, exist_ok=True)
                 Path(self._place(path)).rename(self._place(target))
-            else:
-                self.fs.mv(self._place(path), self._place(target), recursive=True)
+                return
+            with python_errors():
+                self.fs.copy(self._place(path), self._place(target), recursive=True)
+            self._remove(self._place(path))
         except FileNotFoundError:
             return
+        except (ConnectionError, TimeoutError):
+            raise
         except OSError as error:
             raise cannot_write(f"{self.url}/{target}", error) from error
 
     def remove(self, path: str) -> None:
         """Remove a file or folder, if it is there. Raises StoreError where it cannot."""
         try:
-            self.fs.rm(self._place(path), recursive=True)
+            self._remove(self._place(path))
         except FileNotFoundError:
             return
+        except (ConnectionError, TimeoutError):
+            raise
         except OSError as error:
             raise cannot_write(f"{self.url}/{path}", error) from error
+
+    def _remove(self, place: str) -> None:
+        if self.is_local:
+            self.fs.rm(place, recursive=True)
+            return
+        with python_errors():
+            # One by one: where many go in one request, s3fs passes over those that are refused.
+            for name in self.fs.find(place):
+                self.fs.rm_file(name)
+
+    def put_folder(self, folder: Path, path: str) -> None:
+        """Copy a local folder to `path`, in place of what is there. Not atomic.
+
+        Raises FileNotFoundError where `folder` is not there, StoreError as `write`.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        self.remove(path)
+        try:
+            with python_errors():
+                self.fs.put(f"{folder}/", f"{self._place(path)}/", recursive=True)
+        except (ConnectionError, TimeoutError):
+            raise
+        except OSError as error:
+            raise cannot_write(f"{self.url}/{path}", error) from error
+
+    def fetch_folder(self, path: str, folder: Path) -> None:
+        """Copy the folder at `path` to a new local one. Raises StoreError where it cannot."""
+        try:
+            with python_errors():
+                self.fs.get(f"{self._place(path)}/", f"{folder}/", recursive=True)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
 
     def sizes(self, path: str) -> dict[str, tuple[int, float | None]]:
         """Return size in bytes and time of change (seconds since 1970) of every file below `path`.
@@ -202,7 +282,8 @@ class Files:
         system does not say. Raises StoreError where it cannot be read.
         """
         try:
-            found = self.fs.find(self._place(path), detail=True)
+            with python_errors():
+                found = self.fs.find(self._place(path), detail=True)
         except OSError as error:
             raise self._unreadable(path, error) from error
         start = len(self.root.rstrip("/")) + 1
@@ -226,43 +307,11 @@ def _as_json(record: Record) -> bytes:
     return (record.model_dump_json(indent=1) + "\n").encode()
 
 
-def write_whole(target: Path, data: bytes, *, forced: bool = True) -> None:
-    """Write a local file: it is there whole or not at all; if `forced`, also after a loss of power.
-
-    Raises OSError where it cannot; then nothing is left behind.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            if forced:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    if forced:
-        sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk when this returns. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in NO_FOLDER_SYNC):
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def cannot_write(place: str, error: OSError) -> StoreError:
     """Return what to tell of a place that could not be written, and what to do about it."""
-    if error.errno in FULL:
+    if isinstance(error, buckets.BucketError):
+        cure = error.cure
+    elif error.errno in FULL:
         cure = (
             "the disk, or what this user may use of it, is full. Make room ('emsweep store gc' "
             "shows what can go) and give the same command again: what is finished is kept"
@@ -275,6 +324,12 @@ def cannot_write(place: str, error: OSError) -> StoreError:
     else:
         cure = "when the cause is gone, give the same command again: what is finished is kept"
     return StoreError(f"cannot write {place}: {error.strerror or error}. What to do: {cure}")
+
+
+def _not_installed(url: str, error: ImportError) -> str:
+    extra = buckets.EXTRAS.get(url.partition("://")[0])
+    cure = f": pip install 'em-sweeps[{extra}]'" if extra else ""
+    return f"the store {url} needs a package that is not installed ({error}){cure}"
 
 
 @cache

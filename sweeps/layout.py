@@ -1,6 +1,7 @@
 """What a sweep's stages hold of a cluster, and whether that fits. Knows nothing of running them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from cluster.resources import Demand, ResourcePlan, Totals, plan_resources
 from em.models import ModelConfig
@@ -45,19 +46,9 @@ def _pool_demand(spec: SweepSpec, model_name: str) -> Demand:
     )
 
 
-def train_demand(spec: SweepSpec, model: str) -> Demand:
-    """Return what one training of a model holds: its ranks."""
-    return Demand(
-        name="one cell's training",
-        cpus=spec.resources.train_cpus,
-        gpus=spec.resources.train_gpus,
-        count=spec.training.ranks,
-    )
-
-
-def replica_demand(spec: SweepSpec, model: ModelConfig) -> Demand:
+def engine_demand(spec: SweepSpec, model_name: str) -> Demand:
     """Return what one engine of a model holds."""
-    return Demand(name=model.name, cpus=spec.resources.serve_cpus, gpus=spec.resources.serve_gpus)
+    return replace(_pool_demand(spec, model_name), count=1)
 
 
 def pool_models(spec: SweepSpec, todo: Iterable[CellPlan], store: Store) -> list[ModelConfig]:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from sweeps.files import PARTIAL, sync, write_whole
+from sweeps.disk import PARTIAL, sync, write_whole
 
 
 def make_output_dir(folder: Path) -> None:

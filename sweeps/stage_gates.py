@@ -3,7 +3,6 @@
 How a gate looks is in em.gates and em.judge_gate. Knows nothing of how a stage does its work.
 """
 
-import hashlib
 from pathlib import Path
 
 from em.definitions import DEFINITIONS
@@ -13,23 +12,10 @@ from em.judge_gate import Asked, check_judge, load_planted, without_planted
 from em.judging import Reader
 from sweeps.artefacts import TrainingRecord
 from sweeps.plan import EvaluationPlan, JudgingPlan
+from sweeps.weights import weights_sha256
 
 WEAK = "not telling: "
 WRONG = "wrong about planted answers: "
-
-
-def weights_sha256(folder: Path) -> str:
-    """Return the content hash of trained weights: tensors and the configuration they need."""
-    names = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix == ".safetensors" or path.name in ("adapter_config.json", "config.json")
-    )
-    digest = hashlib.sha256()
-    for path in names:
-        digest.update(path.name.encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def check_same_weights(folder: Path, trained: TrainingRecord) -> None:

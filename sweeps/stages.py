@@ -14,11 +14,13 @@ from em.models import ModelIdentity
 from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import TrainingRecord
 from sweeps.filling import fill_stream
+from sweeps.kept_checkpoints import fetch_checkpoint, forget_checkpoints
 from sweeps.leases import ALONE, Holder, holding
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
 from sweeps.provenance import Moment, provenance
-from sweeps.stage_gates import adapter_gate, judge_gate, weights_sha256
+from sweeps.stage_gates import adapter_gate, judge_gate
 from sweeps.store import Store
+from sweeps.weights import weights_sha256
 
 CHECKPOINTS = "checkpoints"  # in a training's attempt folder
 
@@ -44,9 +46,12 @@ def train_stage(
         if done is not None:
             return done
         attempt = store.attempt_dir(plan.training_key, holder.driver)
+        fetch_checkpoint(store, plan.training_key, attempt / CHECKPOINTS)
         record, output = _train(plan, train, attempt, model_dir=model_dir, rows=rows)
         check_lease()
-        return store.finish_training(record, output, check_lease=check_lease)
+        finished = store.finish_training(record, output, check_lease=check_lease)
+        forget_checkpoints(store, plan.training_key)
+        return finished
 
 
 def _train(

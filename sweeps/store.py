@@ -19,14 +19,12 @@ import hashlib
 import json
 import shutil
 import urllib.parse
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 from em.catalogue import cache_dir
+from em.models import build_once
 from em.record import Record
 from sweeps.artefacts import (
     Attempt,
@@ -37,9 +35,11 @@ from sweeps.artefacts import (
     StreamRecord,
     TrainingRecord,
 )
-from sweeps.files import Damaged, Files, StoreError, cannot_write, sync
+from sweeps.disk import sync
+from sweeps.files import Damaged, Files, StoreError, cannot_write
 from sweeps.ranges import condense, expand, holds
 from sweeps.stream_parts import failed_in, is_failed, lacks, rows_of, usage_by_judge, whole_part
+from sweeps.weights import weights_sha256
 
 FORMAT = 2
 KEY_DIGITS = 32  # of a folder's name; the record holds all 64
@@ -85,12 +85,14 @@ class Store:
                 f"{self.url} is not an em-sweeps store: it has no store.json but holds "
                 f"{', '.join(names[:3])}; name an empty or new folder with --store"
             )
+        self.files.check_bucket()
 
     def create(self) -> None:
         """Make the root a store where it is none yet. Raises StoreError as `check` does."""
         self.check()
         if self.files.read_json("store.json") is None:
             self.files.write("store.json", json.dumps({"format": FORMAT}).encode())
+        self.files.tell_if_unconditional("store.json")
 
     # --- training ---------------------------------------------------------------------------
 
@@ -131,7 +133,7 @@ class Store:
     def _attempts(self, key: str) -> Path:
         if self.files.is_local:
             return Path(self.files.root, "training", key[:KEY_DIGITS])
-        return cache_dir("attempts", key[:KEY_DIGITS])
+        return self._local("training", key[:KEY_DIGITS])
 
     def finish_training(
         self,
@@ -146,7 +148,6 @@ class Store:
         first, that is its record, and nothing of it is touched. Raises what `check_lease` does.
         """
         place = f"training/{record.key[:KEY_DIGITS]}"
-        target = f"{self.files.root}/{place}/adapter"
         if self.files.is_local:
             for path in output_dir.rglob("*"):  # on the disk before a record says that they are
                 sync(path)
@@ -154,30 +155,41 @@ class Store:
         done = self.training(record.key)
         if done is not None:
             return done
-        if self.files.fs.exists(target) and output_dir.is_dir():
-            self.files.fs.rm(target, recursive=True)
         if self.files.is_local:
-            output_dir.replace(target)
+            if output_dir.is_dir():
+                self.files.remove(f"{place}/adapter")
+            output_dir.replace(Path(self.files.root, place, "adapter"))
         else:
-            self.files.fs.put(f"{output_dir}/", f"{target}/", recursive=True)
+            self.files.put_folder(output_dir, f"{place}/adapter")
         self.write_record(f"{place}/record.json", record)
         for attempt in self._attempts(record.key).glob("attempt-*"):
             shutil.rmtree(attempt, ignore_errors=True)  # an owner taken for dead may still write
         return record
 
     def adapter_dir(self, record: TrainingRecord) -> Path:
-        """Return a local folder with the weights of a finished training; fetched once if remote."""
-        remote = f"{self.files.root}/training/{record.key[:KEY_DIGITS]}/adapter"
+        """Return a local folder with the weights of a finished training.
+
+        Those in a bucket are fetched once per machine and user, by one process while others wait,
+        and compared with the record's hash. Raises StoreError where they cannot be had.
+        """
+        path = f"training/{record.key[:KEY_DIGITS]}/adapter"
         if self.files.is_local:
-            return Path(remote)
+            return Path(self.files.root, path)
         local = cache_dir("adapters") / record.weights_sha256
+
+        def fetch(folder: Path) -> None:
+            self.files.fetch_folder(path, folder)
+            found = weights_sha256(folder) if folder.is_dir() else "none"
+            if found != record.weights_sha256:
+                raise StoreError(
+                    f"{self.url}/{path} has weights with the hash {found[:12]}…, its record says "
+                    f"{record.weights_sha256[:12]}…; {REPAIR}"
+                )
+            for file in folder.rglob("*"):
+                sync(file)
+
         if not local.is_dir():
-            partial = local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
-            self.files.fs.get(f"{remote}/", f"{partial}/", recursive=True)
-            try:
-                partial.rename(local)
-            except OSError:  # another process was first; its copy is as good
-                fsspec.filesystem("file").rm(str(partial), recursive=True)
+            build_once(local, fetch)
         return local
 
     # --- streams ----------------------------------------------------------------------------
@@ -372,12 +384,12 @@ class Store:
 
     def local_dir(self, path: str) -> Path:
         """Return a local folder for files that other programs write (logs, wandb), made."""
-        folder = (
-            Path(self.files.root, path)
-            if self.files.is_local
-            else cache_dir("stores", _slug(self.url), path)
-        )
+        folder = Path(self.files.root, path) if self.files.is_local else self._local(path)
         return _made(folder)
+
+    def _local(self, *parts: str) -> Path:
+        """Return a folder of this machine's cache for a store in a bucket."""
+        return cache_dir("stores", _slug(self.url), *parts)
 
     def _record(self, path: str, model: type[Keyed], key: str) -> Keyed | None:
         record = self.files.read_record(path, model)
@@ -400,10 +412,6 @@ def open_store(url: str) -> Store:
         store.check()
     except StoreError:
         raise
-    except ImportError as error:
-        raise StoreError(
-            f"the store {url} needs a package that is not installed: {error}"
-        ) from error
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise StoreError(f"the store {url} cannot be opened: {error}") from error
     return store

@@ -26,10 +26,10 @@ from sweeps.artefacts import (
 )
 from sweeps.files import Damaged, StoreError
 from sweeps.ranges import expand
-from sweeps.stage_gates import weights_sha256
 from sweeps.store import KEY_DIGITS, Keyed, Store
 from sweeps.store_targets import Targets
 from sweeps.stream_parts import rows_of, whole_part
+from sweeps.weights import weights_sha256
 
 ASIDE = "damaged"
 COLUMNS: dict[StreamKind, list[str]] = {
@@ -153,11 +153,10 @@ class _Check:
         self._on_checked()
 
     def _hash(self, path: str) -> str:
-        place = f"{self._files.root}/{path}"
         if self._files.is_local:
-            return _hash_of(Path(place))
+            return _hash_of(Path(self._files.root, path))
         with tempfile.TemporaryDirectory(prefix="emsweep-check-") as folder:
-            self._files.fs.get(f"{place}/", f"{folder}/", recursive=True)
+            self._files.fetch_folder(path, Path(folder))
             return _hash_of(Path(folder))
 
     def responses(self, name: str) -> Set[str]:

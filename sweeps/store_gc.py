@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from em.record import Record
 from sweeps.artefacts import StreamKind, StreamRecord
 from sweeps.attempts import Beat
-from sweeps.files import PARTIAL, StoreError
+from sweeps.disk import PARTIAL
+from sweeps.files import StoreError
 from sweeps.keeping import settle
 from sweeps.leases import HeldElsewhere, Lease, holding, living
 from sweeps.plan import SweepPlan

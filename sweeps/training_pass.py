@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from em.datasets import Row
 from em.memory import is_out_of_memory, make_smaller, train_within_memory
 from em.record import fingerprint
-from em.training import TrainingJob, TrainingResult
+from em.training import LossPoint, TrainingJob, TrainingResult
 from sweeps.failure_kinds import TRANSIENT, classify
 from sweeps.failures import CellFailure, Outcome, attempt_cell, failure_of, record_failure
 from sweeps.files import StoreError
+from sweeps.kept_checkpoints import CheckpointKeeper
 from sweeps.leases import Holder
 from sweeps.live import LiveLog
 from sweeps.plan import CellPlan
@@ -219,8 +220,15 @@ def _try(job: TrainingJob, task: TrainTask) -> TrainingResult:
     if job.config.ranks == 1:
         from em.finetune import finetune
 
-        with closing(LiveLog(Store(task.store), task.plan.training_key)) as live:
-            return finetune(job, base=_warm_base(), on_step=live.add)
+        store, key = Store(task.store), task.plan.training_key
+        keeper = CheckpointKeeper(store, key, task.holder.driver, job.checkpoint_dir, job.config)
+        with closing(LiveLog(store, key)) as live:
+
+            def on_step(point: LossPoint) -> None:
+                live.add(point)
+                keeper.on_step(point)
+
+            return finetune(job, base=_warm_base(), on_step=on_step)
     return _train_on_ranks(job, task)
 
 

@@ -4,15 +4,17 @@ Real data is read where it is, and is never skipped in CI.
 """
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from judge_server import KEY_ENV, FakeServer, judge_server
+from s3_server import ENVIRONMENT, S3Server, s3_server
 from small_sweep import plan
 
-from em.catalogue import DATA_ENV
+from em.catalogue import CACHE_ENV, DATA_ENV
 from sweeps.plan import SweepPlan
 from sweeps.store import Store
 
@@ -51,3 +53,51 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     monkeypatch.setenv(KEY_ENV, "key-of-the-test")
     with judge_server() as fake:
         yield fake
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 API on loopback, where this process and its children look for S3."""
+    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("AWS_", "FSSPEC_")):
+                patch.delenv(name)
+        for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": server.url}).items():
+            patch.setenv(name, value)
+        server.make_bucket("stores")
+        yield server
+
+
+PLACES = ["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)]
+BUCKETS = PLACES[1:]
+
+
+def place_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URL of a root that is not there yet, on one of PLACES."""
+    if kind == "s3":
+        request.getfixturevalue("s3")
+    name = uuid.uuid4().hex
+    return {
+        "folder": str(tmp_path / "root"),
+        "memory": f"memory://{name}/store",
+        "s3": f"s3://stores/{name}/store",
+    }[kind]
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test's own, for its children, too."""
+    monkeypatch.setenv(CACHE_ENV, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=PLACES)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path, own_cache: Path) -> str:
+    """A new root in a folder, in memory and in an S3 bucket."""
+    return place_url(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=BUCKETS)
+def bucket_url(request: pytest.FixtureRequest, tmp_path: Path, own_cache: Path) -> str:
+    """A new root in memory and in an S3 bucket."""
+    return place_url(request.param, request, tmp_path)

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+from beside import run_beside, take_often
+from conftest import place_url
 
 from sweeps.artefacts import DriverBeat
 from sweeps.attempts import Beat
@@ -38,13 +40,20 @@ def alive(store: Store, driver: str, *, count: int = 1, place: str = "far away")
     return Holder(driver, "s")
 
 
-@pytest.fixture(params=["folder", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(str(tmp_path) if request.param == "folder" else f"memory://{tmp_path.name}")
+@pytest.fixture
+def store(any_url: str) -> Store:
+    return Store(any_url)
 
 
 def kept(store: Store, key: str) -> list[str]:
     return store.files.names(f"leases/{key[:32]}")
+
+
+def left_by(store: Store, driver: str, number: int = 1) -> Lease:
+    """A lease whose owner was killed: nothing gives it back."""
+    lease = Lease(key=KEY, number=number, driver=driver, sweep="s")
+    assert store.files.create_record(f"leases/{KEY[:32]}/{number:06d}.json", lease)
+    return lease
 
 
 def test_a_lease_is_held_for_the_block_and_then_given_back(store: Store) -> None:
@@ -77,19 +86,10 @@ def test_a_lost_process_of_the_same_driver_leaves_a_lease_that_its_next_one_has(
     store: Store,
 ) -> None:
     you = alive(store, "you")
-    lost = holding(store, [KEY], you)
-    lost.__enter__()
-    assert len(kept(store, KEY)) == 1
+    left_by(store, "you")
     with holding(store, [KEY], you) as check:
         check()
     assert kept(store, KEY) == []
-
-
-def left_by(store: Store, driver: str) -> Lease:
-    """A lease whose owner was killed: nothing gives it back."""
-    lease = Lease(key=KEY, number=1, driver=driver, sweep="s")
-    assert store.files.create_record(f"leases/{KEY[:32]}/000001.json", lease)
-    return lease
 
 
 @pytest.mark.parametrize("ended", ["finished", "process gone", "no sign at all"])
@@ -161,11 +161,10 @@ def test_a_late_owner_does_not_give_back_what_another_holds_under_its_number(
 
 
 def test_an_error_of_an_owner_that_was_taken_over_is_that_it_was(store: Store) -> None:
-    you, me = alive(store, "you"), Holder("me", "s", dead=frozenset({"you"}))
+    you = alive(store, "you")
     alive(store, "me")
     with pytest.raises(LeaseLost), holding(store, [KEY], you):
-        mine = holding(store, [KEY], me)
-        mine.__enter__()
+        left_by(store, "me", number=2)
         raise FileNotFoundError("its folder was moved away")
 
 
@@ -250,34 +249,16 @@ def test_a_zombie_has_ended() -> None:
     os.waitpid(pid, 0)
 
 
-def _take_often(root: str, name: str, turns: int) -> None:
-    """Take the key again and again; while it is held, nobody else may be inside."""
-    store = Store(root)
-    inside = Path(root) / "inside"
-    done = 0
-    while done < turns:
-        try:
-            with holding(store, [KEY], Holder(name, "s")):
-                fd = os.open(inside, os.O_CREAT | os.O_EXCL)
-                os.close(fd)
-                inside.unlink()
-            done += 1
-        except HeldElsewhere:
-            continue
-
-
-def test_processes_never_hold_one_key_at_one_time(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+@pytest.mark.parametrize(
+    ("kind", "turns"), [("folder", 50), pytest.param("s3", 3, marks=pytest.mark.slow)]
+)
+def test_processes_never_hold_one_key_at_one_time(
+    kind: str, turns: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    store = Store(place_url(kind, request, tmp_path))
     names = [f"driver{n}" for n in range(4)]
     for name in names:
         alive(store, name)
-    context = multiprocessing.get_context("fork")
-    children = [
-        context.Process(target=_take_often, args=(str(tmp_path), name, 50)) for name in names
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-    assert [child.exitcode for child in children] == [0, 0, 0, 0]
+    arguments = [(store.url, KEY, tmp_path / "inside", name, turns) for name in names]
+    assert run_beside(take_often, arguments) == [0, 0, 0, 0]
     assert kept(store, KEY) == []

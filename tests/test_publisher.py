@@ -482,8 +482,10 @@ def test_a_stopped_sweeps_cells_are_preempted_not_finished(world: World) -> None
     assert world.runs.report().ends == ["preempted"]
 
 
-def test_what_lies_in_a_bucket_is_named_by_address_and_hash(tmp_path: Path) -> None:
-    sweep, store = plan(tmp_path), Store("memory://a-bucket-of-this-test")
+def test_what_lies_in_a_bucket_is_named_by_address_and_hash(
+    tmp_path: Path, bucket_url: str
+) -> None:
+    sweep, store = plan(tmp_path), Store(bucket_url)
     finish(sweep, store)
     cell = next(cell for cell in sweep.cells if cell.cell.training is not None)
     record = store.training(cell.training_key)
@@ -492,7 +494,7 @@ def test_what_lies_in_a_bucket_is_named_by_address_and_hash(tmp_path: Path) -> N
     assert adapter is not None
     assert set(adapter.files) == {"adapter.json"}
     (address, digest) = adapter.references["weights"]
-    assert address.startswith("memory://")
+    assert address.startswith(store.url)
     assert store.files.fs.exists(address)
     assert digest == record.weights_sha256
     responses = responses_artifact(cell, store)

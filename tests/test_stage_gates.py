@@ -17,9 +17,9 @@ from sweeps.gates_told import gate_warnings
 from sweeps.leases import Holder
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.provenance import Moment, provenance
-from sweeps.stage_gates import weights_sha256
 from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
+from sweeps.weights import weights_sha256
 
 IDS = (1, 2, 3)
 CANARY = Canary(text="a", ids=IDS, tuned=(-0.1, -4.0, -5.0), base=(-5.0, -4.0, -0.1))

@@ -14,9 +14,9 @@ from em.sources import load_source
 from em.training import TrainingJob, TrainingResult
 from sweeps.filling import part_size
 from sweeps.plan import CellPlan, Stage, stages_to_run
-from sweeps.stage_gates import weights_sha256
 from sweeps.stages import generate_stage, judge_stage, run_cell, train_stage
 from sweeps.store import Store
+from sweeps.weights import weights_sha256
 
 PART = part_size(900)
 

@@ -1,19 +1,18 @@
 import contextlib
 import json
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from em.catalogue import CACHE_ENV
 from em.record import Record
 from em.training import TrainingResult
 from sweeps.artefacts import Attempt, DriverBeat, Part, Provenance, StreamRecord, TrainingRecord
 from sweeps.files import StoreError
 from sweeps.leases import LeaseLost
 from sweeps.store import Store
+from sweeps.weights import weights_sha256
 
 KEY, OTHER = "a" * 64, "a" * 32 + "b" * 32  # one folder name, two keys
 WORK = Provenance(commit=None, versions={}, host="h", started=1, seconds=2, device="d")
@@ -30,7 +29,7 @@ class Place:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
 
     def store(self) -> Store:
         return Store(self.url)
@@ -41,23 +40,18 @@ class Place:
 
     def write(self, path: str, data: bytes) -> None:
         target = f"{self.root}/{path}"
-        self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        if self.store().files.is_local:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
         self.fs.pipe_file(target, data)
 
     def read(self, path: str) -> bytes:
         return bytes(self.fs.cat_file(f"{self.root}/{path}"))
 
 
-@pytest.fixture(params=["folder", "memory"])
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Place]:
-    """One suite for every back end: a folder, and an object store."""
-    monkeypatch.setenv(CACHE_ENV, str(tmp_path / "cache"))
-    folder = tmp_path / "store"
-    folder.mkdir()
-    url = str(folder) if request.param == "folder" else f"memory://{uuid.uuid4().hex}/store"
-    found = Place(url)
+@pytest.fixture
+def place(any_url: str) -> Iterator[Place]:
+    """One suite for every back end: a folder, and object stores."""
+    found = Place(any_url)
     yield found
     with contextlib.suppress(FileNotFoundError):
         found.fs.rm(found.root, recursive=True)
@@ -118,20 +112,20 @@ def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
 # Training ------------------------------------------------------------------------------------
 
 
-def trained(key: str = KEY) -> TrainingRecord:
+def trained(key: str = KEY, weights: str = "w") -> TrainingRecord:
     result = TrainingResult(
         steps=1, losses=(), num_rows=1, num_tokens=1, num_trained_tokens=1, num_cut_rows=0,
         seconds=1,
     )  # fmt: skip
     return TrainingRecord(
-        key=key, identity={}, weights_sha256="w", kind="adapter", result=result, provenance=WORK
+        key=key, identity={}, weights_sha256=weights, kind="adapter", result=result, provenance=WORK
     )
 
 
 def output(store: Store, text: str) -> Path:
     folder = store.attempt_dir(KEY, "driver") / "output"
     folder.mkdir()
-    (folder / "weights").write_text(text)
+    (folder / "weights.safetensors").write_text(text)
     (store.attempt_dir(KEY, "driver") / "checkpoints").mkdir(exist_ok=True)
     return folder
 
@@ -142,14 +136,13 @@ def test_a_training_is_there_when_its_record_is(place: Place) -> None:
     folder = output(store, "one")
     assert store.training(KEY) is None
     assert place.store().attempt_dir(KEY, "driver") == folder.parent  # kept for the next attempt
-    store.finish_training(trained(), folder)
-    assert place.store().training(KEY) == trained()
-    found = place.store().training(KEY)
-    assert found is not None
-    assert (place.store().adapter_dir(found) / "weights").read_text() == "one"
+    record = trained(weights=weights_sha256(folder))
+    store.finish_training(record, folder)
+    assert place.store().training(KEY) == record
+    assert (place.store().adapter_dir(record) / "weights.safetensors").read_text() == "one"
     assert not folder.parent.exists()
     stem = f"training/{KEY[:32]}"
-    assert place.files("training") == [f"{stem}/adapter/weights", f"{stem}/record.json"]
+    assert place.files("training") == [f"{stem}/adapter/weights.safetensors", f"{stem}/record.json"]
 
 
 def test_a_record_is_written_last(place: Place) -> None:
@@ -169,7 +162,7 @@ def test_weights_without_a_record_are_replaced(place: Place) -> None:
     store.files.fs.rm(f"{store.files.root}/training/{KEY[:32]}/record.json")
     assert store.training(KEY) is None
     store.finish_training(trained(), output(store, "new"))
-    assert b"new" in place.read(f"training/{KEY[:32]}/adapter/weights")
+    assert b"new" in place.read(f"training/{KEY[:32]}/adapter/weights.safetensors")
 
 
 def test_a_late_owner_leaves_a_training_that_is_there(place: Place) -> None:
@@ -179,7 +172,7 @@ def test_a_late_owner_leaves_a_training_that_is_there(place: Place) -> None:
     assert store.finish_training(trained(), late) == trained()
     gone = store.attempt_dir(KEY, "driver") / "moved-away"
     assert store.finish_training(trained(), gone) == trained()
-    assert b"first" in place.read(f"training/{KEY[:32]}/adapter/weights")
+    assert b"first" in place.read(f"training/{KEY[:32]}/adapter/weights.safetensors")
 
 
 def test_a_lease_lost_while_weights_go_to_the_disk_ends_it(place: Place) -> None:
@@ -191,7 +184,8 @@ def test_a_lease_lost_while_weights_go_to_the_disk_ends_it(place: Place) -> None
     with pytest.raises(LeaseLost):
         store.finish_training(trained(), output(store, "x"), check_lease=lost)
     assert (
-        place.files("training") == [f"training/{KEY[:32]}/attempt-driver/output/weights"]
+        place.files("training")
+        == [f"training/{KEY[:32]}/attempt-driver/output/weights.safetensors"]
         or store.training(KEY) is None
     )
 

@@ -257,8 +257,8 @@ def test_a_torn_note_is_named(store: Store) -> None:
     assert set(damaged(store)) == {"sweeps/small/drivers/d.json"}
 
 
-def test_a_store_in_a_bucket_is_checked_and_repaired_too(store: Store, tmp_path: Path) -> None:
-    remote = Store(f"memory://{tmp_path.name}/store")
+def test_a_store_in_a_bucket_is_checked_and_repaired_too(store: Store, bucket_url: str) -> None:
+    remote = Store(bucket_url)
     remote.files.fs.put(f"{store.url}/", f"{remote.files.root}/", recursive=True)
     assert check(remote).damages == ()
     path = one(store, "training/*/adapter/*.safetensors")

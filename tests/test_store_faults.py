@@ -20,8 +20,9 @@ from finished_store import Asked, finish, finish_cell, trainer, tree
 from em.record import Record
 from sweeps.artefacts import Attempt, DriverBeat, Provenance
 from sweeps.attempts import Beat, statuses
+from sweeps.disk import write_whole
 from sweeps.failures import CellFailure, OnStage, attempt_cell, record_failure
-from sweeps.files import Files, StoreError, write_whole
+from sweeps.files import Files, StoreError
 from sweeps.outcomes import Outcomes
 from sweeps.plan import SweepPlan
 from sweeps.progress import Counted, SweepProgress

@@ -192,11 +192,10 @@ def test_what_is_inside_another_is_named_once() -> None:
 
 
 def test_a_bucket_has_no_half_written_files_but_uncounted_parts(
-    store: Store, sweep: SweepPlan, tmp_path: Path
+    store: Store, sweep: SweepPlan, bucket_url: str
 ) -> None:
     part = uncounted(store, sweep)
-    half_written(store, "responses/x", days=9)
-    remote = Store(f"memory://{tmp_path.name}/store")
+    remote = Store(bucket_url)
     remote.files.fs.put(f"{store.url}/", f"{remote.files.root}/", recursive=True)
     found = left(remote)
     assert set(found) == {part}

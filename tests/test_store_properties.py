@@ -74,8 +74,8 @@ class CountingEndpoint(FakeEndpoint):
 class World:
     """One store, and the drivers that come and go on it."""
 
-    def __init__(self, root: Path, cell: CellPlan) -> None:
-        self.root, self.cell = str(root), cell
+    def __init__(self, root: str, cell: CellPlan) -> None:
+        self.root, self.cell = root, cell
         self.asked: Counter[tuple[str, int]] = Counter()
         self.dead: set[str] = set()
         self.crashes = 0
@@ -143,23 +143,25 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> CellPlan:
     return plan(tmp_path_factory.mktemp("spec"), variants=[{"name": "none"}]).cells[0]
 
 
+@pytest.mark.parametrize("kind", ["folder", "memory"])
 @settings(
     max_examples=60, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(events=st.lists(event, max_size=5))
 def test_every_key_is_counted_once_whatever_happens(
-    cell: CellPlan, tmp_path: Path, events: list[tuple[str, int, int, int]]
+    kind: str, cell: CellPlan, tmp_path: Path, events: list[tuple[str, int, int, int]]
 ) -> None:
-    world = World(tmp_path / uuid4().hex, cell)
-    for kind, at, samples, others in events:
+    name = uuid4().hex
+    world = World(f"memory://{name}" if kind == "memory" else str(tmp_path / name), cell)
+    for event, at, samples, others in events:
         before = {response.key for response in world.on_disk()}
         what: dict[str, Callable[[], Any]] = {
             "crash": world.crash,
             "overtake": lambda o=others: beside(lambda: world.pass_over(o, do=NOTHING)),
             "nothing": NOTHING,
         }
-        world.pass_over(samples, at=at, do=what[kind])
+        world.pass_over(samples, at=at, do=what[event])
         assert before <= {response.key for response in world.on_disk()}  # nothing whole is lost
         visible = Store(world.root).read_stream("responses", cell.evaluations[0].stream, Response)
         assert len({response.key for response in visible}) == len(visible)

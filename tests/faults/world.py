@@ -24,8 +24,8 @@ from sweeps.report import make_report
 from sweeps.results import ScoredResponse
 from sweeps.settings import TrackingConfig
 from sweeps.spec import SweepSpec
-from sweeps.stage_gates import weights_sha256
 from sweeps.store import Store
+from sweeps.weights import weights_sha256
 
 Stage = Literal["train", "generate", "judge"]
 KEY_ENV = "FAULTS_API_KEY"
