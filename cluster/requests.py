@@ -151,6 +151,9 @@ class PoolConfig:
 Merge = Callable[[Path, Weights, Path], None]
 """merge(base folder, adapter, new folder): write there the whole model, safetensors, base names."""
 
+Locate = Callable[[Weights], Weights]
+"""locate(weights): the same with a folder of this node as their path, fetched if they are far."""
+
 
 def demand(holds: bool, name: str, got: object, allowed: str) -> None:
     """Raise ValueError where `name` is not what is allowed."""

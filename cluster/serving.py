@@ -15,7 +15,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.engine import Engine
-from cluster.requests import Completion, EngineDead, Merge, PoolConfig, Request, Weights
+from cluster.requests import (
+    Completion,
+    EngineDead,
+    Locate,
+    Merge,
+    PoolConfig,
+    Request,
+    Weights,
+)
 
 LOGGER = logging.getLogger(__name__)
 
@@ -126,11 +134,11 @@ class Pool:
         return self._handle
 
 
-def start_pool(config: PoolConfig, merge: Merge) -> Pool:
+def start_pool(config: PoolConfig, merge: Merge, locate: Locate) -> Pool:
     """Start a pool in the running Ray, or replace the one of that name; gives it once ready.
 
-    Ready means that every replica has sampled a token. `merge` must be importable where replicas
-    run. Raises EngineDead if the replicas do not come up: the pool is then taken away again.
+    Ready means that every replica has sampled a token. `merge` and `locate` must be importable
+    where replicas run. Raises EngineDead if the replicas do not come up: the pool is then taken away again.
     """
     from ray import serve
 
@@ -147,7 +155,7 @@ def start_pool(config: PoolConfig, merge: Merge) -> Pool:
         graceful_shutdown_wait_loop_s=0.5,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    application = deployment.bind(config, merge)
+    application = deployment.bind(config, merge, locate)
     try:
         serve.run(application, name=config.name, route_prefix=None)
     except RuntimeError as error:
@@ -184,11 +192,12 @@ def running_pools() -> list[str]:
 class _Replica:
     """What runs in each replica's process."""
 
-    async def __init__(self, config: PoolConfig, merge: Merge) -> None:  # type: ignore[misc]
+    async def __init__(self, config: PoolConfig, merge: Merge, locate: Locate) -> None:  # type: ignore[misc]
         from ray import serve
 
         engine = await asyncio.to_thread(config.engine)
         self._engine = Engine(engine, merge)
+        self._locate = locate
         # Serve routes a call to a replica that has announced the call's weights.
         side_by_side = engine.max_loras if engine.mode == "lora" else 1
         self._announce = serve.multiplexed(max_num_models_per_replica=side_by_side)(_announced)
@@ -198,6 +207,7 @@ class _Replica:
         self, requests: tuple[Request, ...], weights: Weights | None
     ) -> list[Completion]:
         if weights:
+            weights = await asyncio.to_thread(self._locate, weights)
             await self._announce(weights.key)
         return await self._engine.complete(requests, weights)
 

@@ -98,6 +98,6 @@ def merge(base_dir: Path, weights: Weights, out_dir: Path) -> None:
     merge_adapter(base_dir, Path(weights.path), out_dir)
 
 
-def weights_of(path: Path, sha256: str, kind: str) -> Weights:
+def weights_of(path: str | Path, sha256: str, kind: str) -> Weights:
     """Return trained weights as an engine takes them."""
     return Weights(key=sha256, path=str(path), kind=kind)  # type: ignore[arg-type]

@@ -119,7 +119,10 @@ def evaluate_cell(
         if trained is not None:
             folder = store.adapter_dir(trained)
             check_same_weights(folder, trained)
-            weights = weights_of(folder, trained.weights_sha256, trained.kind)
+            # A pool's engine may be on a node that has another disk.
+            far = task.pools and not store.files.is_local
+            place = store.adapter_url(trained.key) if far else str(folder)
+            weights = weights_of(place, trained.weights_sha256, trained.kind)
         return ModelEndpoint(models[plan.cell.model.name], weights)
 
     def work(on_stage: OnStage) -> None:

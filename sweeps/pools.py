@@ -5,9 +5,10 @@ Knows nothing of which cells ask them, or in what order.
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
-from cluster.requests import EngineDead, PoolConfig
+from cluster.requests import EngineDead, PoolConfig, Weights
 from cluster.serving import running_pools, start_pool, stop_pool
 from cluster.session import ClusterError
 from em.models import ModelConfig
@@ -80,6 +81,16 @@ def stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig
             stop_pool(name)
 
 
+def fetch_weights(weights: Weights) -> Weights:
+    """Return weights with a folder of this node as their path: those in a bucket are fetched.
+
+    Raises StoreError where they cannot be had.
+    """
+    if "://" not in weights.path:
+        return weights
+    return replace(weights, path=str(Store.adapter_from(weights.path, weights.key)))
+
+
 def _start(model: ModelConfig, name: str, spec: SweepSpec) -> None:
     spec = spec.for_model(model.name)
     config = PoolConfig(
@@ -90,7 +101,7 @@ def _start(model: ModelConfig, name: str, spec: SweepSpec) -> None:
         num_gpus=spec.resources.serve_gpus,
     )
     try:
-        start_pool(config, merge)
+        start_pool(config, merge, fetch_weights)
     except EngineDead as error:
         raise ClusterError(
             f"the pool of {model.name} did not come up: {error}. The libraries' log says why; look "

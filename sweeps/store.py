@@ -175,15 +175,24 @@ class Store:
         path = f"training/{record.key[:KEY_DIGITS]}/adapter"
         if self.files.is_local:
             return Path(self.files.root, path)
-        local = cache_dir("adapters") / record.weights_sha256
+        return self._fetched(path, record.weights_sha256)
+
+    @staticmethod
+    def adapter_from(url: str, sha256: str) -> Path:
+        """Return the same for an `adapter_url` in a bucket, whose weights have the hash `sha256`."""
+        root, _, path = url.rpartition("/training/")
+        return Store(root)._fetched(f"training/{path}", sha256)
+
+    def _fetched(self, path: str, sha256: str) -> Path:
+        local = cache_dir("adapters") / sha256
 
         def fetch(folder: Path) -> None:
             self.files.fetch_folder(path, folder)
             found = weights_sha256(folder) if folder.is_dir() else "none"
-            if found != record.weights_sha256:
+            if found != sha256:
                 raise StoreError(
                     f"{self.url}/{path} has weights with the hash {found[:12]}…, its record says "
-                    f"{record.weights_sha256[:12]}…; {REPAIR}"
+                    f"{sha256[:12]}…; {REPAIR}"
                 )
             for file in folder.rglob("*"):
                 sync(file)

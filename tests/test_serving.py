@@ -58,7 +58,7 @@ def pool(ray_here: None, model: Path) -> Iterator[Pool]:
     # Less than a whole CPU, so that the tasks of the tests find one.
     engine = engine_config(model, stall_limit_s=STALL_LIMIT_S)
     config = PoolConfig(NAME, lambda: engine, replicas=1, num_cpus=1, num_gpus=0)
-    yield start_pool(config, merge)
+    yield start_pool(config, merge, lambda weights: weights)
     stop_pool(NAME)
     assert engine_cores() == []
 

@@ -30,6 +30,7 @@ from sweeps.evaluation_pass import EvaluationTask, evaluate_cells
 from sweeps.failures import Outcome
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.planner import load_rows_of, make_plan
+from sweeps.pools import fetch_weights
 from sweeps.registry import register
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
@@ -122,7 +123,11 @@ def shared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sha
     engine = engine_config(spec.models[0], spec.serving, spec.training, spec.resources)
     before = dict(os.environ)
     with session(None, environment=QUIET):
-        start_pool(PoolConfig(POOL, lambda: engine, replicas=1, num_cpus=CPUS, num_gpus=0), merge)
+        start_pool(
+            PoolConfig(POOL, lambda: engine, replicas=1, num_cpus=CPUS, num_gpus=0),
+            merge,
+            fetch_weights,
+        )
         try:
             world = World(folder, sweep, None, Store(str(folder / "undisturbed")))
             made = Shared(sweep, world)
