@@ -138,7 +138,8 @@ def start_pool(config: PoolConfig, merge: Merge, locate: Locate) -> Pool:
     """Start a pool in the running Ray, or replace the one of that name; gives it once ready.
 
     Ready means that every replica has sampled a token. `merge` and `locate` must be importable
-    where replicas run. Raises EngineDead if the replicas do not come up: the pool is then taken away again.
+    where replicas run. Raises EngineDead if the replicas do not come up: the pool is then taken
+    away again.
     """
     from ray import serve
 

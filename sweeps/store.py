@@ -179,7 +179,7 @@ class Store:
 
     @staticmethod
     def adapter_from(url: str, sha256: str) -> Path:
-        """Return the same for an `adapter_url` in a bucket, whose weights have the hash `sha256`."""
+        """Return the same for an `adapter_url` in a bucket, of weights with the hash `sha256`."""
         root, _, path = url.rpartition("/training/")
         return Store(root)._fetched(f"training/{path}", sha256)
 

@@ -50,6 +50,7 @@ class TrainTask:
     holder: Holder
     retries: int
     resources: ResourcesConfig
+    work: "Callable[[TrainTask, Sequence[Row]], Outcome] | None" = None  # else train_task
 
 
 class TrialFailed(RuntimeError):
@@ -177,7 +178,8 @@ def _trial(config: dict[str, str], tasks: Mapping[str, Any], rows: Mapping[str, 
     from ray import tune
 
     task: TrainTask = ray.get(tasks[config["cell"]])
-    failure = train_task(task, ray.get(rows[task.plan.content_sha256 or ""]))
+    work = task.work or train_task
+    failure = work(task, ray.get(rows[task.plan.content_sha256 or ""]))
     if isinstance(failure, CellFailure) and failure.transient:
         raise TrialFailed(failure.message)
     tune.report({"trained": failure is None})
