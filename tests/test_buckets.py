@@ -17,7 +17,7 @@ from s3_server import S3Server
 from small_sweep import SPEC, plan
 
 from em.record import Record
-from sweeps.buckets import BucketAway
+from sweeps.buckets import BucketAway, told
 from sweeps.files import Files, StoreError
 from sweeps.store import Store, open_store
 from tests.sweep_runs import EMSWEEP
@@ -152,7 +152,7 @@ def test_a_bucket_itself_can_be_a_store(s3: S3Server) -> None:
 
 
 def test_a_bucket_that_throttles_is_asked_again_and_then_left_to_another_try(
-    s3: S3Server,
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [2]
 
@@ -164,11 +164,13 @@ def test_a_bucket_that_throttles_is_asked_again_and_then_left_to_another_try(
     s3.quirks["busy"] = busy
     files.write("x", b"1")
     assert files.read("x") == b"1"
+    few = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 2}}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", few)  # as a user may, and for a short test
     left[0] = 10**6
     before = len(s3.requests)
     with pytest.raises(ConnectionError, match="SlowDown"):
-        files.write("x", b"2")
-    assert len(s3.requests) - before == 4
+        Files("s3://busy").write("x", b"2")
+    assert len(s3.requests) - before == 2
 
 
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
@@ -230,7 +232,7 @@ def refused(spec: Path, url: str, *command: str, **environment: str | None) -> s
     return " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("command", ["status", "plan", "run", "report"])
+@pytest.mark.parametrize("command", ["status", "run"])
 def test_a_bucket_that_is_not_there(s3: S3Server, spec: Path, command: str) -> None:
     said = refused(spec, "s3://no-such-bucket/x", command)
     assert "there is no bucket 'no-such-bucket'" in said
@@ -243,11 +245,6 @@ def test_no_credentials(s3: S3Server, spec: Path) -> None:
     assert "AWS_ACCESS_KEY_ID" in said
 
 
-def test_a_profile_that_is_not_there(s3: S3Server, spec: Path) -> None:
-    said = refused(spec, "s3://stores/x", AWS_PROFILE="nobody")
-    assert "nobody" in said and "AWS_PROFILE" in said
-
-
 def test_access_denied(s3: S3Server, spec: Path) -> None:
     url = s3.make_bucket("denied", always(403, "AccessDenied"))
     assert "access was refused" in refused(spec, f"{url}/x")
@@ -258,34 +255,34 @@ def test_a_bucket_that_may_be_read_and_not_written(s3: S3Server, spec: Path) -> 
     assert "cannot write s3://read-only/x/" in refused(spec, f"{url}/x", "run")
 
 
+def test_an_address_that_never_answers(s3: S3Server, spec: Path, silent: str) -> None:
+    retries = {"mode": "standard", "total_max_attempts": 2}
+    patience = json.dumps({"config_kwargs": {"read_timeout": 0.2, "retries": retries}})
+    said = refused(spec, "s3://stores/x", AWS_ENDPOINT_URL=silent, FSSPEC_S3=patience)
+    assert "Read timeout" in said and "see that this machine reaches that address" in said
+
+
 def test_an_address_where_nobody_listens(s3: S3Server, spec: Path, closed: str) -> None:
     said = refused(spec, "s3://stores/x", AWS_ENDPOINT_URL=closed)
     assert "Could not connect" in said and closed in said
     assert "AWS_ENDPOINT_URL" in said
 
 
-def test_an_address_that_never_answers(s3: S3Server, spec: Path, silent: str) -> None:
-    patience = json.dumps({"config_kwargs": {"read_timeout": 0.2}})
-    said = refused(spec, "s3://stores/x", AWS_ENDPOINT_URL=silent, FSSPEC_S3=patience)
-    assert "Read timeout" in said and "see that this machine reaches that address" in said
+def test_what_a_client_says_is_told_without_credentials() -> None:
+    key = "AKIA" + "B2" * 8
+    said = told(OSError(f"no such user {key} at http://me:" + "secret@host/x?Signature=ab%2F&y\n"))
+    assert said == "no such user *** at http://***host/x?Signature=***&y"
 
 
-def test_an_address_with_a_password_in_it_is_told_without(
-    s3: S3Server, spec: Path, closed: str
-) -> None:
-    address = closed.replace("//", "//me:" + "secret" + "@")
-    said = refused(spec, "s3://stores/x", AWS_ENDPOINT_URL=address)
-    assert "secret" not in said
-
-
-def test_a_store_url_with_a_password_in_it_is_refused_unread(s3: S3Server, spec: Path) -> None:
-    said = refused(spec, "s3://me:" + "secret" + "@stores/x")
-    assert "must not hold a name or password" in said
-    assert "secret" not in said
-
-
-def test_a_url_without_a_bucket(s3: S3Server, spec: Path) -> None:
-    assert "names no bucket: expected s3://BUCKET/FOLDER" in refused(spec, "s3://")
+def test_a_url_that_can_be_no_store(s3: S3Server) -> None:
+    with pytest.raises(StoreError, match="must not hold a name or password") as error:
+        open_store("s3://me:" + "secret" + "@stores/x")
+    assert "secret" not in str(error.value)
+    for url in ("s3://", "gs://"):
+        with pytest.raises(StoreError, match=r"names no bucket: expected s3://BUCKET/FOLDER|gcs"):
+            open_store(url)
+    with pytest.raises(StoreError, match=r"Invalid bucket name.*store's URL"):
+        open_store("s3://Bad_Bucket!/x")
 
 
 def test_the_package_that_is_not_installed(tmp_path: Path, spec: Path) -> None:

@@ -1,4 +1,4 @@
-"""A whole small sweep comes to the same in a bucket as in a folder, and its commands work there."""
+"""A whole small sweep comes to the same in a bucket as in a folder, and is reported from there."""
 
 import json
 from pathlib import Path
@@ -44,29 +44,14 @@ def test_a_sweep_comes_to_the_same_in_a_bucket(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bucket_url", ["s3"], indirect=True)
-def test_the_commands_work_on_a_bucket(
+def test_a_report_of_a_bucket_lies_on_this_machine(
     sweep: SweepPlan, bucket_url: str, tmp_path: Path, own_cache: Path
 ) -> None:
     spec = tmp_path / "small.yaml"
     spec.write_text(yaml.safe_dump(SPEC))
-    store = Store(bucket_url)
-    finish(sweep, store)
-    told = json.loads(emsweep("status", spec, "--store", bucket_url, "--json").stdout)
-    assert told["store"] == bucket_url
-    assert [cell["state"] for cell in told["cells"]] == ["finished"] * 4
+    finish(sweep, Store(bucket_url))
     said = emsweep("report", spec, "--store", bucket_url).stdout
     page = Path(said.removeprefix("report: ").strip())
     assert page.is_file() and page.is_relative_to(own_cache)
-    part = next(path for path in store.files.sizes("judgements") if path.endswith(".parquet"))
-    store.files.write(part, b"torn")
-    left = store.files.sizes("training")
-    store.files.write("training/" + "b" * 32 + "/adapter/w.safetensors", b"123")
-    said = emsweep("store", "check", "--store", bucket_url, check=1).stdout
-    assert f"DAMAGED {part}" in said
-    emsweep("store", "check", "--repair", "--store", bucket_url)
-    emsweep("store", "gc", "--yes", "--store", bucket_url)
-    assert store.files.sizes("training") == left
-    assert [p.rpartition("/")[2] for p in store.files.sizes("damaged")] == [
-        part.rpartition("/")[2], "record.json",
-    ]  # fmt: skip
-    emsweep("store", "check", "--store", bucket_url)
+    told = json.loads(page.with_name("report.json").read_text())
+    assert [cell["state"] for cell in told["cells"]] == ["finished"] * 4
