@@ -15,8 +15,10 @@ of Ray, of what a job is, or of how anything is started.
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cluster.resources import Demand, Totals
 from cluster.room import Room
@@ -89,32 +91,37 @@ class Stop:
 Action = Train | Ask | Start | Stop
 
 
+Stage = Literal["waiting", "training", "ready", "asking"]
+
+
 @dataclass
 class _Engine:
     kind: str
-    state: str = "starting"  # up, stopping
+    is_up: bool = False
     asked: set[str] = field(default_factory=set)
 
 
 @dataclass
 class _Load:
-    """The jobs that need a kind of engine: not trained yet, ready, being asked; seconds ready."""
+    """The jobs that need a kind of engine, by stage; the seconds of those that are ready."""
 
-    later: int = 0
-    ready: int = 0
-    asking: int = 0
+    num: Counter[Stage] = field(default_factory=Counter)
     ready_s: float = 0.0
 
     @property
     def now(self) -> int:
-        return self.ready + self.asking
+        return self.num["ready"] + self.num["asking"]
+
+    @property
+    def later(self) -> int:
+        return self.num["waiting"] + self.num["training"]
 
 
 class Schedule:
     """The state of a cluster's work. Tell it events, then ask it to `decide`.
 
-    Jobs are looked at in groups of equal demands, so that a decision takes as long for a hundred
-    thousand jobs as for ten.
+    Events about jobs and engines that are over are let pass: they may be late. Jobs are looked at
+    in groups of equal demands, so that a decision takes as long for a hundred thousand as for ten.
     """
 
     def __init__(self, jobs: Iterable[Job], kinds: Iterable[EngineKind], totals: Totals) -> None:
@@ -122,41 +129,41 @@ class Schedule:
         self._kinds = {kind.name: kind for kind in kinds}
         self._load = {name: _Load() for name in self._kinds}
         self._jobs: dict[str, Job] = {}
+        self._stage: dict[str, tuple[Stage, int]] = {}  # and its place in the order of arrival
+        self._num: Counter[Stage] = Counter()
         self._waiting: dict[Demand, list[tuple[float, int, str]]] = {}  # heaps, the longest first
-        self._training: set[str] = set()
         self._ready: dict[tuple[str, ...], dict[str, int]] = {}  # in the order of arrival
         self._asking: dict[str, Mapping[str, str]] = {}
-        self._gone: set[str] = set()  # ended while they were in a heap
-        self._num_waiting = 0
-        self._engines: dict[str, _Engine] = {}
+        self._engines: dict[str, _Engine] = {}  # that hold room
+        self._standing: dict[str, dict[str, _Engine]] = {name: {} for name in self._kinds}
         self._numbers = itertools.count(1)
-        self._room = Room(totals)
+        self.room = Room(totals)
         self.crowded = False  # others want room, too: nothing idle is kept
         self.add(jobs)
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """Take up more jobs."""
+        """Take up more jobs, or again one that has ended."""
         for job in jobs:
+            if job.job_id in self._jobs:
+                raise ValueError(f"job {job.job_id}: there already; it must end to be added again")
+            if unknown := set(job.needs) - set(self._kinds):
+                raise ValueError(
+                    f"job {job.job_id} needs {sorted(unknown)}, of {sorted(self._kinds)}"
+                )
             self._jobs[job.job_id] = job
-            if job.train is None:
-                self._becomes_ready(job)
-                continue
-            heap = self._waiting.setdefault(job.train, [])
-            heapq.heappush(heap, (-job.train_s - job.ask_s, next(self._numbers), job.job_id))
-            self._num_waiting += 1
-            for kind in job.needs:
-                self._load[kind].later += 1
+            self._enter(job, "ready" if job.train is None else "waiting")
 
     def set_totals(self, totals: Totals) -> None:
-        """Nodes have come or gone."""
-        self._room.set_totals(totals)
+        """Nodes have come or gone. What stood on them is told of by `ended` and `down`."""
+        self.room.set_totals(totals)
 
     # Events --------------------------------------------------------------------------------------
 
     def trained(self, job_id: str) -> None:
-        """The training of a job has ended well: it is ready to be asked."""
-        self._leave(self._jobs[job_id])
-        self._becomes_ready(self._jobs[job_id])
+        """The training of a job has ended well, here or elsewhere: it is ready to be asked."""
+        if self._stage.get(job_id, ("", 0))[0] in ("waiting", "training"):
+            self._leave(self._jobs[job_id])
+            self._enter(self._jobs[job_id], "ready")
 
     def ended(self, job_id: str) -> None:
         """A job is over, wherever it was: done, failed, or another's."""
@@ -166,43 +173,46 @@ class Schedule:
 
     def up(self, engine: str) -> None:
         """An engine answers."""
-        if self._engines[engine].state == "starting":
-            self._engines[engine].state = "up"
+        if engine in self._engines:
+            self._engines[engine].is_up = True
 
     def down(self, engine: str) -> None:
-        """An engine is gone, and holds nothing any more."""
-        if self._engines.pop(engine, None) is not None:
-            self._room.free(engine)
+        """An engine is gone, and holds nothing any more. Jobs that it is asked of are not over."""
+        if engine in self._engines:
+            kind = self._engines.pop(engine).kind
+            self._standing[kind].pop(engine, None)
+            self.room.free(engine)
 
-    def _becomes_ready(self, job: Job) -> None:
-        self._ready.setdefault(job.needs, {})[job.job_id] = next(self._numbers)
+    def _enter(self, job: Job, stage: Stage) -> None:
+        number = next(self._numbers)
+        self._stage[job.job_id] = (stage, number)
+        self._num[stage] += 1
         for kind in job.needs:
-            self._load[kind].ready += 1
-            self._load[kind].ready_s += job.ask_s
+            self._load[kind].num[stage] += 1
+        if stage == "waiting" and job.train is not None:
+            heap = self._waiting.setdefault(job.train, [])
+            heapq.heappush(heap, (-job.train_s - job.ask_s, number, job.job_id))
+        elif stage == "ready":
+            self._ready.setdefault(job.needs, {})[job.job_id] = number
+            for kind in job.needs:
+                self._load[kind].ready_s += job.ask_s
 
     def _leave(self, job: Job) -> None:
-        """Take a job out of where it is."""
-        ready = self._ready.get(job.needs, {})
-        loads = [self._load[kind] for kind in job.needs]
-        if ready.pop(job.job_id, None) is not None:
-            for load in loads:
-                load.ready -= 1
-                load.ready_s -= job.ask_s
-        elif job.job_id in self._asking:
+        """Take a job out of its stage. Its entry in a heap is passed over later."""
+        stage, _ = self._stage.pop(job.job_id)
+        self._num[stage] -= 1
+        for kind in job.needs:
+            self._load[kind].num[stage] -= 1
+        if stage == "training":
+            self.room.free(job.job_id)
+        elif stage == "ready":
+            del self._ready[job.needs][job.job_id]
+            for kind in job.needs:
+                self._load[kind].ready_s -= job.ask_s
+        elif stage == "asking":
             for engine in self._asking.pop(job.job_id).values():
                 if engine in self._engines:
                     self._engines[engine].asked.discard(job.job_id)
-            for load in loads:
-                load.asking -= 1
-        else:
-            for load in loads:
-                load.later -= 1
-            if job.job_id in self._training:
-                self._training.discard(job.job_id)
-                self._room.free(job.job_id)
-            else:
-                self._num_waiting -= 1
-                self._gone.add(job.job_id)
 
     # What there is -------------------------------------------------------------------------------
 
@@ -218,20 +228,23 @@ class Schedule:
 
     def wanted(self, most: int) -> list[Demand]:
         """Return what is held, and what would be started if there were room: `most` at most."""
-        engines = [
-            self._kinds[kind].demand
-            for kind in self._kinds
-            for _ in range(max(self._num_wanted(kind, SPARE_STARTS), self._num(kind)))
-        ]
-        training = [train for job in self._training if (train := self._jobs[job].train)]
-        waiting = (demand for demand, heap in self._waiting.items() for _ in heap)
-        return list(itertools.islice([*engines, *training, *itertools.islice(waiting, most)], most))
+        engines = (
+            setting.demand
+            for kind, setting in self._kinds.items()
+            for _ in range(max(self._num_wanted(kind, SPARE_STARTS), len(self._standing[kind])))
+        )
+        demands = {"training": list[Demand](), "waiting": list[Demand]()}
+        for job_id, (stage, _) in self._stage.items():
+            train = self._jobs[job_id].train
+            if stage in demands and train is not None:
+                demands[stage].append(train)
+        return list(itertools.islice(itertools.chain(engines, *demands.values()), most))
 
     # Decisions -----------------------------------------------------------------------------------
 
     def decide(self) -> list[Action]:
         """Return what to do now; all of it counts as done."""
-        self._room.keep_none()
+        self.room.keep_none()
         actions: list[Action] = [*self._ask(), *self._stop_unneeded()]
         actions += self._start(before_trainings=True)
         actions += self._train()
@@ -246,14 +259,14 @@ class Schedule:
             while ready:
                 chosen = {kind: self._least_busy(kind) for kind in needs}
                 engines = {kind: engine for kind, engine in chosen.items() if engine is not None}
-                if len(engines) < len(needs):
+                if len(engines) < len(chosen):
                     break
                 job = self._jobs[next(iter(ready))]
                 self._leave(job)
-                for kind, engine in engines.items():
-                    self._engines[engine].asked.add(job.job_id)
-                    self._load[kind].asking += 1
+                self._enter(job, "asking")
                 self._asking[job.job_id] = engines
+                for engine in engines.values():
+                    self._engines[engine].asked.add(job.job_id)
                 actions.append(Ask(job.job_id, engines))
         return actions
 
@@ -264,123 +277,136 @@ class Schedule:
 
     def _least_busy(self, kind: str) -> str | None:
         most = self._kinds[kind].at_once
-        free = [
+        free = (
             (len(engine.asked), name)
-            for name, engine in self._engines.items()
-            if engine.kind == kind and engine.state == "up" and len(engine.asked) < most
-        ]
-        return min(free)[1] if free else None
+            for name, engine in self._standing[kind].items()
+            if engine.is_up and len(engine.asked) < most
+        )
+        return min(free, default=(0, None))[1]
 
     def _stop_unneeded(self) -> list[Action]:
         """Stop idle engines that nobody will ask any more."""
-        actions: list[Action] = []
-        for kind, load in self._load.items():
-            idle = self._idle(kind)
-            if load.now:
-                spare = self._num(kind) - math.ceil(load.now / self._kinds[kind].at_once)
-                actions += map(self._stop, idle[: max(0, spare)])
-            elif self.crowded or not load.later:
-                actions += map(self._stop, idle)
-        return actions
+        return [
+            self._stop(engine)
+            for kind, load in self._load.items()
+            for engine in self._spare(kind, load.now + (0 if self.crowded else load.later))
+        ]
+
+    def _spare(self, kind: str, jobs: int) -> list[str]:
+        """Idle engines of a kind, beyond those that this many jobs can use."""
+        standing = self._standing[kind]
+        num = len(standing) - math.ceil(jobs / self._kinds[kind].at_once)
+        idle = (name for name, engine in standing.items() if engine.is_up and not engine.asked)
+        return list(itertools.islice(idle, max(0, num)))
 
     def _stop(self, engine: str) -> Stop:
-        self._engines[engine].state = "stopping"
+        del self._standing[self._engines[engine].kind][engine]
         return Stop(engine)
 
     def _start(self, *, before_trainings: bool) -> list[Action]:
         """Start engines for ready jobs; before trainings only where enough work waits for them."""
-        worth = WORTH_STARTS if before_trainings or self._num_waiting else SPARE_STARTS
+        worth = WORTH_STARTS if before_trainings or self._num["waiting"] else SPARE_STARTS
         actions: list[Action] = []
         for needs in self._groups():
-            while start := self._to_start(needs, worth, before_trainings=before_trainings):
-                engines = {f"{kind}-{next(self._numbers)}": kind for kind in start}
-                demands = {name: self._kinds[kind].demand for name, kind in engines.items()}
-                if not self._room.take(demands):
-                    break
-                for name, kind in engines.items():
-                    self._engines[name] = _Engine(kind)
-                    actions.append(Start(kind, name))
+            missing = self._missing(needs)
+            # A partner that stands already waits for them with what it holds.
+            at_once = len(missing) < len(set(needs)) or not before_trainings
+            if missing and (at_once or any(self._num_worth(kind, worth) for kind in missing)):
+                actions += self._start_together(missing)
+            if self._missing(needs):
+                continue
+            for kind in needs:
+                while len(self._standing[kind]) < self._num_wanted(kind, worth):
+                    started = self._start_together([kind])
+                    if not started:
+                        break
+                    actions += started
         return actions
 
-    def _to_start(self, needs: Sequence[str], worth: float, *, before_trainings: bool) -> list[str]:
-        """Return kinds to start together: all that are missing, else one that has too few."""
-        missing = [kind for kind in needs if not self._num(kind)]
-        if missing:
-            # A partner that stands already waits for them with what it holds.
-            at_once = len(missing) < len(needs) or not before_trainings
-            return missing if at_once or any(self._is_worth(k, worth) for k in missing) else []
-        few = (kind for kind in needs if self._num(kind) < self._num_wanted(kind, worth))
-        return list(itertools.islice(few, 1))
+    def _start_together(self, kinds: Sequence[str]) -> list[Action]:
+        """Start one engine of each kind, or none where there is no room for all."""
+        engines = {f"{kind}-{next(self._numbers)}": kind for kind in kinds}
+        demands = {name: self._kinds[kind].demand for name, kind in engines.items()}
+        if not self.room.take(demands):
+            self.room.keep_for([*demands.values()])
+            return []
+        for name, kind in engines.items():
+            self._engines[name] = self._standing[kind][name] = _Engine(kind)
+        return [Start(kind, name) for name, kind in engines.items()]
 
-    def _is_worth(self, kind: str, starts: float) -> bool:
-        return self._load[kind].ready_s >= starts * self._kinds[kind].start_s
+    def _missing(self, needs: Sequence[str]) -> list[str]:
+        return [kind for kind in dict.fromkeys(needs) if not self._standing[kind]]
+
+    def _num_worth(self, kind: str, starts: float) -> int:
+        """How many engines have work that takes them so many times as long as their start."""
+        setting = self._kinds[kind]
+        work_s = self._load[kind].ready_s / setting.at_once
+        return int(work_s / max(starts * setting.start_s, 1e-9))
 
     def _num_wanted(self, kind: str, starts: float) -> int:
-        """How many engines have so much work that it is worth their start; one for any work."""
-        setting, load = self._kinds[kind], self._load[kind]
-        if not load.now:
-            return 0
-        more = int(load.ready_s / (starts * max(setting.start_s, 1e-9)))
-        useful = math.ceil(load.now / setting.at_once)
-        return max(1, min(setting.most, useful, more))
+        """How many engines are worth their start; one for any work."""
+        setting, now = self._kinds[kind], self._load[kind].now
+        useful = min(setting.most, math.ceil(now / setting.at_once))
+        return min(useful, max(1, self._num_worth(kind, starts)))
 
     def _train(self) -> list[Action]:
-        """Start trainings that fit, the longest first; one that does not keeps a node free."""
+        """Start trainings that fit, the longest first."""
         actions: list[Action] = []
-        heaps = [(heap[0][0], demand) for demand in self._waiting if (heap := self._heap(demand))]
-        for _, demand in sorted(heaps, key=lambda item: item[0]):
-            while heap := self._heap(demand):
-                job_id = heap[0][2]
-                if not self._room.take({job_id: demand}):
-                    self._room.keep_for(demand)
-                    break
-                heapq.heappop(heap)
-                self._num_waiting -= 1
-                self._training.add(job_id)
-                actions.append(Train(job_id))
+        heads = [(*heap[0], demand) for demand in self._waiting if (heap := self._heap(demand))]
+        heapq.heapify(heads)
+        while heads:
+            *_, job_id, demand = heads[0]
+            if not self.room.take({job_id: demand}):
+                self.room.keep_for([demand])
+                heapq.heappop(heads)
+                continue
+            self._leave(self._jobs[job_id])
+            self._enter(self._jobs[job_id], "training")
+            actions.append(Train(job_id))
+            heap = self._heap(demand)
+            if heap:
+                heapq.heapreplace(heads, (*heap[0], demand))
+            else:
+                heapq.heappop(heads)
         return actions
 
     def _heap(self, demand: Demand) -> list[tuple[float, int, str]]:
-        """Return the jobs that wait with this demand, without those that have ended meanwhile."""
+        """Return the jobs that wait with this demand, without those that do not any more."""
         heap = self._waiting[demand]
-        while heap and heap[0][2] in self._gone:
-            self._gone.discard(heapq.heappop(heap)[2])
+        while heap and self._stage.get(heap[0][2]) != ("waiting", heap[0][1]):
+            heapq.heappop(heap)
         return heap
 
     def _give_way(self) -> list[Action]:
-        """Stop engines that nobody asks now, where somebody who waits for room then has it.
-
-        Where nothing at all goes on (a node was lost), also those that only wait for a partner.
-        """
-        idle = [name for kind in self._kinds for name in self._idle(kind)]
-        unasked = [name for name in idle if not self._load[self._engines[name].kind].now]
-        blocked = self._blocked()
-        if unasked and blocked and self._room.would_fit(blocked, without=unasked):
-            return [*map(self._stop, unasked)]
-        if not unasked and blocked and self._is_stuck():
-            first = self._groups()[:1]
-            others = [n for n in idle if not first or self._engines[n].kind not in first[0]]
-            return [*map(self._stop, others)]
+        """Stop idle engines that nobody asks now, where somebody who waits for room then has it."""
+        if self._is_stuck():
+            return self._start_over()
+        spare = [name for kind, load in self._load.items() for name in self._spare(kind, load.now)]
+        for demands in self._blocked() if spare else ():
+            if self.room.would_fit(demands, without=spare):
+                for name in [*spare]:
+                    without = [other for other in spare if other != name]
+                    if self.room.would_fit(demands, without=without):
+                        spare = without
+                return [self._stop(name) for name in spare]
         return []
 
     def _blocked(self) -> list[list[Demand]]:
         """What waits for room, after all that fits has been started: each to be had together."""
-        missing = [
-            [self._kinds[kind].demand for kind in needs if not self._num(kind)]
-            for needs in self._groups()
-        ]
-        return [[d] for d in self._waiting if self._heap(d)] + [m for m in missing if m]
+        engines = [[self._kinds[k].demand for k in self._missing(n)] for n in self._groups()]
+        return [m for m in engines if m] + [[d] for d in self._waiting if self._heap(d)]
 
     def _is_stuck(self) -> bool:
-        moving = any(engine.state != "up" for engine in self._engines.values())
-        return not (self._training or self._asking or moving)
+        """Whether ready jobs wait, and nothing goes on that could end: each lacks an engine."""
+        moves = self._num["training"] or self._num["asking"]
+        all_up = all(engine.is_up for engine in self._engines.values())
+        stopping = len(self._engines) - sum(map(len, self._standing.values()))
+        return bool(self._num["ready"]) and not moves and all_up and not stopping
 
-    def _num(self, kind: str) -> int:
-        return sum(e.kind == kind and e.state != "stopping" for e in self._engines.values())
-
-    def _idle(self, kind: str) -> list[str]:
-        return [
-            name
-            for name, engine in self._engines.items()
-            if engine.kind == kind and engine.state == "up" and not engine.asked
-        ]
+    def _start_over(self) -> list[Action]:
+        """Stop all engines where that gives room to one with its partners (a node was lost)."""
+        self.room.keep_none()
+        demands = ([self._kinds[kind].demand for kind in needs] for needs in self._groups())
+        if any(self.room.would_fit(group, without=self._engines) for group in demands):
+            return [self._stop(name) for name in self._engines]
+        return []

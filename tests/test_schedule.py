@@ -1,0 +1,617 @@
+"""What a cluster's work does next, told by what happens in it: no Ray, no clock."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.resources import Demand, Totals
+from cluster.room import Room
+from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Stop, Train
+
+ONE = Demand("small", cpus=1, gpus=1)
+GANG = Demand("gang", cpus=1, gpus=1, count=4)
+
+
+def nodes(*gpus: float) -> Totals:
+    return Totals(nodes=tuple((100.0, each) for each in gpus))
+
+
+def kind(name: str, gpus: float = 1, **settings: float) -> EngineKind:
+    return EngineKind(name, Demand(name, cpus=1, gpus=gpus), **settings)  # type: ignore[arg-type]
+
+
+def job(
+    name: str, *needs: str, train: Demand | None = ONE, s: float = 1.0, ask: float = 1.0
+) -> Job:
+    return Job(name, train, needs, train_s=s, ask_s=ask)
+
+
+def trains(actions: Iterable[Action]) -> list[str]:
+    return [action.job_id for action in actions if isinstance(action, Train)]
+
+
+def starts(actions: Iterable[Action]) -> list[str]:
+    return [action.kind for action in actions if isinstance(action, Start)]
+
+
+def engines(actions: Iterable[Action]) -> list[str]:
+    return [action.engine for action in actions if isinstance(action, Start)]
+
+
+def asks(actions: Iterable[Action]) -> list[str]:
+    return [action.job_id for action in actions if isinstance(action, Ask)]
+
+
+def stops(actions: Iterable[Action]) -> list[str]:
+    return [action.engine for action in actions if isinstance(action, Stop)]
+
+
+def standing(schedule: Schedule) -> list[str]:
+    """Take up what was decided, until every engine that was started answers; return those."""
+    started = engines(schedule.decide())
+    for engine in started:
+        schedule.up(engine)
+    return started
+
+
+def test_one_job_from_training_to_its_end() -> None:
+    schedule = Schedule([job("a", "base")], [kind("base")], nodes(1))
+    assert schedule.decide() == [Train("a")]
+    assert schedule.decide() == []
+    schedule.trained("a")
+    (start,) = schedule.decide()
+    assert isinstance(start, Start) and start.kind == "base"
+    assert schedule.decide() == []
+    schedule.up(start.engine)
+    assert schedule.decide() == [Ask("a", {"base": start.engine})]
+    assert schedule.decide() == []
+    schedule.ended("a")
+    assert schedule.decide() == [Stop(start.engine)]
+    assert not schedule.is_done
+    schedule.down(start.engine)
+    assert schedule.is_done and schedule.decide() == []
+
+
+def test_the_longest_training_is_first() -> None:
+    jobs = [job("short", s=1), job("long", s=3), job("asked long", s=1, ask=4), job("mid", s=2)]
+    schedule = Schedule(jobs, [], nodes(2))
+    assert trains(schedule.decide()) == ["asked long", "long"]
+    schedule.trained("long")
+    assert trains(schedule.decide()) == ["mid"]
+
+
+def test_equal_jobs_keep_their_order() -> None:
+    schedule = Schedule([job(str(n)) for n in range(5)], [], nodes(5))
+    assert trains(schedule.decide()) == ["0", "1", "2", "3", "4"]
+
+
+def test_longest_first_holds_between_demands() -> None:
+    other = Demand("other", cpus=2, gpus=1)
+    jobs = [job("a", s=4), job("b", s=2), job("c", s=3, train=other), job("d", s=1, train=other)]
+    assert trains(Schedule(jobs, [], nodes(2)).decide()) == ["a", "c"]
+
+
+def test_a_job_that_needs_no_training_is_asked_and_one_that_needs_no_engine_ends() -> None:
+    schedule = Schedule(
+        [job("a", "base", train=None), job("b", train=None)], [kind("base")], nodes(1)
+    )
+    assert asks(actions := schedule.decide()) == ["b"]
+    assert starts(actions) == ["base"]
+
+
+def test_trainings_go_before_an_engine_that_little_waits_for() -> None:
+    base = kind("base", start_s=10)
+    schedule = Schedule([job("ready", "base", train=None, ask=99), job("b")], [base], nodes(1))
+    assert schedule.decide() == [Train("b")]
+
+
+def test_an_engine_goes_before_trainings_once_much_waits_for_it() -> None:
+    base = kind("base", start_s=10)
+    schedule = Schedule([job("ready", "base", train=None, ask=100), job("b")], [base], nodes(1))
+    assert starts(schedule.decide()) == ["base"]
+
+
+def test_much_is_counted_in_time_of_an_engine_that_answers_several_at_once() -> None:
+    base = kind("base", start_s=10, at_once=4)
+    ready = [job(str(n), "base", train=None, ask=100) for n in range(3)]
+    assert trains(Schedule([*ready, job("b")], [base], nodes(1)).decide()) == ["b"]
+
+
+def test_an_engine_starts_for_anything_where_nobody_else_wants_the_room() -> None:
+    base = kind("base", start_s=10)
+    schedule = Schedule([job("ready", "base", train=None), job("b")], [base], nodes(2))
+    assert starts(actions := schedule.decide()) == ["base"]
+    assert trains(actions) == ["b"]
+
+
+def test_more_engines_where_more_waits_and_no_more_than_are_of_use() -> None:
+    def started(num: int, **settings: float) -> int:
+        base = kind("base", start_s=10, **settings)
+        ready = [job(str(n), "base", train=None, ask=100) for n in range(num)]
+        return len(starts(Schedule(ready, [base], nodes(8)).decide()))
+
+    assert started(3, most=8) == 3
+    assert started(3, most=2) == 2
+    assert started(3, most=8, at_once=2) == 2
+    assert started(30, most=20) == 8
+
+
+def test_partners_are_started_together_or_not_at_all() -> None:
+    needs = [kind("base", gpus=2), kind("judge", gpus=2)]
+    jobs = [job("ready", "base", "judge", train=None), job("b", s=9, train=GANG)]
+    schedule = Schedule(jobs, needs, nodes(4))
+    assert schedule.decide() == [Train("b")]
+    schedule.ended("b")
+    assert starts(schedule.decide()) == ["base", "judge"]
+    schedule = Schedule([job("ready", "base", "judge", train=None)], needs, nodes(3))
+    assert schedule.decide() == []
+
+
+def test_a_missing_partner_goes_before_trainings_as_the_other_one_waits_for_it() -> None:
+    kinds = [kind("base"), kind("judge")]
+    jobs = [job("ready", "base", "judge", train=None), job("b"), job("c")]
+    schedule = Schedule(jobs[:1], kinds, nodes(2))
+    base, judge = standing(schedule)
+    schedule.down(judge)
+    schedule.add(jobs[1:])
+    assert starts(schedule.decide()) == ["judge"]
+    assert base in schedule.engines
+
+
+def test_jobs_are_asked_in_order_of_the_least_busy_engine_that_has_room() -> None:
+    ready = [job(str(n), "base", train=None, ask=1000) for n in range(5)]
+    schedule = Schedule(ready, [kind("base", most=2, at_once=2)], nodes(2))
+    first, second = standing(schedule)
+    asked = [(a.job_id, a.engines["base"]) for a in schedule.decide() if isinstance(a, Ask)]
+    assert asked == [("0", first), ("1", second), ("2", first), ("3", second)]
+    schedule.ended("1")
+    assert schedule.decide() == [Ask("4", {"base": second})]
+
+
+def test_a_shared_judge_is_asked_with_each_base() -> None:
+    kinds = [kind("a"), kind("b"), kind("judge", at_once=2)]
+    ready = [job("1", "a", "judge", train=None), job("2", "b", "judge", train=None)]
+    schedule = Schedule(ready, kinds, nodes(3))
+    assert len(standing(schedule)) == 3
+    asked = {a.job_id: a.engines for a in schedule.decide() if isinstance(a, Ask)}
+    assert set(asked) == {"1", "2"}
+    assert asked["1"]["judge"] == asked["2"]["judge"]
+
+
+def idle_engine(*others: Job, gpus: float = 2) -> tuple[Schedule, str]:
+    """A schedule in which an engine stands idle, as "later" will be asked of it."""
+    jobs = [job("first", "base", train=None), job("later", "base", s=9)]
+    schedule = Schedule(jobs, [kind("base"), kind("large", gpus=2)], nodes(gpus))
+    (engine,) = standing(schedule)
+    schedule.decide()
+    schedule.ended("first")
+    schedule.add(others)
+    return schedule, engine
+
+
+def test_an_idle_engine_stays_while_nobody_wants_its_room() -> None:
+    schedule, engine = idle_engine()
+    assert schedule.decide() == []
+    schedule.trained("later")
+    assert schedule.decide() == [Ask("later", {"base": engine})]
+
+
+def test_an_idle_engine_gives_way_to_a_training_and_to_another_engine() -> None:
+    schedule, engine = idle_engine(job("b"))
+    assert schedule.decide() == [Stop(engine)]
+    schedule.down(engine)
+    assert schedule.decide() == [Train("b")]
+    schedule, engine = idle_engine(job("b", "large", train=None), gpus=3)
+    assert schedule.decide() == [Stop(engine)]
+    schedule.down(engine)
+    assert starts(schedule.decide()) == ["large"]
+
+
+def test_an_idle_engine_stays_where_its_going_would_not_help() -> None:
+    schedule, _ = idle_engine(job("b", train=GANG))
+    assert schedule.decide() == []
+    schedule, _ = idle_engine(job("b", "large", train=None))
+    assert schedule.decide() == []
+
+
+def test_an_idle_engine_does_not_go_for_room_that_is_kept_for_another() -> None:
+    schedule, _ = idle_engine(job("gang", train=Demand("gang", cpus=1, gpus=4), s=5), gpus=4)
+    schedule.add([job("b", s=1)])
+    assert schedule.decide() == []
+
+
+def test_no_more_engines_give_way_than_is_needed() -> None:
+    first = [job(str(n), "base", train=None, ask=1000) for n in range(3)]
+    schedule = Schedule(
+        [*first, *(job(f"later {n}", "base", s=9) for n in range(3))],
+        [kind("base", most=3)],
+        nodes(6),
+    )
+    assert len(standing(schedule)) == 3
+    schedule.decide()
+    for each in first:
+        schedule.ended(each.job_id)
+    schedule.add([job("b", train=Demand("two", cpus=1, gpus=2))])
+    assert len(stops(schedule.decide())) == 2
+
+
+def test_an_idle_engine_goes_when_others_crowd() -> None:
+    schedule, engine = idle_engine()
+    schedule.crowded = True
+    assert schedule.decide() == [Stop(engine)]
+
+
+def test_spare_engines_go_as_soon_as_what_is_left_needs_fewer() -> None:
+    ready = [job(str(n), "base", train=None, ask=1000) for n in range(2)]
+    schedule = Schedule(ready, [kind("base", most=2)], nodes(2))
+    first, second = standing(schedule)
+    assert asks(schedule.decide()) == ["0", "1"]
+    schedule.ended("0")
+    assert schedule.decide() == [Stop(first)]
+    schedule.ended("1")
+    assert schedule.decide() == [Stop(second)]
+
+
+@pytest.mark.parametrize("large", [GANG, Demand("whole node", cpus=1, gpus=4)])
+@pytest.mark.parametrize("cluster", [nodes(4), nodes(4, 4)])
+def test_small_trainings_do_not_starve_a_large_one(large: Demand, cluster: Totals) -> None:
+    small = [job(str(n), s=10) for n in range(1000)]
+    schedule = Schedule(small, [], cluster)
+    training = trains(schedule.decide())
+    schedule.add([job("large", train=large, s=20)])
+    draws = random.Random(1)
+    ended = 0
+    while "large" not in training and ended < 30:
+        schedule.ended(training.pop(draws.randrange(len(training))))
+        training += trains(schedule.decide())
+        ended += 1
+    assert "large" in training
+
+
+def test_small_trainings_do_not_starve_a_large_engine() -> None:
+    schedule = Schedule([job(str(n), s=10) for n in range(1000)], [kind("base", gpus=4)], nodes(4))
+    training = trains(schedule.decide())
+    schedule.add([job("large", "base", train=None, ask=1e5)])
+    for _ in range(3):
+        schedule.ended(training.pop())
+        assert schedule.decide() == []
+    schedule.ended(training.pop())
+    assert starts(schedule.decide()) == ["base"]
+
+
+def test_a_lost_node_takes_its_room_and_what_is_told_of_it_is_done_again() -> None:
+    schedule = Schedule([job("a", s=3), job("b", s=2), job("c", s=1)], [], nodes(1, 1))
+    assert trains(schedule.decide()) == ["a", "b"]
+    schedule.set_totals(nodes(1))
+    schedule.ended("a")
+    schedule.add([job("a", s=3)])
+    assert schedule.decide() == []
+    schedule.set_totals(nodes(1, 1))
+    assert schedule.decide() == [Train("a")]
+
+
+def test_a_lost_engine_is_started_again_for_the_jobs_that_were_asked_of_it() -> None:
+    ready = [job("a", "base", train=None)]
+    schedule = Schedule(ready, [kind("base")], nodes(1))
+    (engine,) = standing(schedule)
+    assert asks(schedule.decide()) == ["a"]
+    schedule.down(engine)
+    schedule.ended("a")
+    schedule.add(ready)
+    (again,) = standing(schedule)
+    assert again != engine
+    assert schedule.decide() == [Ask("a", {"base": again})]
+
+
+def test_engines_that_lost_their_partners_and_the_room_for_them_start_over_together() -> None:
+    """Half of each pair was lost with a node: no pair has room beside the half of another."""
+    kinds = [kind(name) for name in "abcd"]
+    ready = [job("1", "a", "b", train=None), job("2", "c", "d", train=None)]
+    schedule = Schedule(ready, kinds, nodes(2, 2))
+    a, b, c, d = standing(schedule)
+    schedule.down(b)
+    schedule.down(d)
+    schedule.set_totals(nodes(2))
+    assert stops(schedule.decide()) == [a, c]
+    assert schedule.decide() == []
+    schedule.down(a)
+    schedule.down(c)
+    assert starts(schedule.decide()) == ["a", "b"]
+
+
+def test_engines_wait_for_a_lost_node_where_starting_over_would_not_help() -> None:
+    schedule = Schedule([job("1", "a", "b", train=None)], [kind("a"), kind("b")], nodes(1, 1))
+    a, b = standing(schedule)
+    schedule.down(b)
+    schedule.set_totals(nodes(1))
+    assert schedule.decide() == []
+    schedule.set_totals(nodes(1, 1))
+    assert starts(schedule.decide()) == ["b"]
+    assert a in schedule.engines
+
+
+def test_a_job_may_end_elsewhere_while_it_waits_trains_is_ready_or_is_asked() -> None:
+    jobs = [job(name, "base", s=s) for name, s in [("trains", 9), ("waits", 5)]]
+    jobs += [job(name, "base", train=None, ask=1000) for name in ("asked", "ready")]
+    schedule = Schedule(jobs, [kind("base")], nodes(2))
+    (engine,) = standing(schedule)
+    assert asks(schedule.decide()) == ["asked"]
+    for name in ("waits", "ready"):
+        schedule.ended(name)
+        assert schedule.decide() == []
+    schedule.ended("asked")
+    assert schedule.decide() == []
+    schedule.ended("trains")
+    assert schedule.decide() == [Stop(engine)]
+    schedule.down(engine)
+    assert schedule.is_done
+    assert schedule.room.left == [(100, 2)]
+
+
+def test_late_news_of_what_is_over_changes_nothing() -> None:
+    schedule = Schedule([job("a", "base", s=2), job("b", "base")], [kind("base")], nodes(1))
+    schedule.decide()
+    schedule.ended("a")
+    schedule.ended("a")
+    schedule.trained("a")
+    schedule.up("base-99")
+    schedule.down("base-99")
+    assert schedule.decide() == [Train("b")]
+    schedule.trained("b")
+    schedule.trained("b")
+    assert starts(schedule.decide()) == ["base"]
+
+
+def test_a_job_that_was_trained_elsewhere_while_it_waited_is_ready() -> None:
+    schedule = Schedule([job("a", s=2), job("b")], [], nodes(1))
+    assert schedule.decide() == [Train("a")]
+    schedule.trained("b")
+    assert schedule.decide() == [Ask("b", {})]
+
+
+def test_a_job_is_added_again_with_other_estimates_and_demands() -> None:
+    schedule = Schedule([job("a", s=9), job("b", s=5), job("c", s=1)], [], nodes(1))
+    schedule.ended("a")
+    schedule.add([job("a", s=2, train=Demand("other", cpus=2, gpus=1))])
+    order = []
+    for _ in range(3):
+        order += trains(schedule.decide())
+        schedule.ended(order[-1])
+    assert order == ["b", "a", "c"]
+    assert schedule.is_done
+
+
+def test_a_job_twice_or_of_no_engine_is_refused() -> None:
+    schedule = Schedule([job("a")], [kind("base")], nodes(1))
+    with pytest.raises(ValueError, match="job a: there already"):
+        schedule.add([job("a")])
+    with pytest.raises(ValueError, match=r"job b needs \['judge'\], of \['base'\]"):
+        schedule.add([job("b", "judge")])
+
+
+def test_what_is_wanted_is_what_is_held_and_what_waits() -> None:
+    jobs = [job("a", s=2), job("b", s=1), job("c", "base", train=None)]
+    schedule = Schedule(jobs, [kind("base")], nodes(3))
+    assert sorted(d.name for d in schedule.wanted(10)) == ["base", "small", "small"]
+    schedule.decide()
+    assert sorted(d.name for d in schedule.wanted(10)) == ["base", "small", "small"]
+    assert len(schedule.wanted(2)) == 2
+    for name in "abc":
+        schedule.ended(name)
+    assert [d.name for d in schedule.wanted(10)] == ["base"]
+
+
+# Whatever happens --------------------------------------------------------------------------------
+
+
+class World:
+    """A cluster in which things happen in a random order, and go wrong now and then."""
+
+    def __init__(
+        self, jobs: list[Job], kinds: list[EngineKind], totals: Totals, draws: random.Random
+    ) -> None:
+        self.jobs = {job.job_id: job for job in jobs}
+        self.kinds = {kind.name: kind for kind in kinds}
+        self.totals, self.draws = totals, draws
+        self.schedule = Schedule(jobs, kinds, totals)
+        self.training: set[str] = set()
+        self.asking: dict[str, set[str]] = {}
+        self.engines: dict[str, tuple[str, str]] = {}  # kind; starting, up or stopping
+        self.trained: set[str] = {job.job_id for job in jobs if job.train is None}
+        self.done: Counter[str] = Counter()
+        self.faults_left = draws.randrange(6)
+        self.lost_nodes = 0
+        self.num_started = 0
+
+    def decide(self) -> None:
+        before = self.schedule.room.left
+        actions = self.schedule.decide()
+        for (cpus, gpus), (had_cpus, had_gpus) in zip(self.schedule.room.left, before, strict=True):
+            assert cpus >= min(0, had_cpus) - 1e-6 and gpus >= min(0, had_gpus) - 1e-6
+        for action in actions:
+            self.carry_out(action)
+
+    def carry_out(self, action: Action) -> None:
+        if isinstance(action, Train):
+            assert action.job_id not in self.trained | self.training
+            self.training.add(action.job_id)
+        elif isinstance(action, Ask):
+            job_id = action.job_id
+            assert job_id in self.trained and job_id not in self.asking and not self.done[job_id]
+            assert set(action.engines) == set(self.jobs[job_id].needs)
+            self.asking[job_id] = set(action.engines.values())
+            for kind, engine in action.engines.items():
+                assert self.engines[engine] == (kind, "up")
+                asked = sum(engine in engines for engines in self.asking.values())
+                assert asked <= self.kinds[kind].at_once
+        elif isinstance(action, Start):
+            self.engines[action.engine] = (action.kind, "starting")
+            self.num_started += 1
+            standing = [k for k, state in self.engines.values() if state != "stopping"]
+            assert standing.count(action.kind) <= self.kinds[action.kind].most
+        else:
+            kind, state = self.engines[action.engine]
+            assert state == "up"
+            assert not any(action.engine in engines for engines in self.asking.values())
+            self.engines[action.engine] = (kind, "stopping")
+
+    def happen(self) -> bool:
+        """One thing that goes on ends; return whether there was any."""
+        if self.faults_left and self.draws.random() < 0.1:
+            self.faults_left -= 1
+            self.draws.choice([self.lose_job, self.lose_engine, self.lose_node])()
+            return True
+        going = [("engine", e) for e, (_, state) in self.engines.items() if state != "up"]
+        going += [("train", name) for name in self.training] + [("ask", n) for n in self.asking]
+        going += [("node", "")] * bool(self.lost_nodes)
+        if not going:
+            return False
+        what, name = self.draws.choice(sorted(going))
+        if what == "train":
+            self.training.discard(name)
+            self.trained.add(name)
+            self.schedule.trained(name)
+        elif what == "ask":
+            del self.asking[name]
+            self.done[name] += 1
+            self.schedule.ended(name)
+        elif what == "node":
+            self.lost_nodes -= 1
+            self.set_totals()
+        elif self.engines[name][1] == "starting":
+            self.engines[name] = (self.engines[name][0], "up")
+            self.schedule.up(name)
+        else:
+            del self.engines[name]
+            self.schedule.down(name)
+        return True
+
+    def lose_job(self, name: str = "") -> None:
+        running = sorted([*self.training, *self.asking])
+        if not name and not running:
+            return
+        name = name or self.draws.choice(running)
+        self.training.discard(name)
+        self.asking.pop(name, None)
+        self.schedule.ended(name)
+        job = self.jobs[name]
+        train = None if name in self.trained else job.train
+        self.schedule.add([Job(name, train, job.needs, job.train_s, job.ask_s)])
+
+    def lose_engine(self, engine: str = "") -> None:
+        if not engine and not self.engines:
+            return
+        engine = engine or self.draws.choice(sorted(self.engines))
+        del self.engines[engine]
+        self.schedule.down(engine)
+        for name in [name for name, engines in self.asking.items() if engine in engines]:
+            self.lose_job(name)
+
+    def lose_node(self) -> None:
+        if not self.schedule.room.left:
+            return
+        lost = self.schedule.room.on(0)
+        self.lost_nodes += 1
+        if self.draws.random() < 0.5:  # told of late
+            self.set_totals()
+        for name in lost:
+            if self.draws.random() < 0.5:
+                self.decide()
+            if name in self.engines:
+                self.lose_engine(name)
+            elif name in self.training:
+                self.lose_job(name)
+        self.set_totals()
+
+    def set_totals(self) -> None:
+        self.schedule.set_totals(Totals(nodes=self.totals.nodes[self.lost_nodes :]))
+
+
+DEMANDS = st.builds(
+    Demand,
+    st.just("training"),
+    cpus=st.sampled_from([0.0, 1.0, 2.0]),
+    gpus=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    count=st.sampled_from([1, 1, 2, 4]),
+)
+SECONDS = st.sampled_from([1.0, 10.0, 100.0, 5000.0])
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    size = st.tuples(st.sampled_from([2.0, 8.0]), st.sampled_from([0.0, 1.0, 2.0, 4.0]))
+    totals = Totals(nodes=tuple(draw(st.lists(size, min_size=1, max_size=3))))
+    kinds = [
+        EngineKind(
+            name,
+            Demand(name, draw(st.sampled_from([0.0, 1.0])), draw(st.sampled_from([0.5, 1.0, 2.0]))),
+            most=draw(st.integers(1, 3)),
+            at_once=draw(st.integers(1, 3)),
+            start_s=draw(SECONDS),
+        )
+        for name in ("a", "b", "c", "judge")
+    ]
+    demand = {kind.name: kind.demand for kind in kinds}
+    needs = st.lists(st.sampled_from(["a", "b", "c"]), max_size=2, unique=True)
+    trainings = draw(st.lists(DEMANDS, min_size=1, max_size=3))
+    jobs = [
+        Job(str(number), train, (*some, *judge), train_s, ask_s)
+        for number, (train, some, judge, train_s, ask_s) in enumerate(
+            draw(
+                st.lists(
+                    st.tuples(
+                        st.sampled_from([None, *trainings]),
+                        needs.map(tuple),
+                        st.sampled_from([(), ("judge",)]),
+                        SECONDS,
+                        SECONDS,
+                    ),
+                    max_size=25,
+                )
+            )
+        )
+        if Room(totals).take({"training": train} if train else {})
+        and Room(totals).take({kind: demand[kind] for kind in (*some, *judge)})
+    ]
+    return World(jobs, kinds, totals, draw(st.randoms(use_true_random=False)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds())
+def test_every_job_is_asked_once_after_its_training_and_all_engines_stop(world: World) -> None:
+    world.decide()
+    events = 0
+    while not world.schedule.is_done:
+        assert world.happen(), "nothing goes on, and yet it is not done"
+        if world.draws.random() < 0.8 or not (world.training or world.asking):
+            world.decide()
+        events += 1
+        assert events < 30 * (len(world.jobs) + 10)
+    assert world.done == Counter([*world.jobs])
+    assert world.schedule.engines == [] and not world.engines
+    sizes = world.totals.nodes[world.lost_nodes :]
+    assert sorted(world.schedule.room.left) == sorted(sizes)
+
+
+@settings(max_examples=75, deadline=None)
+@given(worlds())
+def test_jobs_that_end_elsewhere_leave_nothing_behind(world: World) -> None:
+    world.faults_left = 0
+    names = sorted(world.jobs)
+    world.draws.shuffle(names)
+    for name in names:
+        world.decide()
+        world.happen()
+        world.training.discard(name)
+        world.asking.pop(name, None)
+        world.done[name] += 1
+        world.schedule.ended(name)
+    for _ in range(10 * len(names) + 20):
+        world.decide()
+        world.happen()
+    assert world.schedule.is_done
+    assert world.schedule.room.left == list(world.totals.nodes)
