@@ -4,6 +4,7 @@ Knows nothing of servers, or of where what was spent is stored.
 """
 
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -62,6 +63,14 @@ class Usage(Record):
             calls=self.calls + other.calls,
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+    def times(self, share: Fraction) -> "Usage":
+        """Return what so many times as many calls use; whole numbers, rounded down."""
+        return Usage(
+            calls=int(self.calls * share),
+            prompt_tokens=int(self.prompt_tokens * share),
+            completion_tokens=int(self.completion_tokens * share),
         )
 
     @property

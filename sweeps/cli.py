@@ -65,7 +65,9 @@ def plan(
     if address is not None:
         plan_there(spec, store, address, keep)
         return
-    sweep, target = open_sweep(spec, store, partly=True, keep=keep, with_packages=True)
+    sweep, target = open_sweep(
+        spec, store, partly=True, keep=keep, with_packages=True, few=not as_json
+    )
     check_key_for(sweep.spec.tracking)
     told = planning.describe(sweep, target)
     if as_json:

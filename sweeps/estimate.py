@@ -4,6 +4,7 @@ An estimate, always with its basis. Knows nothing of how the work is done.
 """
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 
 from em.record import Record
 from sweeps.artefacts import Provenance, StreamKind
@@ -30,9 +31,13 @@ class Estimate(Record):
 
 
 def estimate(
-    todo: Iterable[CellPlan], everything: Sequence[CellPlan], store: Store, *, train_slots: int
-) -> Estimate:
-    """Return the time that the cells `todo` need; finished ones of `everything` give the rates."""
+    todo: Iterable[CellPlan], everything: Sequence[CellPlan], store: Store, *, train_slots: int,
+    times: Fraction = Fraction(1),
+) -> Estimate:  # fmt: skip
+    """Return the time that the cells `todo` need; finished ones of `everything` give the rates.
+
+    Each of `todo` stands for `times` cells.
+    """
     work: dict[str, float] = {"train": 0.0, "generate": 0.0, "judge": 0.0}
     todo = list(todo)
     if not todo:
@@ -42,7 +47,7 @@ def estimate(
             work[stage] += _pieces(cell, stage) * _share_left(cell, stage, store)
     measured = _measured(everything, store)
     rates = REFERENCE | measured
-    by_stage = {stage: work[stage] * rates[stage] for stage in work}
+    by_stage = {stage: float(times) * work[stage] * rates[stage] for stage in work}
     by_stage["train"] /= max(1, train_slots)
     busy = sum(by_stage.values())
     basis = (
@@ -84,9 +89,7 @@ def _share_left(cell: CellPlan, stage: Stage, store: Store) -> float:
     )
     wanted = sum(sum(samples.values()) for _, _, samples in kept)
     missing = sum(
-        len(indices)
-        for kind, stream, samples in kept
-        for indices in store.missing(kind, stream, samples).values()
+        sum(store.num_missing(kind, stream, samples).values()) for kind, stream, samples in kept
     )
     return missing / wanted if wanted else 0.0
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from em.record import Record
 from sweeps.artefacts import PIECES, StreamKind
+from sweeps.few import times
 from sweeps.plan import Stage, SweepPlan
 from sweeps.ranges import num_held
 from sweeps.registry import known_names, registered
@@ -29,16 +30,21 @@ class Held(Record):
 
 
 def held(sweep: SweepPlan, store: Store) -> list[Held]:
-    """Return what the store holds of each stage; cells that share a piece count it once."""
+    """Return what the store holds of each stage; cells that share a piece count it once.
+
+    What a plan of few seeds wants counts for all of them.
+    """
+    share = times(sweep)
     trainings = {cell.training_key for cell in sweep.cells if cell.cell.training is not None}
     made = sum(store.training(key) is not None for key in trainings)
     asked = _together((e.stream, e.wanted) for cell in sweep.cells for e in cell.evaluations)
     judged = _together((j.stream, j.wanted) for cell in sweep.cells for j in cell.judgings)
-    return [
+    found = [
         Held(stage="train", held=made, wanted=len(trainings)),
         _held("generate", "responses", asked, store),
         _held("judge", "judgements", judged, store),
     ]
+    return [one.model_copy(update={"wanted": int(one.wanted * share)}) for one in found]
 
 
 def _together(parts: Iterable[tuple[str, Mapping[str, int]]]) -> Wanted:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from cluster.resources import Demand, ResourcePlan, Totals, plan_resources
 from em.models import ModelConfig
 from sweeps.keys import judge_model
-from sweeps.plan import CellPlan, SweepPlan, stages_to_run
+from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 
@@ -18,10 +18,10 @@ def demands(
 
     The training is that of the model whose ranks hold the most (see `train_demand` for one's own).
     """
-    todo = list(todo)
-    trained = {c.cell.model.name: None for c in todo if "train" in stages_to_run(c, store)}
+    left = [(cell, stages_to_run(cell, store)) for cell in todo]
+    trained = dict.fromkeys(cell.cell.model.name for cell, stages in left if "train" in stages)
     trains = [train_demand(spec, name) for name in trained]
-    pools = [_pool_demand(spec, model.name) for model in pool_models(spec, todo, store)]
+    pools = [_pool_demand(spec, model.name) for model in _served(spec, left)]
     return max(trains, key=lambda d: (d.gpus * d.count, d.cpus * d.count), default=None), pools
 
 
@@ -56,11 +56,16 @@ def pool_models(spec: SweepSpec, todo: Iterable[CellPlan], store: Store) -> list
 
     Those of the cells that lack responses, and those of the judges where a cell lacks judgements.
     """
-    stages = [(cell, stages_to_run(cell, store)) for cell in todo]
-    models = [cell.cell.model for cell, left in stages if "generate" in left]
-    if any("judge" in left for _, left in stages):
-        models += judge_models(spec)
-    return list({model.name: model for model in models}.values())
+    return _served(spec, [(cell, stages_to_run(cell, store)) for cell in todo])
+
+
+def _served(spec: SweepSpec, left: Sequence[tuple[CellPlan, list[Stage]]]) -> list[ModelConfig]:
+    models = {
+        cell.cell.model.name: cell.cell.model for cell, stages in left if "generate" in stages
+    }
+    if any("judge" in stages for _, stages in left):
+        models |= {model.name: model for model in judge_models(spec)}
+    return list(models.values())
 
 
 def judge_models(spec: SweepSpec) -> list[ModelConfig]:

@@ -85,19 +85,25 @@ def open_sweep(
     partly: bool = False,
     keep: Keep | None = None,
     with_packages: bool = False,
+    few: bool = False,
 ) -> tuple[Any, Any]:
     """Return the resolved sweep (`partly` as in make_plan) and its store; nothing is written.
 
-    `keep` answers what drifted; `with_packages` looks at installed versions for it, too.
+    `keep` answers what drifted; `with_packages` looks at installed versions for it, too. With
+    `few`, a very large sweep has the cells of a few seeds where those stand for all (sweeps.few).
     """
+    from sweeps.few import with_few_seeds
     from sweeps.keeping import settle
-    from sweeps.planner import load_plan
+    from sweeps.planner import plan_of
     from sweeps.provenance import versions
     from sweeps.registry import check_same
+    from sweeps.spec import load_spec
     from sweeps.store import open_store
 
-    loaded = load_plan(spec, partly=partly)
-    target = open_store(store or os.environ.get(STORE_ENV) or loaded.spec.store or DEFAULT_STORE)
+    read = load_spec(spec)
+    target = open_store(store or os.environ.get(STORE_ENV) or read.store or DEFAULT_STORE)
+    loaded = plan_of(with_few_seeds(read, target) if few else read, spec, partly=partly)
+    loaded = loaded.model_copy(update={"spec": read})
     check_same(loaded, target)
     installed = versions() if with_packages else None
     return settle(loaded, target, installed=installed, keep=keep), target

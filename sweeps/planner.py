@@ -37,7 +37,11 @@ def load_plan(path: Path, *, partly: bool = False) -> SweepPlan:
 
     `partly` as in make_plan.
     """
-    spec = load_spec(path)
+    return plan_of(load_spec(path), path, partly=partly)
+
+
+def plan_of(spec: SweepSpec, path: Path, *, partly: bool = False) -> SweepPlan:
+    """Return the same of a spec that was read from `path`, with some of its seeds or all."""
     try:
         return make_plan(spec, relative_to=path.resolve().parent, partly=partly)
     except MistakeAt as error:

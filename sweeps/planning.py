@@ -11,6 +11,7 @@ from cluster.session import local_totals
 from sweeps.attempts import statuses
 from sweeps.console import printable
 from sweeps.estimate import estimate
+from sweeps.few import times
 from sweeps.foresight import foreseen_weaknesses
 from sweeps.growth import Held, changes, held
 from sweeps.keeping import told as told_drift
@@ -21,12 +22,14 @@ from sweeps.selection import to_do
 from sweeps.spend import foreseen
 from sweeps.store import Store
 
+MOST_LISTED = 1000  # cells; of more, a person is told how many of each condition are how far
+
 
 def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     """Return the plan as plain values.
 
-    `cells`, `unresolved`, `held`, `changes`, `drift`, `warnings`, `holds`, `layout`, `api_judges`
-    and `estimate`.
+    `num_cells`, `cells` (of all seeds, or of a few that stand for them), `unresolved`, `held`,
+    `changes`, `drift`, `warnings`, `holds`, `layout`, `api_judges` and `estimate`.
     """
     told = statuses(sweep, store)
     todo = [cell for cell, status in zip(sweep.cells, told, strict=True) if to_do(status)]
@@ -45,6 +48,7 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     holds = [str(demand) for demand in ([train] if train else []) + pools] if todo else []
     return {
         "sweep": sweep.spec.name,
+        "num_cells": sweep.spec.num_cells,
         "store": store.url,
         "cells": cells,
         "unresolved": [{"cell_id": u.cell.cell_id, "why": u.why} for u in sweep.unresolved],
@@ -58,37 +62,32 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         "holds": holds,
         "layout": fits if todo else "nothing to run",
         "api_judges": foreseen(sweep, todo, store),
-        "estimate": estimate(todo, sweep.cells, store, train_slots=slots).model_dump(),
+        "estimate": estimate(
+            todo, sweep.cells, store, train_slots=slots, times=times(sweep)
+        ).model_dump(),
     }
 
 
 def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     """Return the plan as lines for a person."""
-    spec = sweep.spec
+    spec, share = sweep.spec, times(sweep)
     cells, unresolved = told["cells"], told["unresolved"]
     work = Counter(stage for cell in cells for stage in cell["stages_to_run"])
     done = sum(cell["state"] == "finished" for cell in cells)
-    width = max(len(cell["cell_id"]) for cell in cells + unresolved)
-    num = len(cells) + len(unresolved)
     said = [
-        f"{spec.name}: {num} cells = {len(spec.models)} models x {len(spec.variants)} "
+        f"{spec.name}: {spec.num_cells} cells = {len(spec.models)} models x {len(spec.variants)} "
         f"variants x {len(spec.seeds)} seeds; {done} finished",
         f"store: {told['store']}",
         "",
     ]
-    for cell in cells:
-        todo = " > ".join(cell["stages_to_run"])
-        note = todo or ("failed: emsweep resume" if cell["state"] == "failed" else "nothing to do")
-        said.append(f"  {cell['cell_id']:{width}}  {cell['state']:8}  {note}")
-    said += [f"  {cell['cell_id']:{width}}  unresolved" for cell in unresolved]
+    said += _grid(sweep, told) if spec.num_cells > MOST_LISTED else _listed(told)
     why = Counter(cell["why"] for cell in unresolved)
-    said += [f"unresolved, {times} cells: {printable(text)}" for text, times in why.items()]
-    beside = ", of the cells that are resolved" if unresolved else ""
     said += [
-        "",
-        f"to do{beside}: "
-        + (", ".join(f"{s} {work[s]} cells" for s in STAGES if work[s]) or "nothing"),
+        f"unresolved, {int(num * share)} cells: {printable(text)}" for text, num in why.items()
     ]
+    beside = ", of the cells that are resolved" if unresolved else ""
+    left = ", ".join(f"{s} {int(work[s] * share)} cells" for s in STAGES if work[s])
+    said += ["", f"to do{beside}: {left or 'nothing'}"]
     said += [str(Held.model_validate(pieces)) for pieces in told["held"] if pieces["wanted"]]
     said += [printable(line) for line in told["changes"]]
     for cell in sweep.cells[:1]:
@@ -107,3 +106,34 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     known = "time" if not unresolved else "time, without what is unresolved"
     said.append(f"{known}: about {duration(rough['seconds'])} ({rough['basis']})")
     return said
+
+
+def _listed(told: dict[str, Any]) -> list[str]:
+    """Return a line for each cell."""
+    cells, unresolved = told["cells"], told["unresolved"]
+    width = max(len(cell["cell_id"]) for cell in cells + unresolved)
+    said = [f"  {c['cell_id']:{width}}  {c['state']:8}  {_note(c)}" for c in cells]
+    return said + [f"  {cell['cell_id']:{width}}  unresolved" for cell in unresolved]
+
+
+def _grid(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
+    """Return a line for the cells of each condition that are equally far: there are too many."""
+    share = times(sweep)
+    alike = Counter((c["model"], c["variant"], c["state"], _note(c)) for c in told["cells"])
+    alike.update(
+        (u.cell.model.name, u.cell.variant.name, "unresolved", "") for u in sweep.unresolved
+    )
+    names = {(model, variant): f"{model}.{variant}" for model, variant, _, _ in alike}
+    width = max(map(len, names.values()))
+    said = [
+        f"  {names[model, variant]:{width}}  {int(num * share):>6} {state:8}  {note}".rstrip()
+        for (model, variant, state, note), num in alike.items()
+    ]
+    if share != 1:
+        said.append("nothing is begun and all seeds have the same work: counted from a few of them")
+    return [*said, f"more than {MOST_LISTED} cells: --json lists each"]
+
+
+def _note(cell: dict[str, Any]) -> str:
+    todo = " > ".join(cell["stages_to_run"])
+    return todo or ("failed: emsweep resume" if cell["state"] == "failed" else "nothing to do")

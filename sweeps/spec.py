@@ -234,6 +234,13 @@ class SweepSpec(Record):
     def _rank(self) -> int:
         return self.training.lora.rank
 
+    @property
+    def num_cells(self) -> int:
+        """How many cells the grid has, counted without making them."""
+        tuned = [variant.name != UNTUNED for variant in self.variants]
+        a_seed = sum(len(self.factors.crossed(tuned=tuned_one)) for tuned_one in tuned)
+        return len(self.models) * len(self.seeds) * a_seed
+
     def cells(self) -> list[Cell]:
         """Return the grid in a stable order: base model by base model, then variant, then seed."""
         training = {model.name: self.for_model(model.name).training for model in self.models}

@@ -10,6 +10,7 @@ from em.api_judge import check_key
 from em.budget import NOTHING, Budget, BudgetConfig, Price, Usage, usage_of
 from em.judging import WORD_TOKENS, Judgement, judgement_group
 from em.record import Record
+from sweeps.few import times
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.store import Store
 
@@ -54,11 +55,11 @@ def expected(plan: SweepPlan, todo: Iterable[CellPlan], store: Store, judge: str
         longest = {e.name: e.sampling.max_tokens for e in cell.evaluations}
         asked = {w.key: len(w.text) for e in cell.evaluations for w, _ in e.asked}
         for judging in (j for j in cell.judgings if j.judge == judge):
-            left = store.missing("judgements", judging.stream, judging.wanted)
+            left = store.num_missing("judgements", judging.stream, judging.wanted)
             for wording, templates in judging.templates.items():
                 for score, template in templates.items():
                     rule = judging.rule(wording, score)
-                    count = len(left.get(judgement_group(wording, score, template, rule), ()))
+                    count = left.get(judgement_group(wording, score, template, rule), 0)
                     if rule.kind == "exact":
                         continue
                     prompt = (len(template) + asked[wording]) // 4
@@ -77,7 +78,7 @@ def foreseen(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[st
     for judge in plan.spec.judges:
         if judge.api is None:
             continue
-        usage = expected(plan, todo, store, judge.name)
+        usage = expected(plan, todo, store, judge.name).times(times(plan))
         spent = Spending(store, judge.name).total(judged_streams(plan, judge.name))
         price = plan.prices.get(judge.name)
         money = f", {usage.usd(price):.2f} USD" if price else ""

@@ -37,7 +37,7 @@ from sweeps.artefacts import (
 )
 from sweeps.disk import sync
 from sweeps.files import Damaged, Files, StoreError, cannot_write
-from sweeps.ranges import condense, expand, holds
+from sweeps.ranges import condense, expand, holds, num_held
 from sweeps.stream_parts import failed_in, is_failed, lacks, rows_of, usage_by_judge, whole_part
 from sweeps.weights import weights_sha256
 
@@ -218,6 +218,12 @@ class Store:
             for group, samples in wanted.items()
         }
         return {group: indices for group, indices in found.items() if indices}
+
+    def num_missing(self, kind: StreamKind, key: str, wanted: Mapping[str, int]) -> dict[str, int]:
+        """Return how many of each group in `wanted` are not finished: `missing`, only counted."""
+        record = self.stream(kind, key)
+        covers = record.covers if record else {}
+        return {group: n - num_held(covers.get(group, ()), n) for group, n in wanted.items()}
 
     def lacks(self, kind: StreamKind, key: str, wanted: Mapping[str, int]) -> bool:
         """Whether anything of `wanted` is missing; as `missing`, without listing it."""

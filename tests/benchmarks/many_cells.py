@@ -1,6 +1,7 @@
 """How long `status` and the start of a `run` take over many finished cells, and their memory.
 
     python tests/benchmarks/many_cells.py [CELLS]        default: 10,000
+    python tests/benchmarks/many_cells.py --new CELLS    `plan` of cells of which nothing is begun
 
 Builds a store of finished cells without answers (records only), then starts the real command.
 """
@@ -114,6 +115,24 @@ def measured(command: Sequence[str]) -> dict[str, float]:
     return {"seconds": round(time.perf_counter() - started, 2), "megabytes": most // 10**6}
 
 
+def plan_new(num_cells: int) -> None:
+    """Measure `plan` of a sweep that is not begun three times, and print the least."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for variants in (2, 20):
+            tuned = [{"name": f"sea-{n}", "dataset": "sea", "rows": 8} for n in range(1, variants)]
+            spec, store = Path(folder, f"{variants}.yaml"), Path(folder, "store")
+            changes = {"variants": [{"name": "none"}, *tuned]}
+            seeds = {"seeds": list(range(num_cells // variants))}
+            spec.write_text(yaml.safe_dump(SPEC | changes | seeds))
+            Path(folder, "eight.yaml").write_text(yaml.safe_dump(QUESTIONS))
+            command = [EMSWEEP, "plan", str(spec), "--store", str(store)]
+            runs = [measured(command) for _ in range(3)]
+            least = {unit: min(run[unit] for run in runs) for unit in runs[0]}
+            found[f"{variants} variants"] = least
+        print(json.dumps({"cells": num_cells, "machine": platform.machine(), **found}))
+
+
 def main(num_cells: int) -> None:
     """Build the store, measure each command three times, and print the least of each."""
     with tempfile.TemporaryDirectory() as folder:
@@ -134,4 +153,7 @@ def main(num_cells: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
+    if sys.argv[1:2] == ["--new"]:
+        plan_new(int(sys.argv[2]))
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
