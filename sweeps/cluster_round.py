@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from cluster.resources import Demand
 from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Stop, Train
 from cluster.session import request_room, totals
 from em.datasets import Row
@@ -153,7 +154,7 @@ class ClusterRound:
             raise
         finally:
             self._stop.set()
-            request_room([])
+            self._tell_autoscaler([])
 
     def _beside(self, work: Callable[[], None]) -> threading.Thread:
         """Do it in a thread, which nobody waits for when the run is interrupted."""
@@ -205,8 +206,12 @@ class ClusterRound:
                 self._schedule.set_totals(found)
             self._schedule.crowded = crowded
             wanted = self._schedule.wanted(MOST_ASKED_FOR)
-        request_room(wanted)
+        self._tell_autoscaler(wanted)
         self._decide()
+
+    def _tell_autoscaler(self, wanted: Sequence[Demand]) -> None:
+        if self._pools.joined:  # a Ray that was started here does not grow
+            request_room(wanted)
 
     # What happens --------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ class Pools:
 
     def __init__(self, spec: SweepSpec, store: Store, beat: Beat, *, joined: bool) -> None:
         """Start nothing yet. A cluster that was `joined` keeps what is not stopped."""
-        self._spec, self._store, self._beat, self._joined = spec, store, beat, joined
+        self._spec, self._store, self._beat, self.joined = spec, store, beat, joined
         self._names: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -55,7 +55,7 @@ class Pools:
 
     def give_up(self) -> None:
         """End all of them after an error: a Ray that was started here ends with them anyway."""
-        if self._joined:
+        if self.joined:
             for name in list(self._names.values()):
                 stop_pool(name)
 

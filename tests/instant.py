@@ -74,6 +74,8 @@ def evaluate(task: EvaluationTask) -> Outcome:
 class InstantPools:
     """Engines that answer at once; remembers when each started and stopped."""
 
+    joined = False
+
     def __init__(self) -> None:
         self.events: list[tuple[float, str, str]] = []
         self._lock = threading.Lock()
