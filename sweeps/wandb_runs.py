@@ -39,6 +39,12 @@ PATIENCE: dict[str, float] = {
 STEPS = {"train": "train/step", "worker": "train/step", "eval": "eval/step", "judge": "judge/step"}
 # Answers that another try would get again: no such key, no right, or a server that is too old.
 REFUSED = re.compile(r"HTTP 40[0134]\b|permission denied|Cannot query field")
+# The SDK calls it a failed login, too, when nobody answered it: its own process or the server.
+UNANSWERED = re.compile(
+    r"did not respond in time|is not running|An error occurred while verifying"
+    r"|HTTP (429|5\d\d)\b|timed? ?out|deadline exceeded|connection refused|no such host",
+    re.IGNORECASE,
+)
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -260,6 +266,8 @@ def _told() -> Iterator[None]:
     except Exception as error:
         text = str(error).strip() or type(error).__name__
         kinds = {kind.__name__ for kind in type(error).__mro__}
+        if UNANSWERED.search(text):
+            raise Unreachable(text) from error
         if "UsageError" in kinds or "AuthenticationError" in kinds:
             raise Refused(text) from error
         answered = "Error" in kinds and "CommError" not in kinds and "input:" in text
