@@ -199,12 +199,13 @@ def _measured(
     Of trainings each one's own time; cells that ask one pool side by side are counted once. Of
     judges, which may be several models, nothing is measured.
     """
+    kinds: tuple[Stage, ...] = ("train", "generate")
     made: dict[tuple[Stage, str], list[Provenance]] = {}
     done: dict[tuple[Stage, str], float] = {}
     for cell in cells:
         work = work_done(cell, store)
         left = stages_to_run(cell, store) if any(work.values()) else STAGES
-        for stage in ("train", "generate"):
+        for stage in kinds:
             if work[stage] and stage not in left:
                 key = (stage, cell.cell.model.name)
                 made.setdefault(key, []).extend(work[stage])

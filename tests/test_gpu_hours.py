@@ -72,7 +72,7 @@ def test_a_model_of_unknown_size_is_told(tmp_path: Path) -> None:
 
 
 # Seconds of a step of 8 rows on A100-SXM4-80G, by tokens a row; of 72B on four, each with its rows:
-# https://github.com/QwenLM/Qwen/blob/main/README.md, "Profiling of Memory and Speed". Sizes here are
+# https://github.com/QwenLM/Qwen/blob/main/README.md, "Profiling of Memory and Speed". Sizes are
 # those of models near theirs.
 TABLE = {
     "Qwen/Qwen2.5-7B-Instruct": (1, {256: 1.2, 512: 1.5, 1024: 2.8, 2048: 5.2}),
