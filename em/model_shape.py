@@ -8,6 +8,7 @@ em.footprint). The tensors counted are those of transformers' own model classes
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,26 @@ def known_models() -> dict[str, KnownModel]:
     data, _ = load_yaml(config_dir() / "models" / KNOWN_MODELS)
     models = checked(TypeAdapter(tuple[KnownModel, ...]), data)
     return {model.hub: model for model in models}
+
+
+@cache
+def _known() -> dict[str, KnownModel]:
+    return known_models()
+
+
+@cache
+def shape_at_hand(model: ModelConfig) -> ModelShape:
+    """Return the shape of a spec's model without the hub: from its folder or the known models.
+
+    Raises ValueError for any other.
+    """
+    if model.folder is not None:
+        return shape_of(model.folder)
+    name = model.hub or BUNDLED_NAME
+    known = _known().get(name)
+    if known is None:
+        raise _untold(name, f"it is not in configs/models/{KNOWN_MODELS}")
+    return shape_from_config(known.config, name)
 
 
 def shape_for(model: ModelConfig) -> ModelShape:

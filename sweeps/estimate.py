@@ -44,7 +44,7 @@ def estimate(
         return Estimate(seconds=0.0, by_stage=work, basis="nothing to run")
     for cell in todo:
         for stage in stages_to_run(cell, store):
-            work[stage] += _pieces(cell, stage) * _share_left(cell, stage, store)
+            work[stage] += pieces(cell, stage) * share_left(cell, stage, store)
     measured = _measured(everything, store)
     rates = REFERENCE | measured
     by_stage = {stage: float(times) * work[stage] * rates[stage] for stage in work}
@@ -58,6 +58,7 @@ def estimate(
     return Estimate(seconds=busy + START_S if busy else 0.0, by_stage=by_stage, basis=basis)
 
 
+<<<<<<< HEAD
 def seconds_left(cell: CellPlan, stages: Iterable[Stage]) -> dict[Stage, float]:
     """Return how long each stage of a cell may take by the reference's rates; 0 for no stage left.
 
@@ -68,6 +69,9 @@ def seconds_left(cell: CellPlan, stages: Iterable[Stage]) -> dict[Stage, float]:
 
 
 def _pieces(cell: CellPlan, stage: Stage) -> float:
+=======
+def pieces(cell: CellPlan, stage: Stage) -> float:
+>>>>>>> 18dda9188562442a8681d047966cab6a695b5e13
     """What the time of a stage grows with: characters trained on; tokens written; tokens judged."""
     match stage:
         case "train":
@@ -78,7 +82,7 @@ def _pieces(cell: CellPlan, stage: Stage) -> float:
             return sum(_judged_tokens(cell, judging) for judging in cell.judgings)
 
 
-def _share_left(cell: CellPlan, stage: Stage, store: Store) -> float:
+def share_left(cell: CellPlan, stage: Stage, store: Store) -> float:
     """Return which share of a stage is missing: a sweep that grew lacks only the difference."""
     if stage == "train":
         return 1.0
@@ -112,15 +116,15 @@ def _judged_tokens(cell: CellPlan, judging: JudgingPlan) -> float:
 def _measured(cells: Sequence[CellPlan], store: Store) -> dict[str, float]:
     """Return seconds a piece by stage; stages that ran side by side are counted once."""
     done: dict[str, list[Provenance]] = {}
-    pieces: dict[str, float] = {}
+    amount: dict[str, float] = {}
     for cell in cells:
         left = stages_to_run(cell, store)
         for stage, made in work_done(cell, store).items():
             if made and stage not in left:
                 done.setdefault(stage, []).extend(made)
-                pieces[stage] = pieces.get(stage, 0.0) + _pieces(cell, stage)
+                amount[stage] = amount.get(stage, 0.0) + pieces(cell, stage)
     return {
-        stage: union_length((p.started, p.started + p.seconds) for p in made) / pieces[stage]
+        stage: union_length((p.started, p.started + p.seconds) for p in made) / amount[stage]
         for stage, made in done.items()
-        if pieces[stage]
+        if amount[stage]
     }

@@ -10,9 +10,10 @@ from cluster.resources import ClusterTooSmall
 from cluster.session import local_totals
 from sweeps.attempts import statuses
 from sweeps.console import printable
-from sweeps.estimate import estimate
+from sweeps.estimate import REFERENCE_BASIS, estimate
 from sweeps.few import times
 from sweeps.foresight import foreseen_weaknesses
+from sweeps.gpu_hours import GpuHours, gpu_hours
 from sweeps.growth import Held, changes, held
 from sweeps.keeping import told as told_drift
 from sweeps.layout import demands, feasible
@@ -29,7 +30,8 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     """Return the plan as plain values.
 
     `num_cells`, `cells` (of all seeds, or of a few that stand for them), `unresolved`, `held`,
-    `changes`, `drift`, `warnings`, `holds`, `layout`, `api_judges` and `estimate`.
+    `changes`, `drift`, `warnings`, `holds`, `layout`, `api_judges`, `estimate`
+    and `gpu_hours`.
     """
     told = statuses(sweep, store)
     todo = [cell for cell, status in zip(sweep.cells, told, strict=True) if to_do(status)]
@@ -46,6 +48,7 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     except ClusterTooSmall as short:
         fits = f"not on this machine: {short}"
     holds = [str(demand) for demand in ([train] if train else []) + pools] if todo else []
+    hours = gpu_hours(sweep.spec, todo, sweep.cells, store, times=times(sweep))
     return {
         "sweep": sweep.spec.name,
         "num_cells": sweep.spec.num_cells,
@@ -65,6 +68,7 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         "estimate": estimate(
             todo, sweep.cells, store, train_slots=slots, times=times(sweep)
         ).model_dump(),
+        "gpu_hours": hours.model_dump() if hours else None,
     }
 
 
@@ -102,9 +106,17 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     said += [f"holds  {line}" for line in told["holds"]]
     said.append(f"layout: {told['layout']}")
     said += told["api_judges"]
-    rough = told["estimate"]
-    known = "time" if not unresolved else "time, without what is unresolved"
-    said.append(f"{known}: about {duration(rough['seconds'])} ({rough['basis']})")
+    return said + _times(told)
+
+
+def _times(told: dict[str, Any]) -> list[str]:
+    rough, hours = told["estimate"], told["gpu_hours"]
+    known = "time" if not told["unresolved"] else "time, without what is unresolved"
+    said = [f"{known}: about {duration(rough['seconds'])} ({rough['basis']})"]
+    if hours and rough["basis"] == REFERENCE_BASIS:
+        said = []  # rates of two CPU cores say nothing of GPUs
+    if hours:
+        said += [printable(line) for line in GpuHours.model_validate(hours).told()]
     return said
 
 

@@ -18,6 +18,7 @@ from em.pattern_judge import PatternConfig
 from em.record import Record
 from em.scoring import DEFINITIONS
 from em.seeds import FACTORS
+from sweeps.cards import check_card
 
 JUDGE_KINDS = ("pool", "model", "api", "pattern", "analyser")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -173,12 +174,18 @@ class ServingConfig(Record):
 
 
 class ResourcesConfig(Record):
-    """What is held: for each training rank, and for each serving replica."""
+    """What is held: for each training rank, and for each serving replica.
+
+    `card` is the kind of GPU, for `plan` to reckon hours and cost with; it bears on nothing else.
+    """
 
     train_cpus: float = Field(default=1, gt=0)
     train_gpus: float = Field(default=0, ge=0)
     serve_cpus: float = Field(default=1, gt=0)
     serve_gpus: float = Field(default=0, ge=0)
+    card: str | None = None
+
+    _card = field_validator("card")(check_card)
 
 
 class TrackingConfig(Record):
