@@ -401,7 +401,7 @@ def open_store(url: str) -> Store:
         raise StoreError(
             f"the store {url} needs a package that is not installed: {error}"
         ) from error
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # many kinds, of each cloud's own library, as for no credentials
         raise StoreError(f"the store {url} cannot be opened: {error}") from error
     return store
 
