@@ -107,23 +107,25 @@ def training_memory(
         return Memory(what, str(needed), fits, card)
     told = f"{gib(needed.total)} a GPU (± {needed.error:.0%}): {_largest(needed.table())}"
     for changes in _training_layouts(config, seen.num):
+        changes = {name: new for name, new in changes.items() if new != getattr(config, name)}
         try:
             other = training_footprint(shape, _changed(config, changes))
         except ValueError:  # such as a batch that so many ranks cannot share
             continue
         if other.fits(room) == "yes":
+            host = sum(other.host.values())
             cure = f"with training: {_as_yaml(changes)} it is {gib(other.total)} a GPU"
+            cure += f", and {gib(host)} of the host for each" if host else ""
             return Memory(what, told, fits, card, cure)
     return Memory(what, told, fits, card, NO_WAY)
 
 
 def _training_layouts(config: TrainingConfig, num_gpus: int) -> Iterator[dict[str, Any]]:
     """Yield changes that make a rank smaller, those first that cost least."""
-    changes: dict[str, Any] = {}
-    for name, value in (("gradient_checkpointing", True), ("micro_batch", 1)):
-        if getattr(config, name) != value:
-            changes = changes | {name: value}
-            yield changes
+    changes: dict[str, Any] = {"gradient_checkpointing": True}
+    yield changes
+    changes = changes | {"micro_batch": 1}
+    yield changes
     for ranks in WIDTHS:
         if config.ranks < ranks <= num_gpus:
             yield changes | {"zero_stage": 3, "ranks": ranks}

@@ -4,6 +4,7 @@ Judges facts that were found; knows nothing of how they are found (sweeps.node_f
 is done with a row that does not hold.
 """
 
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -52,6 +53,7 @@ def judged(
         *_accelerators(facts, wanted),
         _store(facts, seen),
         *_models(workers),
+        *_apis(facts),
         *_keys(facts, keys),
     ]
 
@@ -131,9 +133,8 @@ def _accelerators(facts: Mapping[Node, NodeFacts], wanted: Sequence[Demand]) -> 
         return []
     return [Check(
         "accelerators", "warning",
-        f"Ray has {sum(node.gpus for node in unseen):g} GPUs on "
-        f"{_some([node.name for node in unseen])}, and nvidia-smi tells of none there: whether "
-        "the work fits their memory cannot be compared",
+        f"nvidia-smi tells of none of the GPUs that Ray has on {_some([n.name for n in unseen])}: "
+        "whether the work fits their memory cannot be compared",
         "is NVIDIA's driver there, and nvidia-smi in the image? Accelerators of other makers are "
         "not supported",
     )]  # fmt: skip
@@ -187,6 +188,26 @@ def _model(name: str, access: Mapping[Node, Access]) -> Check:
             "'emsweep prefetch' does so beforehand",
         )  # fmt: skip
     return Check(what, "ok", f"on all {len(access)} nodes that have work")
+
+
+def _apis(facts: Mapping[Node, NodeFacts]) -> list[Check]:
+    urls = dict.fromkeys(url for fact in facts.values() for url in fact.apis)
+    return [_api(url, {n.name: f.apis[url] for n, f in facts.items() if url in f.apis})
+            for url in urls]  # fmt: skip
+
+
+def _api(url: str, problems: Mapping[str, str | None]) -> Check:
+    what = f"judge at {urllib.parse.urlsplit(url).netloc}"
+    bad = {name: why for name, why in problems.items() if why is not None}
+    if not bad:
+        return Check(what, "ok", f"answers all {len(problems)} nodes")
+    first, why = next(iter(bad.items()))
+    return Check(
+        what, "failed",
+        f"{len(bad)} of {len(problems)} nodes do not reach {url}, first {first}: {why}",
+        "let the nodes reach it (HTTPS_PROXY where there is a proxy); a judge at 127.0.0.1 must "
+        "be there on each of them",
+    )  # fmt: skip
 
 
 def _keys(facts: Mapping[Node, NodeFacts], keys: Iterable[str]) -> list[Check]:

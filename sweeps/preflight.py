@@ -25,6 +25,7 @@ from sweeps.layout import demands, feasible, pool_models
 from sweeps.node_checks import Check, judged
 from sweeps.node_facts import NodeFacts, Question, look
 from sweeps.plan import CellPlan, SweepPlan, stages_to_run
+from sweeps.settings import JudgeConfig
 from sweeps.store import Store
 
 PASSED = "preflight passed"
@@ -57,6 +58,7 @@ def preflight(
         answers=answers,
         keys=tuple(sorted(keys_needed(plan, todo, store))),
         models=tuple(models_needed(plan, todo, store)),
+        apis=tuple(dict.fromkeys(j.api for j in _api_judges(plan, todo, store) if j.api)),
     )
     try:
         if joined:
@@ -96,13 +98,14 @@ def models_needed(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> li
 
 def keys_needed(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> set[str]:
     """Return the environment variables that must hold a key wherever answers are judged."""
+    judges = _api_judges(plan, todo, store)
+    return {judge.api_key_env for judge in judges if judge.api and needs_key(judge.api)}
+
+
+def _api_judges(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[JudgeConfig]:
     if not any("judge" in stages_to_run(cell, store) for cell in todo):
-        return set()
-    return {
-        judge.api_key_env
-        for judge in plan.spec.judges
-        if judge.api is not None and needs_key(judge.api)
-    }
+        return []
+    return [judge for judge in plan.spec.judges if judge.api is not None]
 
 
 def placement(plan: SweepPlan, todo: Sequence[CellPlan], store: Store, totals: Totals) -> Check:

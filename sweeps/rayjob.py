@@ -30,6 +30,18 @@ NOTE = """\
 """
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines as such, to be read before it is applied."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def manifest(
     path: Path,
     spec: SweepSpec,
@@ -61,7 +73,8 @@ def manifest(
         "entrypoint": command(Path(FOLDER) / path.name),
         "metadata": dict(metadata),
     }
-    return NOTE.format(name=name) + yaml.safe_dump_all([config, job], sort_keys=False, width=110)
+    text = yaml.dump_all([config, job], Dumper=_Dumper, sort_keys=False, width=110)
+    return NOTE.format(name=name) + text
 
 
 def _texts(path: Path, spec: SweepSpec) -> dict[str, str]:

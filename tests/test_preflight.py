@@ -1,11 +1,13 @@
 """The preflight: what the nodes say becomes one table, green or with the cure."""
 
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from finished_store import finish
+from judge_server import FakeServer
 from small_sweep import plan
 
 from cluster.nodes import Node
@@ -157,6 +159,28 @@ def test_a_model_that_is_not_everywhere(other: Access, state: str, said: str) ->
     assert told.state == state and said in told.told and told.cure
 
 
+def test_a_judge_that_a_node_does_not_reach_is_told() -> None:
+    url = "https://judge.example/v1"
+    reached, away = facts(apis={url: None}), facts(apis={url: "Name or service not known"})
+    assert checks([(node("a"), reached)])["judge at judge.example"].state == "ok"
+    told = failed([(node("a"), reached), (node("b"), away)], "judge at judge.example")
+    assert "1 of 2 nodes do not reach https://judge.example/v1, first b: Name or" in told
+
+
+def test_a_judge_that_refuses_is_reached_and_one_that_is_not_there_is_not(
+    server: FakeServer, store: Store
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        away = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        apis = (server.url, away)
+        question = Question(store.url, "p", "a", keys=(), models=(), apis=apis)
+        found = look(question, "here").apis
+    assert found[server.url] is None  # it answers a GET with an error
+    assert "refused" in (found[away] or "")
+    assert server.keys == []
+
+
 # Accelerators ----------------------------------------------------------------------------------
 
 
@@ -171,7 +195,9 @@ def test_another_makers_accelerators_are_refused_by_name(gpus: float) -> None:
 def test_gpus_that_nobody_can_name_are_a_warning() -> None:
     found = checks([(node("a", gpus=2, accelerator=None), facts(gpus=()))])["accelerators"]
     assert found.state == "warning"
-    assert "2 GPUs on a" in found.told and "cannot be compared" in found.told
+    assert (
+        "none of the GPUs that Ray has on a:" in found.told and "cannot be compared" in found.told
+    )
     assert "other makers are not supported" in found.cure
 
 

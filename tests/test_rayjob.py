@@ -63,6 +63,8 @@ def test_the_config_map_has_the_spec_and_the_files_it_names(tmp_path: Path) -> N
     assert config["data"] == {
         "sweep.yaml": (tmp_path / "sweep.yaml").read_text(), "ours.yaml": QUESTIONS,
     }  # fmt: skip
+    text = SweepJobs(tmp_path / "sweep.yaml", BUCKET).manifest()
+    assert all(f"    {line}\n" in text for line in QUESTIONS.splitlines())  # to be read
 
 
 def test_keys_are_named_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
