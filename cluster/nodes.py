@@ -12,12 +12,20 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Node:
-    """One machine of the cluster. `name` is its address; several may share one in a test."""
+    """One machine of the cluster. `name` is its address; several may share one in a test.
+
+    `accelerator` is what Ray calls its accelerators ("H100", "AMD-Instinct-MI300X-OAM"), None where
+    it has none or Ray does not know them.
+    """
 
     node_id: str
     name: str
     cpus: float
     gpus: float
+    accelerator: str | None = None
+
+
+ACCELERATOR = "accelerator_type:"  # a resource of this name and the kind is on each such node
 
 
 def nodes() -> list[Node]:
@@ -30,6 +38,14 @@ def nodes() -> list[Node]:
             name=node["NodeManagerAddress"],
             cpus=float(node["Resources"].get("CPU", 0)),
             gpus=float(node["Resources"].get("GPU", 0)),
+            accelerator=next(
+                (
+                    name.removeprefix(ACCELERATOR)
+                    for name in sorted(node["Resources"])
+                    if name.startswith(ACCELERATOR)
+                ),
+                None,
+            ),
         )
         for node in ray.nodes()
         if node["Alive"]

@@ -5,9 +5,11 @@ Knows nothing of what a command does.
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ from cluster.session import ClusterError
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 1.0
 AGENT_TRIES = 60
-RECONNECTS = 30  # of a log that is followed; a forwarded port breaks now and then
+RECONNECTS = 30  # in a row, of a log that is followed; a forwarded port breaks now and then
+ANSWER_S = 15.0  # until an address counts as wrong; Ray's own client waits for minutes
+MOST_TOLD = 300  # characters of a server's error
+# Where these are set, Ray's client goes there, whatever address it is given.
+OTHER_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 # Ray gives a stopped job three seconds, and then kills it: pools could not be taken down.
 STOP_S = 90
 REACH = (
@@ -118,23 +124,31 @@ def follow_job(
     """
     client = _client(address)
     follower = _Follower(tell, until)
-    for left in range(RECONNECTS, -1, -1):
+    tries, told = RECONNECTS, 0
+    breaks: tuple[type[Exception], ...] = (RuntimeError, OSError, *_client_errors())
+    while True:
+        broken: Exception | None = None
         try:
             asyncio.run(follower.follow(client, job_id))
-            break
-        except (RuntimeError, OSError) as error:
-            job = find_job(address, job_id) if left else None
+        except BrokenPipeError:  # of `tell`: nobody reads any more
+            raise
+        except breaks as error:
+            broken = error
+        if follower.num_told > told:  # it was a good connection for a while
+            tries, told = RECONNECTS, follower.num_told
+        try:
+            job = find_job(address, job_id)
             if job is None:
-                raise ClusterError(f"{address}: the log of {job_id} broke off: {error}") from error
-            if job.is_over:
-                break
-            time.sleep(POLL_S)
-    while True:  # the log may end a moment before the job is known to have ended
-        job = find_job(address, job_id)
-        if job is None:
-            raise ClusterError(f"{address} knows no job {job_id} any more")
-        if job.is_over or follower.found:
-            return job
+                raise ClusterError(f"{address} knows no job {job_id} any more")
+            # The log may end a moment before the job is known to have ended.
+            if job.is_over or follower.found:
+                return job
+        except ClusterError:
+            if not tries:
+                raise
+        if not tries and broken:
+            raise ClusterError(f"{address}: the log of {job_id} broke off: {_brief(broken)}")
+        tries -= bool(broken)
         time.sleep(POLL_S)
 
 
@@ -143,17 +157,17 @@ class _Follower:
 
     def __init__(self, tell: Callable[[str], None], until: str | None) -> None:
         self._tell, self._until = tell, until
-        self._told = 0
         self._line = ""
+        self.num_told = 0  # characters
         self.found = False
 
     async def follow(self, client: Any, job_id: str) -> None:
         seen = 0
         async with contextlib.aclosing(client.tail_job_logs(job_id)) as pieces:
             async for text in pieces:
-                new = text[max(0, self._told - seen) :]
+                new = text[max(0, self.num_told - seen) :]
                 seen += len(text)
-                self._told = max(self._told, seen)
+                self.num_told = max(self.num_told, seen)
                 if new:
                     self._tell(new)
                     if self._is_last(new):
@@ -205,20 +219,39 @@ def is_dashboard(address: str) -> bool:
     return address.startswith(("http://", "https://"))
 
 
+@cache
 def _client(address: str) -> Any:
     if not is_dashboard(address):
         raise ClusterError(
             f"--address {address!r}: jobs go to the cluster's dashboard, such as http://host:8265"
         )
     try:
+        import requests
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise ClusterError(
             f"sending jobs needs Ray's client on this machine: pip install 'em-sweeps[train]' "
             f"({error})"
         ) from error
-    with _told(f"no Ray dashboard answers at {address}", cure=REACH):
+    with _told(f"no Ray dashboard answers at {address}", cure=REACH), _no_other_address():
+        requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_S)
         return JobSubmissionClient(address)
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What Ray's client raises of its own kinds where the connection of a log breaks."""
+    import aiohttp
+
+    return (aiohttp.ClientError,)
+
+
+@contextlib.contextmanager
+def _no_other_address() -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in OTHER_ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= kept
 
 
 @contextlib.contextmanager
@@ -234,5 +267,16 @@ def _told(what: str, *, cure: str = "") -> Iterator[None]:
             "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's ('ray get-auth-token' there "
             "prints it)"
         ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"{what}: {error}{cure}") from error
+    # A server that is no dashboard may answer with anything: hence the last two.
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ClusterError(f"{what}: {_brief(error)}{cure}") from error
+
+
+def _brief(error: Exception) -> str:
+    """Return an error in one line; of a server's traceback only what was raised."""
+    head, traced, trace = str(error).partition("Traceback (most recent call last)")
+    if traced:
+        last = [line for line in trace.splitlines() if line.strip(" .")]
+        head += last[-1].strip() if last else traced
+    told = " ".join(head.split()) or type(error).__name__
+    return told if len(told) <= MOST_TOLD else told[: MOST_TOLD - 3] + "..."

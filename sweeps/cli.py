@@ -90,10 +90,10 @@ def status(
     With --address, as that cluster's nodes see it: for a store that is not seen from here.
     """
     if address is not None:
-        from sweeps.jobs import run_there
+        from sweeps.jobs import run_there, store_followed
 
         there = ["status", *(["--json"] if as_json else [])]
-        raise typer.Exit(run_there(spec, store, address, there))
+        raise typer.Exit(run_there(spec, store_followed(spec, store), address, there))
     from sweeps.attempts import statuses
     from sweeps.console import printable
     from sweeps.failure_kinds import CURES

@@ -44,14 +44,19 @@ def plan_there(path: Path, store: str | None, address: str, keep: Keep | None) -
 
 
 def prefetch(spec: Spec, address: Anywhere = None) -> None:
-    """Fetch the models of a sweep onto this machine's disk, or onto every node's with --address."""
+    """Fetch the data and models of a sweep onto this machine's disk: before it, not in its cells.
+
+    With --address the data goes onto the machine that drives the sweep there, and the models onto
+    every node's disk.
+    """
     from sweeps.layout import judge_models
+    from sweeps.planner import load_plan
     from sweeps.prefetch import prefetch_here
-    from sweeps.spec import load_spec
 
     if address is not None:
         _there_if_dashboard(spec, None, address, ["prefetch", "--address", "auto"])
-    sweep = load_spec(spec)
+    sweep = load_plan(spec).spec  # which reads all data and questions, and keeps what it fetches
+    print("data and questions: here")
     models = list({m.name: m for m in (*sweep.models, *judge_models(sweep))}.values())
     if address is None:
         for name, seconds in prefetch_here(models).items():

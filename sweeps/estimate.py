@@ -58,20 +58,16 @@ def estimate(
     return Estimate(seconds=busy + START_S if busy else 0.0, by_stage=by_stage, basis=basis)
 
 
-<<<<<<< HEAD
 def seconds_left(cell: CellPlan, stages: Iterable[Stage]) -> dict[Stage, float]:
     """Return how long each stage of a cell may take by the reference's rates; 0 for no stage left.
 
     Good for what takes longer than what: all cells of a model are off by the same factor.
     """
     left = set(stages)
-    return {s: _pieces(cell, s) * REFERENCE[s] if s in left else 0.0 for s in STAGES}
+    return {s: pieces(cell, s) * REFERENCE[s] if s in left else 0.0 for s in STAGES}
 
 
-def _pieces(cell: CellPlan, stage: Stage) -> float:
-=======
 def pieces(cell: CellPlan, stage: Stage) -> float:
->>>>>>> 18dda9188562442a8681d047966cab6a695b5e13
     """What the time of a stage grows with: characters trained on; tokens written; tokens judged."""
     match stage:
         case "train":

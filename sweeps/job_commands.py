@@ -3,14 +3,16 @@
 Turns arguments into calls; knows nothing of how a sweep is run.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from sweeps.options import (
-    OK,
+    INTERRUPTED,
     SOME_FAILED,
     USER_ERROR,
     Follow,
@@ -24,6 +26,7 @@ from sweeps.options import (
 )
 
 if TYPE_CHECKING:
+    from cluster.submit import Job
     from sweeps.jobs import SweepJobs
 
 
@@ -37,6 +40,7 @@ def submit(
     finished one neither. With --rayjob, prints a manifest for KubeRay and sends nothing.
     """
     from sweeps.jobs import SweepJobs
+    from sweeps.submitted import remember
 
     jobs = SweepJobs(spec, store, keep.value if keep else None)
     if rayjob:
@@ -48,6 +52,7 @@ def submit(
     place = _address_of(jobs, address)
     last = jobs.last(place)
     if last is not None and not last.is_over:
+        remember(jobs.name, jobs.store_url, place)
         print(f"{place} runs this sweep already, as {last.job_id}: {_how_to_follow(spec)}")
         if jobs.is_other_than(last):
             print(
@@ -55,25 +60,34 @@ def submit(
                 f"it has ended, or after 'emsweep stop {spec}'"
             )
         return
-    if last is not None and last.status == "SUCCEEDED" and jobs.is_other_than(last) is False:
+    if last is not None and jobs.has_finished(last):
         print(f"{last.job_id} has finished all of this sweep; nothing is sent")
         return
     sent = jobs.send(place, after=last)
-    _remember(jobs, place)
-    print(f"sent to {place} as {sent}; the cluster is checked")
-    ended = jobs.follow_checks(place, sent, _tell)
-    if ended is not None and ended.status != "SUCCEEDED":
-        raise typer.Exit(_code(ended))
-    print(f"{sent} is under way: {_how_to_follow(spec)}")
+    remember(jobs.name, jobs.store_url, place)
+    if sent.is_ours:
+        print(f"sent to {place} as {sent.job_id}; the cluster is checked")
+    else:
+        print(f"another machine has just sent this sweep to {place}, as {sent.job_id}")
+    with _it_goes_on(sent.job_id, spec):
+        ended = jobs.follow_checks(place, sent.job_id, _tell)
+    if ended is None:
+        print(f"{sent.job_id} is under way: {_how_to_follow(spec)}")
+        return
+    _end(ended)
 
 
 def jobs(address: LastAddress = None, as_json: Json = False) -> None:
-    """List the sweeps that were sent to a cluster: when, by which job, and how far each is."""
+    """List the sweeps that were sent to a cluster: as which job, how it stands, since when, where.
+
+    Without --address, of the cluster that was last submitted to from here.
+    """
     import dataclasses
     import json
 
     from cluster.submit import list_jobs
     from sweeps.jobs import PREFIX
+    from sweeps.progress import duration
 
     all_of_them = list_jobs(address or _last_address(), prefix=PREFIX)
     found = [job for job in all_of_them if (job.metadata or {}).get("sweep")]
@@ -82,11 +96,11 @@ def jobs(address: LastAddress = None, as_json: Json = False) -> None:
         return
     width = max((len(job.job_id) for job in found), default=0)
     for job in found:
-        told = job.metadata or {}
-        took = (job.ended or time.time()) - (job.started or time.time())
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started or 0))
-        store = told.get("store", "")
-        print(f"{job.job_id:{width}}  {job.status:9}  {when}  {_span(took):>8}  {store}")
+        now = time.time()
+        took = duration((job.ended or now) - (job.started or now))
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started or now))
+        store = (job.metadata or {}).get("store", "")
+        print(f"{job.job_id:{width}}  {job.status:9}  {when}  {took:>8}  {store}")
     if not found:
         print("no sweep was sent there")
 
@@ -96,98 +110,99 @@ def logs(
 ) -> None:
     """Print the log of a submitted sweep's last job; with -f, on until the job ends."""
     from cluster.submit import find_job, follow_job, job_log
+    from sweeps.jobs import how_it_stands
 
     place, job = _job_of(spec, store, address)
     if not follow:
         print(job_log(place, job.job_id), end="")
-        told = find_job(place, job.job_id) or job
-        print(f"job {told.job_id}: {told.status}")
+        print(how_it_stands(find_job(place, job.job_id) or job))
         return
-    ended = follow_job(place, job.job_id, _tell)
-    print(f"job {ended.job_id}: {ended.status}")
-    raise typer.Exit(OK if ended.status == "SUCCEEDED" else _code(ended))
+    with _it_goes_on(job.job_id, spec):
+        ended = follow_job(place, job.job_id, _tell)
+    _end(ended)
 
 
 def stop(spec: Spec, address: LastAddress = None, store: StoreOption = None) -> None:
     """End the job of a submitted sweep as Ctrl-C would; what is finished is kept."""
     from cluster.submit import stop_job
+    from sweeps.jobs import how_it_stands
 
     place, job = _job_of(spec, store, address)
     if job.is_over:
-        print(f"job {job.job_id} has ended already: {job.status}")
+        print(f"{how_it_stands(job)}; it has ended already")
         return
-    print(f"stopping {job.job_id}: what it holds is given back first (a minute at most)")
+    print(f"stopping {job.job_id}: what it holds is given back first (two minutes at most)")
     ended = stop_job(place, job.job_id)
-    print(f"job {ended.job_id}: {ended.status}; go on with 'emsweep submit {spec}'")
     if not ended.is_over:
+        print(f"job {ended.job_id} has not ended yet: {_how_to_follow(spec)}")
         raise typer.Exit(SOME_FAILED)
+    print(f"{how_it_stands(ended)}; go on with 'emsweep submit {spec}'")
 
 
-def _job_of(spec: Path, store: str | None, address: str | None) -> tuple[str, Any]:
+def _job_of(spec: Path, store: str | None, address: str | None) -> tuple[str, "Job"]:
     """Return the address and the last job of a sweep. Raises ValueError where it has none."""
-    from sweeps.jobs import SweepJobs
+    from sweeps.jobs import SweepJobs, store_followed
 
-    jobs = SweepJobs(spec, store, None)
+    jobs = SweepJobs(spec, store_followed(spec, store))
     place = _address_of(jobs, address)
     last = jobs.last(place)
     if last is None:
         raise ValueError(
             f"{place} knows no job of the sweep {jobs.name!r} with the store {jobs.store_url}: "
             f"send it with 'emsweep submit {spec} --address {place}', or give the --store that it "
-            "was sent with"
+            "was sent with ('emsweep jobs' shows it)"
         )
     return place, last
 
 
 def _address_of(jobs: "SweepJobs", given: str | None) -> str:
     """Return the cluster's address: what is given, else where this sweep was last sent."""
-    if given is not None:
-        return given
-    remembered = _folder() / jobs.base
-    if not remembered.is_file():
+    from sweeps.submitted import last_submitted
+
+    sent = last_submitted(jobs.name, jobs.store_url)
+    if given is None and sent is None:
         raise ValueError(
             f"the sweep {jobs.name!r} with the store {jobs.store_url} was not submitted from this "
             "machine: say where it runs, with --address http://host:8265"
         )
-    return remembered.read_text()
+    return given or (sent.address if sent else "")
 
 
 def _last_address() -> str:
-    last = _folder() / ".last"
-    if not last.is_file():
+    from sweeps.submitted import last_submitted
+
+    sent = last_submitted()
+    if sent is None:
         raise ValueError(
             "nothing was submitted from this machine: name the cluster, with --address "
             "http://host:8265"
         )
-    return last.read_text()
-
-
-def _remember(jobs: "SweepJobs", address: str) -> None:
-    for name in (jobs.base, ".last"):
-        (_folder() / name).write_text(address)
-
-
-def _folder() -> Path:
-    """Where this machine remembers the clusters that it sent sweeps to."""
-    from em.catalogue import cache_dir
-
-    return cache_dir("submitted")
+    return sent.address
 
 
 def _how_to_follow(spec: Path) -> str:
-    return f"emsweep logs {spec} -f"
+    return f"follow it with 'emsweep logs {spec} -f', end it with 'emsweep stop {spec}'"
 
 
-def _code(job: Any) -> int:
-    """Return what to exit with for a job that did not succeed: what it exited with, if it says."""
-    return job.exit_code if job.exit_code in (SOME_FAILED, USER_ERROR) else SOME_FAILED
+@contextlib.contextmanager
+def _it_goes_on(job_id: str, spec: Path) -> Iterator[None]:
+    """Say on Ctrl-C that only the following has ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{job_id} goes on without us: {_how_to_follow(spec)}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _end(job: "Job") -> None:
+    """Say how a job ended, and exit as it did: with its own code, if it says one of ours."""
+    from sweeps.jobs import how_it_stands
+
+    print(how_it_stands(job))
+    if job.status != "SUCCEEDED":
+        own = (SOME_FAILED, USER_ERROR, INTERRUPTED)
+        raise typer.Exit(job.exit_code if job.exit_code in own else SOME_FAILED)
 
 
 def _tell(text: str) -> None:
     print(text, end="", flush=True)
-
-
-def _span(seconds: float) -> str:
-    from sweeps.progress import duration
-
-    return duration(seconds)

@@ -4,6 +4,7 @@ The name is made from the sweep's and its store's, and counts up: two machines t
 at the same time send one job. Knows nothing of arguments, or of how jobs are sent (cluster.submit).
 """
 
+import contextlib
 import os
 import re
 import shlex
@@ -11,30 +12,40 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cluster.submit import Job, follow_job, list_jobs, submit_job
+from cluster.submit import Job, follow_job, job_log, list_jobs, submit_job
 from em.record import fingerprint
 from sweeps.attempts import statuses
 from sweeps.files import StoreError
 from sweeps.keeping import check_answered
-from sweeps.options import DEFAULT_STORE, STORE_ENV, open_sweep
+from sweeps.options import DEFAULT_STORE, SOME_FAILED, STORE_ENV, TRIED_AGAIN, open_sweep
 from sweeps.packing import pack
 from sweeps.plan import SweepPlan
 from sweeps.preflight import PASSED, PROBE_ENV, write_probe
-from sweeps.selection import to_do
+from sweeps.registry import known
 from sweeps.spec import load_spec
-from sweeps.store import Store, open_store
+from sweeps.store import Store, check_url, open_store
+from sweeps.submitted import last_submitted
 
 PREFIX = "emsweep-"
 PROGRAM = ("python", "-m", "sweeps.cli")
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A job that is there now. `is_ours` is false where another machine sent it a moment before."""
+
+    job_id: str
+    is_ours: bool
+
+
 class SweepJobs:
     """The jobs of one sweep with one store."""
 
-    def __init__(self, path: Path, store: str | None, keep: str | None) -> None:
+    def __init__(self, path: Path, store: str | None, keep: str | None = None) -> None:
         """Read the spec. Raises ValueError where it is none, or its store cannot be one."""
         self._path, self._keep = path, keep
         self.spec = load_spec(path)
@@ -42,7 +53,9 @@ class SweepJobs:
         self.store_url = _absolute(
             store or os.environ.get(STORE_ENV) or self.spec.store or DEFAULT_STORE
         )
+        check_url(self.store_url)
         self.base = f"{PREFIX}{self.name}-{fingerprint([self.store_url, self.name])[:8]}"
+        self._left: str | None = None
 
     @cached_property
     def _planned(self) -> tuple[SweepPlan, Store] | None:
@@ -52,11 +65,22 @@ class SweepJobs:
         except ValueError:
             return None  # the cluster may have what is not here; it says what it lacks
 
+    @cached_property
+    def _states(self) -> set[str] | None:
+        """The cells' states, where this machine sees the sweep in the store."""
+        if self._planned is None or not known(*self._planned):
+            return None
+        return {status.state for status in statuses(*self._planned)}
+
     def is_finished_here(self) -> bool:
         """Whether this machine sees the store, and all is finished there."""
-        if self._planned is None:
+        return self._states == {"finished"}
+
+    def has_finished(self, job: Job) -> bool:
+        """Whether a job has done all that is to do, as far as can be told from here."""
+        if job.status != "SUCCEEDED" or self.is_other_than(job) is not False:
             return False
-        return not any(map(to_do, statuses(*self._planned)))
+        return self._states in (None, {"finished"})  # else something was taken out since
 
     def is_other_than(self, job: Job) -> bool | None:
         """Whether the job was sent with other work than is now; None where that is not known."""
@@ -85,31 +109,36 @@ class SweepJobs:
         jobs = {_number(job, self.base): job for job in list_jobs(address, prefix=self.base)}
         return jobs[max(jobs)] if max(jobs, default=0) else None
 
-    def send(self, address: str, *, after: Job | None) -> str:
-        """Send the sweep, and return the job's id; where another did meanwhile, that one's.
+    def send(self, address: str, *, after: Job | None) -> Sent:
+        """Send the sweep as the job after `after`, its last one there, if there is one.
 
-        Raises ValueError where something drifted and nobody said which to keep.
+        Where that one ended with failed cells, they are tried again. Raises ValueError where
+        something drifted and nobody said which to keep.
         """
         if self._planned is not None and self._keep is None:
             check_answered(self._planned[0], command=f"emsweep submit {self._path}")
         job_id = f"{self.base}-{_number(after, self.base) + 1 if after else 1}"
+        again = after is not None and _left_failed_cells(address, after)
         with tempfile.TemporaryDirectory(prefix="emsweep-pack-") as folder:
             inside = pack(self._path, self.spec, Path(folder))
-            submit_job(
+            is_ours = submit_job(
                 address,
-                command=self._command(inside),
+                command=self._command(inside, "resume" if again else "run"),
                 job_id=job_id,
                 working_dir=Path(folder),
                 environment=self._probe(),
-                metadata={
-                    "sweep": self.name, "store": self.store_url, "plan": self._version,
-                },
-            )  # fmt: skip
-        return job_id
+                metadata=self._metadata,
+            )
+        return Sent(job_id, is_ours)
+
+    @property
+    def _metadata(self) -> dict[str, str]:
+        return {"sweep": self.name, "store": self.store_url, "plan": self._version}
 
     def follow_checks(self, address: str, job_id: str, tell: Callable[[str], None]) -> Job | None:
         """Tell the job's log until its checks are passed; return the job where it ended before."""
         job = follow_job(address, job_id, tell, until=PASSED)
+        self._clear()
         return job if job.is_over else None
 
     def run_there(self, address: str, words: Sequence[str], tell: Callable[[str], None]) -> Job:
@@ -129,17 +158,23 @@ class SweepJobs:
                 environment=self._probe() if words[0] == "plan" else {},
                 metadata={},
             )
-        return follow_job(address, job_id, tell)
+        job = follow_job(address, job_id, tell)
+        self._clear()
+        return job
 
     def manifest(self) -> str:
-        """Return a manifest that has KubeRay run the sweep."""
+        """Return a manifest that has KubeRay run the sweep. Raises ValueError as rayjob does."""
         from sweeps.rayjob import manifest
 
-        return manifest(self._path, self.spec, self.base, self._command)
+        return manifest(
+            self._path, self.spec,
+            job_id=f"{self.base}-1", store=self.store_url, command=self._command,
+            metadata={name: text for name, text in self._metadata.items() if text},
+        )  # fmt: skip
 
-    def _command(self, spec: Path) -> str:
+    def _command(self, spec: Path, verb: str = "run") -> str:
         """Return what the job runs: the code that was sent, not what may be installed there."""
-        words = [*PROGRAM, "run", str(spec), "--address", "auto", "--store", self.store_url]
+        words = [*PROGRAM, verb, str(spec), "--address", "auto", "--store", self.store_url]
         return shlex.join(words + (["--keep", self._keep] if self._keep else []))
 
     def _probe(self) -> dict[str, str]:
@@ -149,9 +184,17 @@ class SweepJobs:
         try:
             store = open_store(self.store_url)
             store.create()
-            return {PROBE_ENV: write_probe(store, self.name, uuid.uuid4().hex)}
+            self._left = write_probe(store, self.name, uuid.uuid4().hex)
         except (StoreError, OSError):
             return {}  # written down there alone: the cluster says whether it sees it
+        return {PROBE_ENV: self._left}
+
+    def _clear(self) -> None:
+        """Take away what was left for the cluster to find: it has looked."""
+        if self._left is not None:
+            with contextlib.suppress(StoreError, OSError):
+                open_store(self.store_url).files.remove(self._left)
+            self._left = None
 
 
 def run_there(path: Path, store: str | None, address: str, words: Sequence[str]) -> int:
@@ -161,8 +204,33 @@ def run_there(path: Path, store: str | None, address: str, words: Sequence[str])
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    ended = SweepJobs(path, store, None).run_there(address, words, tell)
+    ended = SweepJobs(path, store).run_there(address, words, tell)
+    if ended.exit_code is None:  # it did not come to run
+        tell(f"{how_it_stands(ended)}\n")
     return ended.exit_code if ended.exit_code is not None else 1
+
+
+def store_followed(path: Path, store: str | None) -> str | None:
+    """Return the store to look for a submitted sweep with: the one given, or last sent with."""
+    if store is not None:
+        return store
+    sent = last_submitted(load_spec(path).name)
+    return sent.store if sent else None
+
+
+def how_it_stands(job: Job) -> str:
+    """Return a job's status in a line, with Ray's words where it could not be started."""
+    why = " ".join(job.message.split())
+    untold = job.status == "FAILED" and job.exit_code is None and why
+    return f"job {job.job_id}: {job.status}" + (f": {why}" if untold else "")
+
+
+def _left_failed_cells(address: str, job: Job) -> bool:
+    """Whether a job came to its end, with failed cells: by what it said, as a crash exits so, too.
+
+    Of what did not come to run the store may know nothing that could be resumed.
+    """
+    return job.exit_code == SOME_FAILED and TRIED_AGAIN in job_log(address, job.job_id)
 
 
 def _number(job: Job, base: str) -> int:

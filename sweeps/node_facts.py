@@ -3,10 +3,13 @@
 Knows nothing of other nodes, and changes nothing but a file that it leaves in the store.
 """
 
+import http.client
 import importlib.metadata
 import os
 import platform
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,22 +21,30 @@ from sweeps.store import open_store
 
 SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 SMI_S = 20
+API_S = 20
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every node. `probe` is a file that must be seen in the store."""
+    """What is asked of every node. `probe` is a file that must be seen in the store.
+
+    `keys` are variables of the environment, `apis` the addresses of judges.
+    """
 
     store: str
     probe: str
     answers: str
     keys: tuple[str, ...]
     models: tuple[ModelConfig, ...]
+    apis: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node has. `store` is why the store cannot be used there, None where it can."""
+    """What a node has. `store` is why the store cannot be used there, None where it can.
+
+    `apis` is the same of each judge's address.
+    """
 
     host: str
     python: str
@@ -42,6 +53,7 @@ class NodeFacts:
     keys: frozenset[str] = frozenset()
     store: str | None = None
     models: Mapping[str, Access] = field(default_factory=dict)
+    apis: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def look(question: Question, place: str) -> NodeFacts:
@@ -54,6 +66,7 @@ def look(question: Question, place: str) -> NodeFacts:
         keys=frozenset(name for name in question.keys if os.environ.get(name)),
         store=_store_problem(question, place),
         models={model.name: model_access(model) for model in question.models},
+        apis={url: _api_problem(url) for url in question.apis},
     )
 
 
@@ -76,6 +89,17 @@ def gpus() -> tuple[tuple[str, int], ...]:
         return tuple((name.strip(), int(mib)) for name, mib in lines)
     except (OSError, ValueError, subprocess.SubprocessError):
         return ()
+
+
+def _api_problem(url: str) -> str | None:
+    """Return why nobody answers at a judge's address; any answer will do, and no key is sent."""
+    try:
+        with urllib.request.urlopen(url, timeout=API_S):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error))
 
 
 def _store_problem(question: Question, place: str) -> str | None:

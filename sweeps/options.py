@@ -16,6 +16,7 @@ from sweeps.keep import Keep
 DEFAULT_STORE = "emsweep-store"
 STORE_ENV = "EMSWEEP_STORE"
 OK, SOME_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+TRIED_AGAIN = "failed cells are tried again by"  # said at the end of a run that has some
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="the sweep's YAML file")]
 StoreOption = Annotated[

@@ -15,6 +15,7 @@ from sweeps.keep import Keep
 from sweeps.options import (
     INTERRUPTED,
     SOME_FAILED,
+    TRIED_AGAIN,
     Address,
     FailedStage,
     Inline,
@@ -161,5 +162,5 @@ def _end(spec: Path, sweep: Any, store: Any, asked: set[str]) -> None:
     if failed := sum(item.failed_judgements for item in told):
         print(told_failed(failed))
     if any(item.state != "finished" for item in told if item.cell_id in asked):
-        print(f"failed cells are tried again by: emsweep resume {spec}")
+        print(f"{TRIED_AGAIN}: emsweep resume {spec}")
         raise typer.Exit(SOME_FAILED)

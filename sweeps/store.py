@@ -418,18 +418,23 @@ class Store:
 
 def open_store(url: str) -> Store:
     """Open the store that a user named. Raises StoreError where it cannot be one, or be reached."""
-    if url.startswith("memory://"):
-        raise StoreError(f"{url}: every process has a memory of its own; name a folder or a bucket")
-    if "@" in urllib.parse.urlsplit(url).netloc:
-        raise StoreError("the store's URL must not hold a name or password: it is written down")
+    check_url(url)
     try:
         store = Store(url)
         store.check()
     except StoreError:
         raise
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # many kinds, of each cloud's own library, as for no credentials
         raise StoreError(f"the store {url} cannot be opened: {error}") from error
     return store
+
+
+def check_url(url: str) -> None:
+    """Raise StoreError where a URL cannot be a store's, wherever it is opened."""
+    if url.startswith("memory://"):
+        raise StoreError(f"{url}: every process has a memory of its own; name a folder or a bucket")
+    if "@" in urllib.parse.urlsplit(url).netloc:
+        raise StoreError("the store's URL must not hold a name or password: it is written down")
 
 
 def _made(folder: Path) -> Path:

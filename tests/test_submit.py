@@ -104,7 +104,7 @@ def test_a_submitted_sweep_is_followed_to_its_end(
     assert "Traceback" not in refused
 
     assert "emsweep logs" in run(*submit)
-    log = run("logs", "tiny.yaml")
+    log = run("logs", "tiny.yaml", "-f")
     assert "1 finished" in log
     assert "SUCCEEDED" in log
     assert report(store)["cells"][0]["counts"]["responses"] == 6
