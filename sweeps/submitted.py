@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from em.catalogue import cache_dir
 from em.record import Record, fingerprint
-from sweeps.files import write_whole
+from sweeps.disk import write_whole
 
 
 class Submitted(Record):
