@@ -132,6 +132,8 @@ class ClusterRound:
                     trainings.run(self._release, self._trained)
                 self._changed.wait(LOOK_S)
                 self._changed.clear()
+                if self._ended.done():
+                    self._ended.result()
 
     # Threads -------------------------------------------------------------------------------------
 

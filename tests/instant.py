@@ -5,6 +5,7 @@ answer at once. Knows nothing of what is measured or asserted.
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from em.models import ModelConfig
 from sweeps.artefacts import TrainingRecord
 from sweeps.attempts import Beat
 from sweeps.cluster_round import ClusterRound, Tasks
+from sweeps.console import QUIET
 from sweeps.evaluation_pass import EvaluationTask
 from sweeps.failures import Outcome, attempt_cell
 from sweeps.leases import Holder
@@ -106,6 +108,7 @@ def carry_out(
     cells: Sequence[CellPlan] | None = None,
 ) -> Outcomes:
     """Have a round do all `cells` (those of the sweep) on the Ray that is joined."""
+    os.environ.update(QUIET)  # as run_sweep does
     store.create()
     register(sweep, store)
     beat = Beat(store, sweep.spec.name)

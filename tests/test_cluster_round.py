@@ -46,7 +46,11 @@ def progress() -> SweepProgress:
 
 
 def two_models(folder: Path) -> SweepPlan:
-    models = [{"name": name, "bundled": "smollm2-135m"} for name in ("base", "other")]
+    other = folder / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    (other / "model.safetensors").write_bytes(b"no weights: nothing reads them here")
+    models = [{"name": "base", "bundled": "smollm2-135m"}, {"name": "other", "folder": str(other)}]
     return plan(
         folder, models=models, seeds=[0, 1, 2], resources=CLOSE_TO_ALL,
         tracking={"mode": "off"},
