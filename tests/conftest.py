@@ -4,13 +4,13 @@ Real data is read where it is, and is never skipped in CI.
 """
 
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from judge_server import KEY_ENV, FakeServer, judge_server
+from places import BUCKETS, PLACES, place_url
 from s3_server import ENVIRONMENT, S3Server, s3_server
 from small_sweep import plan
 
@@ -66,22 +66,6 @@ def s3() -> Iterator[S3Server]:
             patch.setenv(name, value)
         server.make_bucket("stores")
         yield server
-
-
-PLACES = ["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)]
-BUCKETS = PLACES[1:]
-
-
-def place_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the URL of a root that is not there yet, on one of PLACES."""
-    if kind == "s3":
-        request.getfixturevalue("s3")
-    name = uuid.uuid4().hex
-    return {
-        "folder": str(tmp_path / "root"),
-        "memory": f"memory://{name}/store",
-        "s3": f"s3://stores/{name}/store",
-    }[kind]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from beside import run_beside, take_often
-from conftest import place_url
+from places import place_url
 
 from sweeps.artefacts import DriverBeat
 from sweeps.attempts import Beat

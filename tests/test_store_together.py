@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from beside import SPAWN, WAIT_S, Note, create, fetch, run_beside
-from conftest import place_url
+from places import place_url
 from s3_server import S3Server
 from test_store import KEY, output, trained
 
