@@ -3,6 +3,7 @@
 Knows nothing of what the files are (see sweeps.store).
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -247,8 +248,10 @@ class Files:
             self.fs.rm(place, recursive=True)
             return
         with python_errors():
-            # One by one: where many go in one request, s3fs passes over those that are refused.
-            for name in self.fs.find(place):
+            found = self.fs.find(place)
+        # One by one: where many go in one request, s3fs passes over those that are refused.
+        for name in found:
+            with contextlib.suppress(FileNotFoundError), python_errors():
                 self.fs.rm_file(name)
 
     def put_folder(self, folder: Path, path: str) -> None:

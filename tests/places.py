@@ -1,4 +1,7 @@
-"""The kinds of root that a store may have in a test. Knows nothing of what is stored there."""
+"""Where a store can be: the back ends that one suite of tests is run over.
+
+Knows nothing of what a store does there.
+"""
 
 import uuid
 from pathlib import Path

@@ -23,6 +23,10 @@ from sweeps.store import Store, open_store
 from tests.sweep_runs import EMSWEEP
 
 pytestmark = pytest.mark.slow
+# As a user may set it; here, for tests to be short.
+FEW_TRIES = json.dumps(
+    {"config_kwargs": {"retries": {"total_max_attempts": 2}, "read_timeout": 0.5}}
+)
 
 
 class Note(Record):
@@ -164,8 +168,7 @@ def test_a_bucket_that_throttles_is_asked_again_and_then_left_to_another_try(
     s3.quirks["busy"] = busy
     files.write("x", b"1")
     assert files.read("x") == b"1"
-    few = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 2}}}
-    monkeypatch.setitem(fsspec.config.conf, "s3", few)  # as a user may, and for a short test
+    monkeypatch.setitem(fsspec.config.conf, "s3", json.loads(FEW_TRIES))
     left[0] = 10**6
     before = len(s3.requests)
     with pytest.raises(ConnectionError, match="SlowDown"):
@@ -256,14 +259,12 @@ def test_a_bucket_that_may_be_read_and_not_written(s3: S3Server, spec: Path) -> 
 
 
 def test_an_address_that_never_answers(s3: S3Server, spec: Path, silent: str) -> None:
-    retries = {"mode": "standard", "total_max_attempts": 2}
-    patience = json.dumps({"config_kwargs": {"read_timeout": 0.2, "retries": retries}})
-    said = refused(spec, "s3://stores/x", AWS_ENDPOINT_URL=silent, FSSPEC_S3=patience)
+    said = refused(spec, "s3://stores/x", AWS_ENDPOINT_URL=silent, FSSPEC_S3=FEW_TRIES)
     assert "Read timeout" in said and "see that this machine reaches that address" in said
 
 
 def test_an_address_where_nobody_listens(s3: S3Server, spec: Path, closed: str) -> None:
-    said = refused(spec, "s3://stores/x", AWS_ENDPOINT_URL=closed)
+    said = refused(spec, "s3://stores/x", AWS_ENDPOINT_URL=closed, FSSPEC_S3=FEW_TRIES)
     assert "Could not connect" in said and closed in said
     assert "AWS_ENDPOINT_URL" in said
 
