@@ -4,7 +4,7 @@ Knows nothing of Ray, which puts them where it likes: a piece that has room here
 another to end.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.resources import Demand, Totals
@@ -38,6 +38,9 @@ class _Node:
         held = [piece for holder, piece in self.pieces if holder == name]
         size = (sum(cpus for cpus, _ in held), sum(gpus for _, gpus in held))
         return _Node(size, *size)
+
+    def gpus_of(self, names: Collection[str]) -> float:
+        return sum(gpus for holder, (_, gpus) in self.pieces if holder in names)
 
     def without(self, names: Iterable[str]) -> "_Node":
         left = _Node(self.size, self.cpus, self.gpus, [*self.pieces])
@@ -111,15 +114,17 @@ class Room:
         for node in self._where.pop(name, ()):
             node.remove(name)
 
-    def keep_for(self, demands: Sequence[Demand]) -> None:
-        """Let nobody else onto the nodes with most room until these demands have it, together.
+    def keep_for(self, demands: Sequence[Demand], lasting: Collection[str] = ()) -> None:
+        """Let nobody else onto some nodes until these demands have room on them, together.
+
+        Those with most that is free or will be by itself, as it is not held by who is `lasting`.
 
         Only where smaller ones could hold them up for ever: not where each that holds these nodes
         gives as much room by itself. For the first who asks, until `keep_none`.
         """
         if self._kept:
             return
-        freest = self._freest()
+        freest = sorted(self._freest(), key=lambda node: node.gpus_of(lasting))
         for num in range(1, len(freest) + 1):
             nodes = freest[:num]
             if _fit([_Node(node.size, *node.size) for node in nodes], demands):

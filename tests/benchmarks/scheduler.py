@@ -36,15 +36,11 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-import matplotlib
-import matplotlib.pyplot as plt
 
 from cluster.resources import Demand, Totals
-from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Stop, Train
+from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Train
 
 SEED = 20261126
 SIZES = [
@@ -181,7 +177,9 @@ class Simulation:
         self.scheduler_s = 0.0
         self.gauges, self.keep_history = Gauges(), keep_history
         began = time.perf_counter()
-        self.schedule = Schedule((c.job for c in self.cells.values()), kinds.values(), self.totals())
+        self.schedule = Schedule(
+            (c.job for c in self.cells.values()), kinds.values(), self.totals()
+        )
         self.scheduler_s += time.perf_counter() - began
 
     def totals(self) -> Totals:
