@@ -44,7 +44,8 @@ class Jobs:
         self._stage: dict[str, tuple[Stage, int]] = {}  # and when it came there, as a number
         self._numbers = itertools.count(1)
         self._heaps: dict[Demand, list[Waiting]] = {}
-        self._ready: dict[Needs, dict[str, int]] = {}
+        self._ready: dict[Needs, list[tuple[float, int, str]]] = {}  # heaps, too
+        self._num_ready: Counter[Needs] = Counter()
         self._ready_s: defaultdict[Needs, float] = defaultdict(float)
         self._num: Counter[Stage] = Counter()
         self._num_needing: Counter[tuple[str, Stage]] = Counter()
@@ -104,17 +105,20 @@ class Jobs:
         return heap[0] if heap else None
 
     def groups(self) -> list[Needs]:
-        """What ready jobs need, those first whose first job has been ready longest."""
-        groups = [needs for needs, ready in self._ready.items() if ready]
-        return sorted(groups, key=lambda needs: next(iter(self._ready[needs].values())))
+        """What ready jobs need; first what the one needs that will be asked longest."""
+        groups = [needs for needs, num in self._num_ready.items() if num]
+        return sorted(groups, key=lambda needs: self.first_ready(needs) and self._ready[needs][0][:2])
 
     def first_ready(self, needs: Needs) -> str | None:
-        """The job that has been ready longest of those with these needs."""
-        return next(iter(self._ready.get(needs, ())), None)
+        """Return the job that will be asked longest of those that are ready with these needs."""
+        heap = self._ready.get(needs, [])
+        while heap and self._stage.get(heap[0][2]) != ("ready", heap[0][1]):
+            heapq.heappop(heap)
+        return heap[0][2] if heap else None
 
     def ready(self, needs: Needs) -> tuple[int, float]:
         """How many are ready with these needs, and the seconds that they will be asked."""
-        return len(self._ready.get(needs, ())), self._ready_s[needs]
+        return self._num_ready[needs], self._ready_s[needs]
 
     def _enter(self, job: Job, stage: Stage) -> None:
         number = next(self._numbers)
@@ -126,18 +130,18 @@ class Jobs:
             heap = self._heaps.setdefault(job.train, [])
             heapq.heappush(heap, (place, number, job.job_id, job.train))
         elif stage == "ready":
-            self._ready.setdefault(job.needs, {})[job.job_id] = number
+            heap_ready = self._ready.setdefault(job.needs, [])
+            heapq.heappush(heap_ready, (-job.ask_s, number, job.job_id))
 
     def _leave(self, job: Job) -> None:
         """Take a job out of its stage; its entry in a heap is passed over later."""
         stage, _ = self._stage.pop(job.job_id)
         self._count(job, stage, -1)
-        if stage == "ready":
-            del self._ready[job.needs][job.job_id]
 
     def _count(self, job: Job, stage: Stage, by: int) -> None:
         self._num[stage] += by
         for kind in job.needs:
             self._num_needing[kind, stage] += by
         if stage == "ready":
+            self._num_ready[job.needs] += by
             self._ready_s[job.needs] += by * job.ask_s

@@ -163,7 +163,10 @@ class Simulation:
     ) -> None:
         self.cells = {cell.job.job_id: cell for cell in cells}
         self.kinds, self.gpus = kinds, gpus
-        self.draws = random.Random(seed)
+        self.seed = seed
+        self.losses = random.Random(f"{seed} nodes")
+        self.starts = random.Random(f"{seed} engines")
+        self.attempts: Counter[str] = Counter()
         self.now = 0.0
         self.events: list[tuple[float, int, str, str]] = []
         self.numbers = itertools.count()
@@ -193,7 +196,7 @@ class Simulation:
 
     def run(self) -> float:
         """Return the seconds until all is done."""
-        self.after(self.draws.expovariate(self.gpus / 8 / NODE_LOST_S), "lost", "")
+        self.after(self.losses.expovariate(self.gpus / 8 / NODE_LOST_S), "lost", "")
         self.decide()
         while not self.schedule.is_done:
             at, number, what, name = heapq.heappop(self.events)
@@ -232,15 +235,18 @@ class Simulation:
             self.num_starts += 1
             self.kind_of[action.engine] = action.kind
             self.set_engine(action.engine, "starting")
-            self.after(self.draws.uniform(*START_S), "up", action.engine)
+            self.after(self.starts.uniform(*START_S), "up", action.engine)
         else:
             self.set_engine(action.engine, "stopping")
             self.after(STOP_S, "down", action.engine)
 
     def start_training(self, name: str) -> None:
         self.gauges.now["training"] += train_gpus(self.cells[name].job)
-        if self.draws.random() < FAIL:
-            self.fails_at[name] = self.draws.random()
+        # Of its own, so that every layout meets with the same failures.
+        draws = random.Random(f"{self.seed} {name} {self.attempts[name]}")
+        self.attempts[name] += 1
+        if draws.random() < FAIL:
+            self.fails_at[name] = draws.random()
             self.after(self.left_s[name] * self.fails_at[name], "failed", name)
         else:
             self.after(self.left_s[name], "trained", name)
@@ -286,10 +292,10 @@ class Simulation:
     def lost(self, _: str) -> None:
         """A node goes: engines and trainings on it, and what those engines were asked."""
         num_nodes = self.gpus // 8 - self.num_lost
-        self.after(self.draws.expovariate(self.gpus / 8 / NODE_LOST_S), "lost", "")
+        self.after(self.losses.expovariate(self.gpus / 8 / NODE_LOST_S), "lost", "")
         if num_nodes == 1:
             return
-        names = self.schedule.room.on(self.draws.randrange(num_nodes))
+        names = self.schedule.room.on(self.losses.randrange(num_nodes))
         for name in names:
             if name in self.cells:
                 self.again(name)
