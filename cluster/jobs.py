@@ -107,7 +107,7 @@ class Jobs:
     def groups(self) -> list[Needs]:
         """What ready jobs need; first what the one needs that will be asked longest."""
         groups = [needs for needs, num in self._num_ready.items() if num]
-        return sorted(groups, key=lambda needs: self.first_ready(needs) and self._ready[needs][0][:2])
+        return sorted(groups, key=self._longest)
 
     def first_ready(self, needs: Needs) -> str | None:
         """Return the job that will be asked longest of those that are ready with these needs."""
@@ -119,6 +119,10 @@ class Jobs:
     def ready(self, needs: Needs) -> tuple[int, float]:
         """How many are ready with these needs, and the seconds that they will be asked."""
         return self._num_ready[needs], self._ready_s[needs]
+
+    def _longest(self, needs: Needs) -> tuple[float, int]:
+        self.first_ready(needs)  # those that are not there any more are off the heap
+        return self._ready[needs][0][:2]
 
     def _enter(self, job: Job, stage: Stage) -> None:
         number = next(self._numbers)

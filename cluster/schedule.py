@@ -26,9 +26,9 @@ from cluster.room import Room
 __all__ = ["Action", "Ask", "EngineKind", "Job", "Schedule", "Start", "Stop", "Train"]
 
 # How much work must wait for an engine, in times of what a wave of it costs: for it to go before
-# trainings (which then costs a tenth of that work), and where nobody else wants the room.
-WORTH_STARTS = 10.0
-SPARE_STARTS = 2.0
+# trainings (which then costs a fifth of that work), and where nobody else wants the room.
+WORTH_STARTS = 5.0
+SPARE_STARTS = 1.0
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Schedule:
                 actions.append(Train(job_id))
                 following = self._jobs.next_waiting(demand)
             else:
-                self.room.keep_for([demand], self._engines)
+                self.room.keep_for([demand])
             if following:
                 heapq.heapreplace(heads, following)
             else:
@@ -244,8 +244,8 @@ class Schedule:
         """Start one engine of each kind, or none where there is no room for all."""
         engines = {f"{kind}-{next(self._numbers)}": kind for kind in kinds}
         demands = dict(zip(engines, self._demands(kinds), strict=True))
-        if not self.room.take(demands):
-            self.room.keep_for([*demands.values()], self._engines)
+        if not self.room.take(demands, lasting=True):
+            self.room.keep_for([*demands.values()])
             return []
         for name, kind in engines.items():
             self._engines[name] = self._standing[kind][name] = _Engine(kind)
