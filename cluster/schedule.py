@@ -180,13 +180,13 @@ class Schedule:
         self._open.intersection_update(self._jobs.groups())
         actions = self._start(before_trainings=True)
         actions += self._train()
-        actions += self._give_way([[demand] for *_, demand in self._jobs.first_waiting()])
+        actions += self._give_way((), [[demand] for *_, demand in self._jobs.first_waiting()])
         actions += self._start(before_trainings=False)
         actions += self._ask()
         actions += self._stop_unneeded()
-        actions += self._give_way(
-            [self._demands(m) for n in self._jobs.groups() if (m := self._missing(n))]
-        )
+        for needs in self._jobs.groups():
+            if missing := self._missing(needs):
+                actions += self._give_way(needs, [self._demands(missing)])
         return actions or self._start_over()
 
     def _train(self) -> list[Action]:
@@ -280,7 +280,7 @@ class Schedule:
         return math.ceil(jobs / self._kinds[kind].at_once)
 
     def _ask(self) -> list[Action]:
-        """Ask ready jobs, in the order in which they became so, of engines that have room."""
+        """Ask ready jobs of waves under way, the longest first, of engines that have room."""
         actions: list[Action] = []
         for needs in self._jobs.groups():
             while needs in self._open and (job_id := self._jobs.first_ready(needs)) is not None:
@@ -327,9 +327,10 @@ class Schedule:
         num = len(self._standing[kind]) - self._num_useful(kind, groups, later)
         return self._idle(kind)[: max(0, num)]
 
-    def _give_way(self, blocked: Sequence[Sequence[Demand]]) -> list[Action]:
-        """Stop idle engines of no wave where somebody who waits for room then has it."""
-        spare = [name for kind in self._kinds for name in self._spare(kind, self._open)]
+    def _give_way(self, needs: Needs, blocked: Sequence[Sequence[Demand]]) -> list[Action]:
+        """Stop idle engines of no wave, and not needed by who is blocked, where it then has room."""
+        others = (kind for kind in self._kinds if kind not in needs)
+        spare = [name for kind in others for name in self._spare(kind, self._open)]
         for demands in blocked if spare else ():
             if self.room.would_fit(demands, without=spare):
                 for name in [*spare]:

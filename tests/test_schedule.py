@@ -263,6 +263,14 @@ def test_an_idle_engine_gives_way_to_a_training_and_to_another_engine() -> None:
     assert starts(schedule.decide()) == ["large"]
 
 
+def test_an_idle_engine_does_not_give_way_to_its_partner() -> None:
+    schedule, engine = idle_engine(job("b", "base", "large", train=None), gpus=3)
+    assert schedule.decide() == []
+    schedule.ended("later")
+    assert starts(schedule.decide()) == ["large"]
+    assert engine in schedule.engines
+
+
 def test_an_idle_engine_stays_where_its_going_would_not_help() -> None:
     schedule, _ = idle_engine(job("b", train=GANG))
     assert schedule.decide() == []
