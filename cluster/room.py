@@ -13,37 +13,45 @@ SLACK = 1e-9  # of sums of parts of a GPU
 Piece = tuple[float, float]  # CPUs, GPUs
 
 
+@dataclass(frozen=True)
+class _Held:
+    name: str
+    piece: Piece
+    lasts: bool
+
+
 @dataclass(eq=False)
 class _Node:
     size: Piece
     cpus: float  # free, as are the GPUs
     gpus: float
-    pieces: list[tuple[str, Piece]] = field(default_factory=list)  # and who holds each
+    lasting: float = 0.0  # GPUs held by what does not end by itself
+    held: list[_Held] = field(default_factory=list)
 
     def has(self, piece: Piece) -> bool:
         return self.gpus >= piece[1] - SLACK and self.cpus >= piece[0] - SLACK
 
-    def put(self, name: str, piece: Piece) -> None:
-        self.cpus -= piece[0]
-        self.gpus -= piece[1]
-        self.pieces.append((name, piece))
+    def put(self, held: _Held) -> None:
+        self.cpus -= held.piece[0]
+        self.gpus -= held.piece[1]
+        self.lasting += held.piece[1] * held.lasts
+        self.held.append(held)
 
-    def remove(self, name: str) -> None:
-        self.pieces = [held for held in self.pieces if held[0] != name]
-        self.cpus = self.size[0] - sum(cpus for _, (cpus, _) in self.pieces)
-        self.gpus = self.size[1] - sum(gpus for _, (_, gpus) in self.pieces)
+    def without(self, names: Iterable[str]) -> "_Node":
+        left = _Node(self.size, *self.size)
+        for held in self.held:
+            if held.name not in names:
+                left.put(held)
+        return left
 
     def of(self, name: str) -> "_Node":
         """As large as what one holds, and free."""
-        held = [piece for holder, piece in self.pieces if holder == name]
-        size = (sum(cpus for cpus, _ in held), sum(gpus for _, gpus in held))
-        return _Node(size, *size)
+        pieces = [held.piece for held in self.held if held.name == name]
+        return _empty((sum(cpus for cpus, _ in pieces), sum(gpus for _, gpus in pieces)))
 
-    def without(self, names: Iterable[str]) -> "_Node":
-        left = _Node(self.size, self.cpus, self.gpus, [*self.pieces])
-        for name in {name for name, _ in self.pieces}.intersection(names):
-            left.remove(name)
-        return left
+
+def _empty(size: Piece) -> _Node:
+    return _Node(size, *size)
 
 
 class Room:
@@ -51,7 +59,7 @@ class Room:
 
     def __init__(self, totals: Totals) -> None:
         """All of it is free."""
-        self._nodes = [_Node(size, *size) for size in totals.nodes]
+        self._nodes = [_empty(size) for size in totals.nodes]
         self._where: dict[str, list[_Node]] = {}
         self._kept: list[_Node] = []
         self._kept_for: tuple[Demand, ...] = ()
@@ -63,7 +71,7 @@ class Room:
 
     def on(self, node: int) -> list[str]:
         """Return who holds a part of a node."""
-        return list(dict.fromkeys(name for name, _ in self._nodes[node].pieces))
+        return list(dict.fromkeys(held.name for held in self._nodes[node].held))
 
     def set_totals(self, totals: Totals) -> None:
         """Nodes have come or gone: of equal ones those that held least.
@@ -74,20 +82,21 @@ class Room:
         old: dict[Piece, list[_Node]] = {}
         for node in sorted(self._nodes, key=lambda node: (-node.gpus, -node.cpus)):
             old.setdefault(node.size, []).append(node)
-        self._nodes = [old[s].pop() if old.get(s) else _Node(s, *s) for s in totals.nodes]
-        homeless = [held for nodes in old.values() for node in nodes for held in node.pieces]
+        self._nodes = [old[s].pop() if old.get(s) else _empty(s) for s in totals.nodes]
+        homeless = [held for nodes in old.values() for node in nodes for held in node.held]
         self._where = {}
         for node in self._nodes:
-            for name, _ in node.pieces:
-                self._where.setdefault(name, []).append(node)
-        for name, piece in sorted(homeless, key=lambda held: held[1][::-1], reverse=True):
+            for held in node.held:
+                self._note(held.name, node)
+        for held in sorted(homeless, key=lambda held: held.piece[::-1], reverse=True):
             if self._nodes:
-                self._put(name, _fullest(self._nodes, piece) or self._freest()[0], piece)
+                self._put(_fullest(self._nodes, held.piece) or self._freest()[0], held)
 
-    def take(self, demands: Mapping[str, Demand]) -> bool:
+    def take(self, demands: Mapping[str, Demand], *, lasting: bool = False) -> bool:
         """Take room for all of them, by name, or for none; return whether there was room.
 
-        The pieces of one demand go onto one node where one has room for all, else onto several.
+        `lasting` is what does not end by itself, as trainings do. The pieces of one demand go onto
+        one node where one has room for all, else onto several.
         """
         nodes = self._nodes
         if self._kept and tuple(demands.values()) != self._kept_for:
@@ -103,28 +112,31 @@ class Room:
                     for taken in demands:
                         self.free(taken)
                     return False
-                self._put(name, node, piece)
+                self._put(node, _Held(name, piece, lasting))
         return True
 
     def free(self, name: str) -> None:
         """Give back what is held under a name, if anything is."""
         for node in self._where.pop(name, ()):
-            node.remove(name)
+            left = node.without([name])
+            node.cpus, node.gpus, node.lasting = left.cpus, left.gpus, left.lasting
+            node.held = left.held
 
     def keep_for(self, demands: Sequence[Demand]) -> None:
-        """Let nobody else onto the nodes with most room until these demands have it, together.
+        """Let nobody else onto some nodes until these demands have room on them, together.
 
-        Only where smaller ones could hold them up for ever: not where each that holds these nodes
-        gives as much room by itself. For the first who asks, until `keep_none`.
+        Those where least is lasting, and most is free. Only where smaller ones could hold them up
+        for ever: not where each that holds these nodes gives as much room by itself. For the first
+        who asks, until `keep_none`.
         """
         if self._kept:
             return
-        freest = self._freest()
-        for num in range(1, len(freest) + 1):
-            nodes = freest[:num]
-            if _fit([_Node(node.size, *node.size) for node in nodes], demands):
-                held = {name for node in nodes for name, _ in node.pieces}
-                if not all(_fit([node.of(name) for node in nodes], demands) for name in held):
+        order = sorted(self._nodes, key=lambda node: (node.lasting, -node.gpus, -node.cpus))
+        for num in range(1, len(order) + 1):
+            nodes = order[:num]
+            if _fit([_empty(node.size) for node in nodes], demands):
+                names = {held.name for node in nodes for held in node.held}
+                if not all(_fit([node.of(name) for node in nodes], demands) for name in names):
                     self._kept, self._kept_for = nodes, tuple(demands)
                 return
 
@@ -136,13 +148,17 @@ class Room:
         """Whether they had room together if those named `without` gave theirs back."""
         mine = tuple(demands) == self._kept_for
         nodes = [node for node in self._nodes if mine or node not in self._kept]
-        return _fit([node.without(without) for node in nodes], demands)
+        names = set(without)
+        return _fit([node.without(names) for node in nodes], demands)
 
     def _freest(self) -> list[_Node]:
         return sorted(self._nodes, key=lambda node: (node.gpus, node.cpus), reverse=True)
 
-    def _put(self, name: str, node: _Node, piece: Piece) -> None:
-        node.put(name, piece)
+    def _put(self, node: _Node, held: _Held) -> None:
+        node.put(held)
+        self._note(held.name, node)
+
+    def _note(self, name: str, node: _Node) -> None:
         where = self._where.setdefault(name, [])
         if node not in where:
             where.append(node)

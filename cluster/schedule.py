@@ -1,12 +1,13 @@
 """Which jobs train now, which engines stand, and who is asked: decided anew at every event.
 
 A job trains (or need not), and is then asked of engines. Trainings and engines hold parts of the
-same cluster. Rules, in this order: a training is longest first, and smaller ones go before a large
-one only where that does not hold it up; engines get room before further trainings once as much is
-waiting for them as makes their start worth while, else what trainings leave; an engine that nobody
-asks gives its room to whoever wants it, and goes when nobody will ask any more. Nobody holds room
-while waiting for other room but engines that answer together, which are started together: so there
-is always something that goes on.
+same cluster. Rules: large trainings go before small ones, long ones before short ones; what is too
+large for what is free has nodes kept for it, and smaller ones go where that does not hold it up.
+Jobs that need the same engines are asked in waves: engines start before further trainings once so
+much waits for them that their start is worth it, or in room that trainings leave; a wave ends when
+nobody is ready, and its engines then give their room to whoever waits for it, and stop when nobody
+will ask them any more. Engines that answer together are started together, and nobody else holds
+room while waiting for other room: so there is always something that goes on.
 
 A state without a clock: the same object schedules a real cluster and a simulated one. Knows nothing
 of Ray, of what a job is, or of how anything is started.
@@ -15,33 +16,19 @@ of Ray, of what a job is, or of how anything is started.
 import heapq
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from cluster.jobs import Job, Jobs, Needs
 from cluster.resources import Demand, Totals
 from cluster.room import Room
 
-# In times of an engine's start: how much work must wait for it before it goes before trainings (its
-# start then costs a tenth of that), and for another one beside it where nobody else wants the room.
-WORTH_STARTS = 10.0
-SPARE_STARTS = 2.0
+__all__ = ["Action", "Ask", "EngineKind", "Job", "Schedule", "Start", "Stop", "Train"]
 
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be done. Seconds are estimates, and bear on the order alone.
-
-    `train` is what its training holds (None: nothing to train); `needs` are the kinds of engine
-    that it is asked of, all at once; none where nothing is to be asked.
-    """
-
-    job_id: str
-    train: Demand | None
-    needs: tuple[str, ...]
-    train_s: float = 1.0
-    ask_s: float = 1.0
+# How much work must wait for an engine, in times of what a wave of it costs: for it to go before
+# trainings (which then costs a fifth of that work), and where nobody else wants the room.
+WORTH_STARTS = 5.0
+SPARE_STARTS = 1.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +78,6 @@ class Stop:
 Action = Train | Ask | Start | Stop
 
 
-Stage = Literal["waiting", "training", "ready", "asking"]
-
-
 @dataclass
 class _Engine:
     kind: str
@@ -101,39 +85,18 @@ class _Engine:
     asked: set[str] = field(default_factory=set)
 
 
-@dataclass
-class _Load:
-    """The jobs that need a kind of engine, by stage; the seconds of those that are ready."""
-
-    num: Counter[Stage] = field(default_factory=Counter)
-    ready_s: float = 0.0
-
-    @property
-    def now(self) -> int:
-        return self.num["ready"] + self.num["asking"]
-
-    @property
-    def later(self) -> int:
-        return self.num["waiting"] + self.num["training"]
-
-
 class Schedule:
     """The state of a cluster's work. Tell it events, then ask it to `decide`.
 
-    Events about jobs and engines that are over are let pass: they may be late. Jobs are looked at
-    in groups of equal demands, so that a decision takes as long for a hundred thousand as for ten.
+    Events about jobs and engines that are over are let pass: they may be late.
     """
 
     def __init__(self, jobs: Iterable[Job], kinds: Iterable[EngineKind], totals: Totals) -> None:
         """Nothing is started yet. Jobs without a training are ready to be asked."""
         self._kinds = {kind.name: kind for kind in kinds}
-        self._load = {name: _Load() for name in self._kinds}
-        self._jobs: dict[str, Job] = {}
-        self._stage: dict[str, tuple[Stage, int]] = {}  # and its place in the order of arrival
-        self._num: Counter[Stage] = Counter()
-        self._waiting: dict[Demand, list[tuple[float, int, str]]] = {}  # heaps, the longest first
-        self._ready: dict[tuple[str, ...], dict[str, int]] = {}  # in the order of arrival
+        self._jobs = Jobs()
         self._asking: dict[str, Mapping[str, str]] = {}
+        self._open: set[Needs] = set()  # the waves that are under way, by what their jobs need
         self._engines: dict[str, _Engine] = {}  # that hold room
         self._standing: dict[str, dict[str, _Engine]] = {name: {} for name in self._kinds}
         self._numbers = itertools.count(1)
@@ -142,16 +105,13 @@ class Schedule:
         self.add(jobs)
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """Take up more jobs, or again one that has ended."""
+        """Take up more jobs, or again one that has ended. Raises ValueError if it has not."""
         for job in jobs:
-            if job.job_id in self._jobs:
-                raise ValueError(f"job {job.job_id}: there already; it must end to be added again")
             if unknown := set(job.needs) - set(self._kinds):
                 raise ValueError(
                     f"job {job.job_id} needs {sorted(unknown)}, of {sorted(self._kinds)}"
                 )
-            self._jobs[job.job_id] = job
-            self._enter(job, "ready" if job.train is None else "waiting")
+            self._jobs.add(job)
 
     def set_totals(self, totals: Totals) -> None:
         """Nodes have come or gone. What stood on them is told of by `ended` and `down`."""
@@ -161,15 +121,19 @@ class Schedule:
 
     def trained(self, job_id: str) -> None:
         """The training of a job has ended well, here or elsewhere: it is ready to be asked."""
-        if self._stage.get(job_id, ("", 0))[0] in ("waiting", "training"):
-            self._leave(self._jobs[job_id])
-            self._enter(self._jobs[job_id], "ready")
+        if self._jobs.stage(job_id) in ("waiting", "training"):
+            self.room.free(job_id)
+            self._jobs.move(job_id, "ready")
 
     def ended(self, job_id: str) -> None:
         """A job is over, wherever it was: done, failed, or another's."""
-        job = self._jobs.pop(job_id, None)
-        if job is not None:
-            self._leave(job)
+        if job_id not in self._jobs:
+            return
+        self.room.free(job_id)
+        for engine in self._asking.pop(job_id, {}).values():
+            if engine in self._engines:
+                self._engines[engine].asked.discard(job_id)
+        self._jobs.remove(job_id)
 
     def up(self, engine: str) -> None:
         """An engine answers."""
@@ -182,37 +146,6 @@ class Schedule:
             kind = self._engines.pop(engine).kind
             self._standing[kind].pop(engine, None)
             self.room.free(engine)
-
-    def _enter(self, job: Job, stage: Stage) -> None:
-        number = next(self._numbers)
-        self._stage[job.job_id] = (stage, number)
-        self._num[stage] += 1
-        for kind in job.needs:
-            self._load[kind].num[stage] += 1
-        if stage == "waiting" and job.train is not None:
-            heap = self._waiting.setdefault(job.train, [])
-            heapq.heappush(heap, (-job.train_s - job.ask_s, number, job.job_id))
-        elif stage == "ready":
-            self._ready.setdefault(job.needs, {})[job.job_id] = number
-            for kind in job.needs:
-                self._load[kind].ready_s += job.ask_s
-
-    def _leave(self, job: Job) -> None:
-        """Take a job out of its stage. Its entry in a heap is passed over later."""
-        stage, _ = self._stage.pop(job.job_id)
-        self._num[stage] -= 1
-        for kind in job.needs:
-            self._load[kind].num[stage] -= 1
-        if stage == "training":
-            self.room.free(job.job_id)
-        elif stage == "ready":
-            del self._ready[job.needs][job.job_id]
-            for kind in job.needs:
-                self._load[kind].ready_s -= job.ask_s
-        elif stage == "asking":
-            for engine in self._asking.pop(job.job_id).values():
-                if engine in self._engines:
-                    self._engines[engine].asked.discard(job.job_id)
 
     # What there is -------------------------------------------------------------------------------
 
@@ -228,57 +161,146 @@ class Schedule:
 
     def wanted(self, most: int) -> list[Demand]:
         """Return what is held, and what would be started if there were room: `most` at most."""
+        groups = self._jobs.groups()
         engines = (
             setting.demand
             for kind, setting in self._kinds.items()
-            for _ in range(max(self._num_wanted(kind, SPARE_STARTS), len(self._standing[kind])))
+            for _ in range(
+                max(self._num_wanted(kind, SPARE_STARTS, groups), len(self._standing[kind]))
+            )
         )
-        demands = {"training": list[Demand](), "waiting": list[Demand]()}
-        for job_id, (stage, _) in self._stage.items():
-            train = self._jobs[job_id].train
-            if stage in demands and train is not None:
-                demands[stage].append(train)
-        return list(itertools.islice(itertools.chain(engines, *demands.values()), most))
+        trainings = self._jobs.trainings("training", "waiting")
+        return list(itertools.islice(itertools.chain(engines, trainings), most))
 
     # Decisions -----------------------------------------------------------------------------------
 
     def decide(self) -> list[Action]:
         """Return what to do now; all of it counts as done."""
         self.room.keep_none()
-        actions: list[Action] = [*self._ask(), *self._stop_unneeded()]
-        actions += self._start(before_trainings=True)
+        self._open.intersection_update(self._jobs.groups())
+        actions = self._start(before_trainings=True)
         actions += self._train()
+        actions += self._give_way((), [[demand] for *_, demand in self._jobs.first_waiting()])
         actions += self._start(before_trainings=False)
-        return actions + self._give_way()
+        actions += self._ask()
+        actions += self._stop_unneeded()
+        for needs in self._jobs.groups():
+            if missing := self._missing(needs):
+                actions += self._give_way(needs, [self._demands(missing)])
+        return actions or self._start_over()
+
+    def _train(self) -> list[Action]:
+        """Start trainings that fit, the first first."""
+        actions: list[Action] = []
+        heads = self._jobs.first_waiting()
+        while heads:
+            *_, job_id, demand = heads[0]
+            following = None
+            if self.room.take({job_id: demand}):
+                self._jobs.move(job_id, "training")
+                actions.append(Train(job_id))
+                following = self._jobs.next_waiting(demand)
+            else:
+                self.room.keep_for([demand])
+            if following:
+                heapq.heapreplace(heads, following)
+            else:
+                heapq.heappop(heads)
+        return actions
+
+    def _start(self, *, before_trainings: bool) -> list[Action]:
+        """Begin waves and start their engines; before trainings only where enough work waits."""
+        worth = WORTH_STARTS if before_trainings or self._jobs.num("waiting") else SPARE_STARTS
+        actions: list[Action] = []
+        for needs in self._jobs.groups():
+            if needs not in self._open and not self._may_begin(needs, before_trainings):
+                continue
+            if missing := self._missing(needs):
+                actions += self._start_together(missing)
+            if self._missing(needs):
+                continue
+            self._open.add(needs)
+            for kind in needs:
+                groups = [group for group in self._open if kind in group]
+                while len(self._standing[kind]) < self._num_wanted(kind, worth, groups):
+                    started = self._start_together([kind])
+                    if not started:
+                        break
+                    actions += started
+        return actions
+
+    def _may_begin(self, needs: Needs, before_trainings: bool) -> bool:
+        """Whether a wave is worth its engines: those that no wave under way keeps anyway."""
+        more = [kind for kind in needs if not any(kind in group for group in self._open)]
+        if before_trainings and self._jobs.num("waiting"):
+            groups = self._jobs.groups()
+            return all(self._num_worth(kind, WORTH_STARTS, groups) > 0 for kind in more)
+        # Those that still answer the last of another wave are left to end, and to give way.
+        return not self._jobs.num("waiting") or all(
+            not self._standing[kind] or bool(self._idle(kind)) for kind in more
+        )
+
+    def _start_together(self, kinds: Sequence[str]) -> list[Action]:
+        """Start one engine of each kind, or none where there is no room for all."""
+        engines = {f"{kind}-{next(self._numbers)}": kind for kind in kinds}
+        demands = dict(zip(engines, self._demands(kinds), strict=True))
+        if not self.room.take(demands, lasting=True):
+            self.room.keep_for([*demands.values()])
+            return []
+        for name, kind in engines.items():
+            self._engines[name] = self._standing[kind][name] = _Engine(kind)
+        return [Start(kind, name) for name, kind in engines.items()]
+
+    def _demands(self, kinds: Iterable[str]) -> list[Demand]:
+        return [self._kinds[kind].demand for kind in kinds]
+
+    def _missing(self, needs: Needs) -> list[str]:
+        return [kind for kind in dict.fromkeys(needs) if not self._standing[kind]]
+
+    def _num_worth(self, kind: str, times: float, groups: Sequence[Needs]) -> int:
+        """How many engines have so many times as much work in these groups as a wave costs.
+
+        That is its start, and the time in which the last of them leave it half empty.
+        """
+        setting = self._kinds[kind]
+        ready = [self._jobs.ready(group) for group in groups if kind in group]
+        num, ask_s = sum(num for num, _ in ready), sum(seconds for _, seconds in ready)
+        end_s = (1 - 1 / setting.at_once) * ask_s / max(1, num) / 2
+        return int(ask_s / setting.at_once / max(times * (setting.start_s + end_s), 1e-9))
+
+    def _num_wanted(self, kind: str, times: float, groups: Sequence[Needs]) -> int:
+        """How many engines are worth their start; one for any work."""
+        most = min(self._kinds[kind].most, self._num_useful(kind, groups))
+        return min(most, max(1, self._num_worth(kind, times, groups)))
+
+    def _num_useful(self, kind: str, groups: Iterable[Needs], later: int = 0) -> int:
+        """How many engines can be asked something, if these groups are."""
+        ready = sum(self._jobs.ready(group)[0] for group in groups if kind in group)
+        jobs = ready + self._jobs.num("asking", kind) + later
+        return math.ceil(jobs / self._kinds[kind].at_once)
 
     def _ask(self) -> list[Action]:
-        """Ask ready jobs, in the order in which they became so, of the least busy engines."""
+        """Ask ready jobs of waves under way, the longest first, of engines that have room."""
         actions: list[Action] = []
-        for needs in self._groups():
-            ready = self._ready[needs]
-            while ready:
-                chosen = {kind: self._least_busy(kind) for kind in needs}
+        for needs in self._jobs.groups():
+            while needs in self._open and (job_id := self._jobs.first_ready(needs)) is not None:
+                chosen = {kind: self._to_ask(kind) for kind in needs}
                 engines = {kind: engine for kind, engine in chosen.items() if engine is not None}
                 if len(engines) < len(chosen):
                     break
-                job = self._jobs[next(iter(ready))]
-                self._leave(job)
-                self._enter(job, "asking")
-                self._asking[job.job_id] = engines
+                self._jobs.move(job_id, "asking")
+                self._asking[job_id] = engines
                 for engine in engines.values():
-                    self._engines[engine].asked.add(job.job_id)
-                actions.append(Ask(job.job_id, engines))
+                    self._engines[engine].asked.add(job_id)
+                actions.append(Ask(job_id, engines))
         return actions
 
-    def _groups(self) -> list[tuple[str, ...]]:
-        """What ready jobs need, those first whose first job has been ready longest."""
-        groups = [needs for needs, ready in self._ready.items() if ready]
-        return sorted(groups, key=lambda needs: next(iter(self._ready[needs].values())))
-
-    def _least_busy(self, kind: str) -> str | None:
+    def _to_ask(self, kind: str) -> str | None:
+        """The least busy engine; the busiest where trainings wait, so that others come free."""
         most = self._kinds[kind].at_once
+        sign = -1 if self._jobs.num("waiting") else 1
         free = (
-            (len(engine.asked), name)
+            (sign * len(engine.asked), name)
             for name, engine in self._standing[kind].items()
             if engine.is_up and len(engine.asked) < most
         )
@@ -286,127 +308,56 @@ class Schedule:
 
     def _stop_unneeded(self) -> list[Action]:
         """Stop idle engines that nobody will ask any more."""
+        groups = self._jobs.groups()
         return [
             self._stop(engine)
-            for kind, load in self._load.items()
-            for engine in self._spare(kind, load.now + (0 if self.crowded else load.later))
+            for kind in self._kinds
+            for engine in self._spare(kind, groups, 0 if self.crowded else self._num_later(kind))
         ]
 
-    def _spare(self, kind: str, jobs: int) -> list[str]:
-        """Idle engines of a kind, beyond those that this many jobs can use."""
-        standing = self._standing[kind]
-        num = len(standing) - math.ceil(jobs / self._kinds[kind].at_once)
-        idle = (name for name, engine in standing.items() if engine.is_up and not engine.asked)
-        return list(itertools.islice(idle, max(0, num)))
+    def _num_later(self, kind: str) -> int:
+        return self._jobs.num("waiting", kind) + self._jobs.num("training", kind)
+
+    def _idle(self, kind: str) -> list[str]:
+        standing = self._standing[kind].items()
+        return [name for name, engine in standing if engine.is_up and not engine.asked]
+
+    def _spare(self, kind: str, groups: Iterable[Needs], later: int = 0) -> list[str]:
+        """Idle engines of a kind, beyond those that these groups can use."""
+        num = len(self._standing[kind]) - self._num_useful(kind, groups, later)
+        return self._idle(kind)[: max(0, num)]
+
+    def _give_way(self, needs: Needs, blocked: Sequence[Sequence[Demand]]) -> list[Action]:
+        """Stop idle engines of no wave, and not needed by who is blocked, where it then has room."""
+        others = (kind for kind in self._kinds if kind not in needs)
+        spare = [name for kind in others for name in self._spare(kind, self._open)]
+        for demands in blocked if spare else ():
+            if self.room.would_fit(demands, without=spare):
+                for name in [*spare]:
+                    fewer = [other for other in spare if other != name]
+                    if self.room.would_fit(demands, without=fewer):
+                        spare = fewer
+                return [self._stop(name) for name in spare]
+        return []
 
     def _stop(self, engine: str) -> Stop:
         del self._standing[self._engines[engine].kind][engine]
         return Stop(engine)
 
-    def _start(self, *, before_trainings: bool) -> list[Action]:
-        """Start engines for ready jobs; before trainings only where enough work waits for them."""
-        worth = WORTH_STARTS if before_trainings or self._num["waiting"] else SPARE_STARTS
-        actions: list[Action] = []
-        for needs in self._groups():
-            missing = self._missing(needs)
-            # A partner that stands already waits for them with what it holds.
-            at_once = len(missing) < len(set(needs)) or not before_trainings
-            if missing and (at_once or any(self._num_worth(kind, worth) for kind in missing)):
-                actions += self._start_together(missing)
-            if self._missing(needs):
-                continue
-            for kind in needs:
-                while len(self._standing[kind]) < self._num_wanted(kind, worth):
-                    started = self._start_together([kind])
-                    if not started:
-                        break
-                    actions += started
-        return actions
-
-    def _start_together(self, kinds: Sequence[str]) -> list[Action]:
-        """Start one engine of each kind, or none where there is no room for all."""
-        engines = {f"{kind}-{next(self._numbers)}": kind for kind in kinds}
-        demands = {name: self._kinds[kind].demand for name, kind in engines.items()}
-        if not self.room.take(demands):
-            self.room.keep_for([*demands.values()])
-            return []
-        for name, kind in engines.items():
-            self._engines[name] = self._standing[kind][name] = _Engine(kind)
-        return [Start(kind, name) for name, kind in engines.items()]
-
-    def _missing(self, needs: Sequence[str]) -> list[str]:
-        return [kind for kind in dict.fromkeys(needs) if not self._standing[kind]]
-
-    def _num_worth(self, kind: str, starts: float) -> int:
-        """How many engines have work that takes them so many times as long as their start."""
-        setting = self._kinds[kind]
-        work_s = self._load[kind].ready_s / setting.at_once
-        return int(work_s / max(starts * setting.start_s, 1e-9))
-
-    def _num_wanted(self, kind: str, starts: float) -> int:
-        """How many engines are worth their start; one for any work."""
-        setting, now = self._kinds[kind], self._load[kind].now
-        useful = min(setting.most, math.ceil(now / setting.at_once))
-        return min(useful, max(1, self._num_worth(kind, starts)))
-
-    def _train(self) -> list[Action]:
-        """Start trainings that fit, the longest first."""
-        actions: list[Action] = []
-        heads = [(*heap[0], demand) for demand in self._waiting if (heap := self._heap(demand))]
-        heapq.heapify(heads)
-        while heads:
-            *_, job_id, demand = heads[0]
-            if not self.room.take({job_id: demand}):
-                self.room.keep_for([demand])
-                heapq.heappop(heads)
-                continue
-            self._leave(self._jobs[job_id])
-            self._enter(self._jobs[job_id], "training")
-            actions.append(Train(job_id))
-            heap = self._heap(demand)
-            if heap:
-                heapq.heapreplace(heads, (*heap[0], demand))
-            else:
-                heapq.heappop(heads)
-        return actions
-
-    def _heap(self, demand: Demand) -> list[tuple[float, int, str]]:
-        """Return the jobs that wait with this demand, without those that do not any more."""
-        heap = self._waiting[demand]
-        while heap and self._stage.get(heap[0][2]) != ("waiting", heap[0][1]):
-            heapq.heappop(heap)
-        return heap
-
-    def _give_way(self) -> list[Action]:
-        """Stop idle engines that nobody asks now, where somebody who waits for room then has it."""
-        if self._is_stuck():
-            return self._start_over()
-        spare = [name for kind, load in self._load.items() for name in self._spare(kind, load.now)]
-        for demands in self._blocked() if spare else ():
-            if self.room.would_fit(demands, without=spare):
-                for name in [*spare]:
-                    without = [other for other in spare if other != name]
-                    if self.room.would_fit(demands, without=without):
-                        spare = without
-                return [self._stop(name) for name in spare]
-        return []
-
-    def _blocked(self) -> list[list[Demand]]:
-        """What waits for room, after all that fits has been started: each to be had together."""
-        engines = [[self._kinds[k].demand for k in self._missing(n)] for n in self._groups()]
-        return [m for m in engines if m] + [[d] for d in self._waiting if self._heap(d)]
-
-    def _is_stuck(self) -> bool:
-        """Whether ready jobs wait, and nothing goes on that could end: each lacks an engine."""
-        moves = self._num["training"] or self._num["asking"]
-        all_up = all(engine.is_up for engine in self._engines.values())
-        stopping = len(self._engines) - sum(map(len, self._standing.values()))
-        return bool(self._num["ready"]) and not moves and all_up and not stopping
-
     def _start_over(self) -> list[Action]:
-        """Stop all engines where that gives room to one with its partners (a node was lost)."""
+        """Where nothing goes on: stop all engines if one then has room with its partners.
+
+        Each stands, and waits for a partner that has no room beside the others: a node was lost.
+        """
+        moves = self._jobs.num("training") or self._jobs.num("asking")
+        if moves or not all(self._is_up(name) for name in self._engines):
+            return []
         self.room.keep_none()
-        demands = ([self._kinds[kind].demand for kind in needs] for needs in self._groups())
-        if any(self.room.would_fit(group, without=self._engines) for group in demands):
+        groups = [self._demands(dict.fromkeys(needs)) for needs in self._jobs.groups()]
+        if any(self.room.would_fit(group, without=self._engines) for group in groups):
             return [self._stop(name) for name in self._engines]
         return []
+
+    def _is_up(self, name: str) -> bool:
+        engine = self._engines[name]
+        return engine.is_up and name in self._standing[engine.kind]

@@ -103,6 +103,16 @@ def test_as_many_nodes_are_kept_as_are_needed() -> None:
     assert not here.take({"y": ONE})
 
 
+def test_a_node_is_kept_where_least_is_there_to_stay() -> None:
+    here = room((8, 2), (8, 2))
+    assert here.take({"engine": ONE}, lasting=True)
+    assert here.take({str(n): ONE for n in range(3)})
+    here.free("0")
+    assert here.left == [(7, 1), (6, 0)]
+    here.keep_for([gpus("large", 2)])
+    assert here.take({"more": ONE})
+
+
 def test_who_would_fit_if_others_went() -> None:
     here = room((8, 2))
     assert here.take({"a": ONE, "b": ONE})

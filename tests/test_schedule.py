@@ -14,6 +14,7 @@ from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Stop
 
 ONE = Demand("small", cpus=1, gpus=1)
 GANG = Demand("gang", cpus=1, gpus=1, count=4)
+WHOLE = Demand("whole node", cpus=1, gpus=8)
 
 
 def nodes(*gpus: float) -> Totals:
@@ -84,6 +85,11 @@ def test_the_longest_training_is_first() -> None:
     assert trains(schedule.decide()) == ["mid"]
 
 
+def test_large_trainings_go_before_long_ones() -> None:
+    jobs = [job("long", s=9), job("large", train=GANG, s=1), job("larger", train=WHOLE, s=0)]
+    assert trains(Schedule(jobs, [], nodes(8, 5)).decide()) == ["larger", "large", "long"]
+
+
 def test_equal_jobs_keep_their_order() -> None:
     schedule = Schedule([job(str(n)) for n in range(5)], [], nodes(5))
     assert trains(schedule.decide()) == ["0", "1", "2", "3", "4"]
@@ -105,13 +111,13 @@ def test_a_job_that_needs_no_training_is_asked_and_one_that_needs_no_engine_ends
 
 def test_trainings_go_before_an_engine_that_little_waits_for() -> None:
     base = kind("base", start_s=10)
-    schedule = Schedule([job("ready", "base", train=None, ask=99), job("b")], [base], nodes(1))
+    schedule = Schedule([job("ready", "base", train=None, ask=49), job("b")], [base], nodes(1))
     assert schedule.decide() == [Train("b")]
 
 
 def test_an_engine_goes_before_trainings_once_much_waits_for_it() -> None:
     base = kind("base", start_s=10)
-    schedule = Schedule([job("ready", "base", train=None, ask=100), job("b")], [base], nodes(1))
+    schedule = Schedule([job("ready", "base", train=None, ask=50), job("b")], [base], nodes(1))
     assert starts(schedule.decide()) == ["base"]
 
 
@@ -162,14 +168,60 @@ def test_a_missing_partner_goes_before_trainings_as_the_other_one_waits_for_it()
     assert base in schedule.engines
 
 
-def test_jobs_are_asked_in_order_of_the_least_busy_engine_that_has_room() -> None:
-    ready = [job(str(n), "base", train=None, ask=1000) for n in range(5)]
+def test_jobs_are_asked_the_longest_first_of_the_least_busy_engine() -> None:
+    ready = [job(str(n), "base", train=None, ask=1000 - n) for n in range(5)]
     schedule = Schedule(ready, [kind("base", most=2, at_once=2)], nodes(2))
     first, second = standing(schedule)
     asked = [(a.job_id, a.engines["base"]) for a in schedule.decide() if isinstance(a, Ask)]
     assert asked == [("0", first), ("1", second), ("2", first), ("3", second)]
     schedule.ended("1")
     assert schedule.decide() == [Ask("4", {"base": second})]
+
+
+def wave(*, trainings: int) -> tuple[Schedule, list[str]]:
+    """Two engines of two askings at once, each of them asked two; and trainings that wait."""
+    ready = [job(str(n), "base", train=None, ask=1000) for n in range(4)]
+    schedule = Schedule(ready, [kind("base", most=2, at_once=2)], nodes(2))
+    started = standing(schedule)
+    schedule.add(job(f"training {n}") for n in range(trainings))
+    assert asks(schedule.decide()) == ["0", "1", "2", "3"]
+    return schedule, started
+
+
+def test_while_trainings_wait_jobs_are_asked_of_the_busiest_engine() -> None:
+    """So that the other one comes free."""
+    schedule, (first, second) = wave(trainings=1)
+    schedule.add([job("next", "base", train=None, ask=5000)])
+    for each in ("1", "2", "3"):
+        schedule.ended(each)
+    assert schedule.decide() == [Stop(second), Ask("next", {"base": first})]
+
+
+def test_a_wave_that_ended_is_not_taken_up_again_for_little_while_trainings_wait() -> None:
+    schedule, (first, second) = wave(trainings=2)
+    schedule.ended("0")
+    schedule.decide()
+    schedule.add([job("late", "base", train=None, ask=1)])
+    assert schedule.decide() == []
+    schedule.ended("1")
+    assert schedule.decide() == [Stop(first)]
+    schedule.down(first)
+    assert trains(schedule.decide()) == ["training 0"]
+    schedule.ended("2")
+    schedule.ended("3")
+    assert schedule.decide() == [Stop(second)]
+    schedule.down(second)
+    assert trains(schedule.decide()) == ["training 1"]
+    schedule.ended("training 1")
+    assert starts(schedule.decide()) == ["base"]
+
+
+def test_a_wave_is_taken_up_again_where_no_training_waits() -> None:
+    schedule, (first, _) = wave(trainings=0)
+    schedule.ended("0")
+    schedule.decide()
+    schedule.add([job("late", "base", train=None, ask=1)])
+    assert schedule.decide() == [Ask("late", {"base": first})]
 
 
 def test_a_shared_judge_is_asked_with_each_base() -> None:
@@ -209,6 +261,14 @@ def test_an_idle_engine_gives_way_to_a_training_and_to_another_engine() -> None:
     assert schedule.decide() == [Stop(engine)]
     schedule.down(engine)
     assert starts(schedule.decide()) == ["large"]
+
+
+def test_an_idle_engine_does_not_give_way_to_its_partner() -> None:
+    schedule, engine = idle_engine(job("b", "base", "large", train=None), gpus=3)
+    assert schedule.decide() == []
+    schedule.ended("later")
+    assert starts(schedule.decide()) == ["large"]
+    assert engine in schedule.engines
 
 
 def test_an_idle_engine_stays_where_its_going_would_not_help() -> None:
@@ -256,7 +316,7 @@ def test_spare_engines_go_as_soon_as_what_is_left_needs_fewer() -> None:
     assert schedule.decide() == [Stop(second)]
 
 
-@pytest.mark.parametrize("large", [GANG, Demand("whole node", cpus=1, gpus=4)])
+@pytest.mark.parametrize("large", [GANG, Demand("half a node", cpus=1, gpus=4)])
 @pytest.mark.parametrize("cluster", [nodes(4), nodes(4, 4)])
 def test_small_trainings_do_not_starve_a_large_one(large: Demand, cluster: Totals) -> None:
     small = [job(str(n), s=10) for n in range(1000)]
