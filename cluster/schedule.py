@@ -255,7 +255,18 @@ class Schedule:
         return [self._kinds[kind].demand for kind in kinds]
 
     def _missing(self, needs: Needs) -> list[str]:
-        return [kind for kind in dict.fromkeys(needs) if not self._standing[kind]]
+        """Kinds of which none stands, or for more of which an idle engine of another waits."""
+        is_idle = any(self._idle(kind) for kind in needs)
+        return [
+            kind
+            for kind in dict.fromkeys(needs)
+            if not self._standing[kind] or (is_idle and self._is_full(kind))
+        ]
+
+    def _is_full(self, kind: str) -> bool:
+        setting, standing = self._kinds[kind], self._standing[kind].values()
+        asked = all(engine.is_up and len(engine.asked) >= setting.at_once for engine in standing)
+        return asked and len(standing) < setting.most
 
     def _num_worth(self, kind: str, times: float, groups: Sequence[Needs]) -> int:
         """How many engines have so many times as much work in these groups as a wave costs.
@@ -328,7 +339,7 @@ class Schedule:
         return self._idle(kind)[: max(0, num)]
 
     def _give_way(self, needs: Needs, blocked: Sequence[Sequence[Demand]]) -> list[Action]:
-        """Stop idle engines of no wave, and not needed by who is blocked, where it then has room."""
+        """Stop idle engines of no wave and not of `needs`, where who is blocked has room then."""
         others = (kind for kind in self._kinds if kind not in needs)
         spare = [name for kind in others for name in self._spare(kind, self._open)]
         for demands in blocked if spare else ():

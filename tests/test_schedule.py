@@ -168,6 +168,22 @@ def test_a_missing_partner_goes_before_trainings_as_the_other_one_waits_for_it()
     assert base in schedule.engines
 
 
+def test_another_partner_starts_where_an_engine_stands_idle_for_the_one_that_is_full() -> None:
+    kinds = [kind("a"), kind("b", start_s=1), kind("judge", most=2, start_s=1)]
+    schedule = Schedule([job("first", "a", "judge", train=None)], kinds, nodes(4))
+    standing(schedule)
+    assert asks(schedule.decide()) == ["first"]
+    schedule.add([job("next", "b", "judge", train=None, ask=5), *(job(str(n)) for n in range(9))])
+    actions = schedule.decide()
+    assert (starts(actions), trains(actions)) == (["b"], ["0"])
+    schedule.up(*engines(actions))
+    assert schedule.decide() == []
+    schedule.ended("0")
+    (judge,) = standing(schedule)
+    assert judge.startswith("judge")
+    assert asks(schedule.decide()) == ["next"]
+
+
 def test_jobs_are_asked_the_longest_first_of_the_least_busy_engine() -> None:
     ready = [job(str(n), "base", train=None, ask=1000 - n) for n in range(5)]
     schedule = Schedule(ready, [kind("base", most=2, at_once=2)], nodes(2))

@@ -19,7 +19,8 @@ model, an evaluation, a served judge or none; durations are log-normal (SPREAD) 
 
 Assumed as well: estimates are off by 30 % either way; 5 % of trainings fail somewhere, and half of
 what was done is lost; each node (of 8 GPUs) is lost every two days on average, for 20 minutes, with
-all that stood on it, which is done again from its start; an engine takes 10 s to stop.
+all that stood on it: trainings are done again from their start, answers from the last tenth of a
+cell's that was stored; an engine takes 10 s to stop.
 
 The bound is the greater of two: the work that is needed over all GPUs (an engine's GPUs shared by
 those it can be asked by at once), and the longest training and asking of one cell. Starts of
@@ -56,6 +57,7 @@ SPREAD, ESTIMATE_ERROR = 0.4, 0.3
 FAIL, NODE_LOST_S, NODE_AWAY_S = 0.05, 2 * 86_400.0, 1_200.0
 START_S, STOP_S = (60.0, 180.0), 10.0
 NODE = (96.0, 8.0)
+PARTS = 10  # in which the answers of a cell are stored
 KEPT = 10_000  # moments of a simulation's history
 AT_ONCE, JUDGED_AT_ONCE, JUDGE_FACTOR = 8, 16, 1.5
 
@@ -177,6 +179,8 @@ class Simulation:
         self.numbers = itertools.count()
         self.valid: dict[str, int] = {}  # the event that is to come of each job and engine
         self.left_s = {name: cell.train_s for name, cell in self.cells.items()}
+        self.left_ask_s = {name: cell.ask_s for name, cell in self.cells.items()}
+        self.since: dict[str, float] = {}
         self.fails_at: dict[str, float] = {}  # the share that was done
         self.state: dict[str, str] = {}  # of each engine: starting, up or stopping
         self.kind_of: dict[str, str] = {}
@@ -235,7 +239,8 @@ class Simulation:
             cell = self.cells[action.job_id]
             self.asked[action.job_id] = tuple(action.engines.values())
             self.asking(cell.job, +1)
-            self.after(cell.ask_s, "answered", action.job_id)
+            self.since[action.job_id] = self.now
+            self.after(self.left_ask_s[action.job_id], "answered", action.job_id)
         elif isinstance(action, Start):
             self.num_starts += 1
             self.kind_of[action.engine] = action.kind
@@ -330,12 +335,17 @@ class Simulation:
 
     def again(self, name: str) -> None:
         """A training or an asking was lost: what is left of it is added again."""
+        cell = self.cells[name]
+        if name in self.asked:
+            part = cell.ask_s / PARTS
+            self.left_ask_s[name] -= (self.now - self.since[name]) // part * part
         self.leave(name)
         self.tell("ended", name)
-        cell = self.cells[name]
         left = self.left_s[name] / cell.train_s if cell.train_s else 0.0
         train = cell.job.train if left else None
-        self.tell("add", [replace(cell.job, train=train, train_s=cell.job.train_s * left)])
+        ask_s = cell.job.ask_s * self.left_ask_s[name] / cell.ask_s if cell.ask_s else 0.0
+        again = replace(cell.job, train=train, train_s=cell.job.train_s * left, ask_s=ask_s)
+        self.tell("add", [again])
 
 
 def work(cells: Iterable[Cell], kinds: dict[str, EngineKind]) -> float:
