@@ -5,6 +5,7 @@ Knows nothing of what a command does.
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -233,6 +234,8 @@ def _client(address: str) -> Any:
             f"sending jobs needs Ray's client on this machine: pip install 'em-sweeps[train]' "
             f"({error})"
         ) from error
+    for name in ("ray.dashboard", "ray._private.runtime_env", "ray.job_submission"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with _told(f"no Ray dashboard answers at {address}", cure=REACH), _no_other_address():
         requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_S)
         return JobSubmissionClient(address)

@@ -39,10 +39,10 @@ def submit(
     Comes back once the cluster has passed its checks. A sweep that runs there is not sent again, a
     finished one neither. With --rayjob, prints a manifest for KubeRay and sends nothing.
     """
-    from sweeps.jobs import SweepJobs
+    from sweeps.jobs import SweepJobs, store_to_send
     from sweeps.submitted import remember
 
-    jobs = SweepJobs(spec, store, keep.value if keep else None)
+    jobs = SweepJobs(spec, store_to_send(spec, store), keep.value if keep else None)
     if rayjob:
         print(jobs.manifest(), end="")
         return

@@ -218,6 +218,12 @@ def store_followed(path: Path, store: str | None) -> str | None:
     return sent.store if sent else None
 
 
+def store_to_send(path: Path, store: str | None) -> str | None:
+    """Return the store to send a sweep with: where nothing names one, the one last sent with."""
+    named = store or os.environ.get(STORE_ENV) or load_spec(path).store
+    return store if named else store_followed(path, None)
+
+
 def how_it_stands(job: Job) -> str:
     """Return a job's status in a line, with Ray's words where it could not be started."""
     why = " ".join(job.message.split())
