@@ -291,11 +291,11 @@ class Schedule:
         return math.ceil(jobs / self._kinds[kind].at_once)
 
     def _ask(self) -> list[Action]:
-        """Ask ready jobs of waves under way, the longest first, of the least busy engines."""
+        """Ask ready jobs of waves under way, the longest first, of engines that have room."""
         actions: list[Action] = []
         for needs in self._jobs.groups():
             while needs in self._open and (job_id := self._jobs.first_ready(needs)) is not None:
-                chosen = {kind: self._least_busy(kind) for kind in needs}
+                chosen = {kind: self._to_ask(kind) for kind in needs}
                 engines = {kind: engine for kind, engine in chosen.items() if engine is not None}
                 if len(engines) < len(chosen):
                     break
@@ -306,10 +306,12 @@ class Schedule:
                 actions.append(Ask(job_id, engines))
         return actions
 
-    def _least_busy(self, kind: str) -> str | None:
+    def _to_ask(self, kind: str) -> str | None:
+        """The least busy engine; the busiest where trainings wait, so that others come free."""
         most = self._kinds[kind].at_once
+        sign = -1 if self._jobs.num("waiting") else 1
         free = (
-            (len(engine.asked), name)
+            (sign * len(engine.asked), name)
             for name, engine in self._standing[kind].items()
             if engine.is_up and len(engine.asked) < most
         )

@@ -204,17 +204,26 @@ def wave(*, trainings: int) -> tuple[Schedule, list[str]]:
     return schedule, started
 
 
+def test_while_trainings_wait_jobs_are_asked_of_the_busiest_engine() -> None:
+    """So that the other one comes free."""
+    schedule, (first, second) = wave(trainings=1)
+    schedule.add([job("next", "base", train=None, ask=5000)])
+    for each in ("1", "2", "3"):
+        schedule.ended(each)
+    assert schedule.decide() == [Stop(second), Ask("next", {"base": first})]
+
+
 def test_a_wave_that_ended_is_not_taken_up_again_for_little_while_trainings_wait() -> None:
     schedule, (first, second) = wave(trainings=2)
     schedule.ended("0")
     schedule.decide()
     schedule.add([job("late", "base", train=None, ask=1)])
     assert schedule.decide() == []
-    schedule.ended("2")
+    schedule.ended("1")
     assert schedule.decide() == [Stop(first)]
     schedule.down(first)
     assert trains(schedule.decide()) == ["training 0"]
-    schedule.ended("1")
+    schedule.ended("2")
     schedule.ended("3")
     assert schedule.decide() == [Stop(second)]
     schedule.down(second)
