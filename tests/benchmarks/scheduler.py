@@ -446,8 +446,12 @@ def draw(rows: Sequence[Row], gauges: Gauges, path: Path) -> None:
     for layout, marker in (("as decided", "o"), ("two passes", "x")):
         some = [row for row in rows if row.layout == layout]
         right.plot([r.cells / r.gpus for r in some], [r.ratio for r in some], marker, label=layout)
+    ticks = sorted({round(row.cells / row.gpus) for row in rows})
+    right.set_xscale("log")
+    right.set_xticks(ticks, [str(tick) for tick in ticks])
+    right.minorticks_off()
     right.axhline(1.1, color="grey", linewidth=0.8, linestyle=":")
-    right.set(xlabel="cells a GPU", ylabel="makespan / bound", xscale="log", ylim=(1, None))
+    right.set(xlabel="cells a GPU", ylabel="makespan / bound", ylim=(1, None))
     right.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
