@@ -3,6 +3,7 @@
 Knows nothing of what the function does: it is called with one plain value on every rank.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 # Machines taken back with notice. Each time the work goes on from a checkpoint written at the
 # notice, so these are no failures; bounded all the same.
 MAX_PREEMPTIONS = 100
+# Ray Train's minute would count as failures: room for the ranks may be there only when another
+# training has ended, as after the loss of a node.
+MAX_WAIT_S = 7 * 86_400
 
 
 def run_on_ranks(
@@ -36,6 +40,7 @@ def run_on_ranks(
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     storage_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(MAX_WAIT_S))
     resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     for left in range(failures, -1, -1):
         trainer = TorchTrainer(
