@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -173,6 +173,7 @@ def test_a_table_without_a_column_is_refused() -> None:
         analyse(table(rows({"a": 0.5})).drop_columns(["question"]), what="w")
 
 
+@settings(max_examples=20)  # the other library takes a twentieth of a second each
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_held_p_values_are_those_of_another_library(tests: list[float]) -> None:
     assert holm(tests) == pytest.approx(list(multipletests(tests, method="holm")[1]))

@@ -20,7 +20,8 @@ from em.catalogue import CACHE_ENV
 from tests.fakes import tiny_model
 from tests.sweep_runs import EMSWEEP, report, tiny_spec, write_spec
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm]
+# Two minutes, of which the faults have room.
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.faults]
 
 START_S = 90
 
