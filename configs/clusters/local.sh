@@ -18,9 +18,10 @@ usage() {
 run_node() { # number, then the options of ray start; it runs on until it gets SIGTERM
   local number=$1
   shift
-  # Raylets of one machine must not want the same ports.
+  # Raylets of one machine must not want the same ports, nor unpack a job's code into one folder: the
+  # second removes it under the first one's driver.
   setsid ray start --block --disable-usage-stats --node-ip-address 127.0.0.1 \
-    --num-cpus "$(nproc)" --object-store-memory $((256 * 1024 * 1024)) \
+    --temp-dir "$state/n$number" --num-cpus "$(nproc)" --object-store-memory $((256 * 1024 * 1024)) \
     --min-worker-port $((20000 + 1000 * number)) --max-worker-port $((20999 + 1000 * number)) \
     --dashboard-agent-listen-port $((52365 + number)) \
     "$@" >"$state/node-$number.log" 2>&1 </dev/null &

@@ -6,8 +6,6 @@
 export RAY_AUTH_MODE=token
 # A worker that holds no GPU must not see one, or it would use one that another holds.
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1
-# What a killed worker leaves behind (an engine's own process) is ended by its raylet.
-export RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper=true
 
 # NODE_DISK: a folder on a disk of this node, for models and adapters. Where it is not set, they go
 # below ~/.cache, which on many clusters is a shared disk: slow for all nodes at once.
