@@ -32,6 +32,7 @@ def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Tot
     every process it left. Raises ClusterError where the address does not answer.
     """
     import ray
+    from ray.exceptions import AuthenticationError
 
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     # Orphans of a killed worker (an engine's own process) are then ended by their raylet.
@@ -54,6 +55,12 @@ def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Tot
             )
         else:
             ray.init(address=address, **settings)
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"Ray's token does not open {address or 'a Ray on this machine'}: "
+            f"{str(error).split('. ')[0]}. Unset RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH (they are "
+            "another cluster's), or set them to this one's"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(
             f"no Ray cluster could be joined at {address or 'this machine'}: {error}. Give "

@@ -144,12 +144,14 @@ class SweepJobs:
     def run_there(self, address: str, words: Sequence[str], tell: Callable[[str], None]) -> Job:
         """Run another command of `emsweep` on this sweep there, tell its log, and wait for its end.
 
-        `words` follow the name of the command and the spec, as `["plan", "--json"]`.
+        `words` are the command and what follows the spec, as `["plan", "--json"]`.
         """
         job_id = f"{self.base}-{words[0]}-{uuid.uuid4().hex[:8]}"
         with tempfile.TemporaryDirectory(prefix="emsweep-pack-") as folder:
             inside = pack(self._path, self.spec, Path(folder))
-            command = [*PROGRAM, words[0], str(inside), *words[1:], "--store", self.store_url]
+            command = [*PROGRAM, words[0], str(inside), *words[1:]]
+            if words[0] != "prefetch":  # which has nothing to do with a store
+                command += ["--store", self.store_url]
             submit_job(
                 address,
                 command=shlex.join(command),

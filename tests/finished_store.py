@@ -13,6 +13,7 @@ from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import TrainingRecord
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.registry import register
+from sweeps.results import scored_responses
 from sweeps.stages import generate_stage, judge_stage, run_cell, train_stage
 from sweeps.store import Store
 
@@ -88,3 +89,13 @@ def tree(store: Store) -> dict[str, bytes]:
     """Return every file of a local store, by its path from the root."""
     root = Path(store.url)
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def table(sweep: SweepPlan, store: Store) -> list[object]:
+    """Every counted response with its scores: what a report is made of."""
+    return [
+        row.model_dump()
+        for cell in sweep.cells
+        for judging in cell.judgings
+        for row in scored_responses(cell, judging, store)
+    ]

@@ -17,10 +17,11 @@ import yaml
 from finished_store import finish
 from jobs_server import FakeDashboard, dashboard
 from small_sweep import JUDGE_PROMPTS, QUESTIONS, SPEC
+from typer.main import get_command
 
 from cluster.submit import find_job, follow_job
 from em.catalogue import CACHE_ENV
-from sweeps.cli import main
+from sweeps.cli import app, main
 from sweeps.jobs import SweepJobs
 from sweeps.options import TRIED_AGAIN
 from sweeps.planner import load_plan
@@ -279,6 +280,15 @@ def test_another_command_runs_there_and_ends_as_it_does(run: Run, cluster: FakeD
     words = shlex.split(job["entrypoint"])
     assert words[3:6] == ["status", "spec/small.yaml", "--json"]
     assert run("jobs", "--address", cluster.url)[1] == "no sweep was sent there\n"
+
+
+def test_what_is_run_there_is_a_command_that_there_is(run: Run, cluster: FakeDashboard) -> None:
+    cluster.begins = {"status": "SUCCEEDED", "driver_exit_code": 0}
+    for words in (["plan"], ["status", "--json"], ["prefetch"]):
+        assert run(words[0], "small.yaml", *words[1:], "--address", cluster.url)[0] == 0
+        sent = shlex.split(list(cluster.jobs.values())[-1]["entrypoint"])[3:]
+        known = next(c for c in get_command(app).commands.values() if c.name == sent[0])  # type: ignore[attr-defined]
+        known.make_context(sent[0], sent[1:])  # refuses an option that it has not
 
 
 def test_an_unknown_job_is_none(run: Run, cluster: FakeDashboard) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from finished_store import finish, tree
+from finished_store import finish, table, tree
 from small_sweep import SPEC, FakeEndpoint, FakeReader, RefusingReader, plan
 
 from em.generation import Response
 from em.judging import Judgement
 from sweeps.artefacts import Attempt, StreamRecord
 from sweeps.plan import SweepPlan, stages_to_run
-from sweeps.results import scored_responses
 from sweeps.stages import ask_again, generate_stage, judge_stage
 from sweeps.store import Store
 from sweeps.store_check import StoreCheck, check_store, set_aside
@@ -47,16 +46,6 @@ def relative(path: Path, store: Store) -> str:
 
 def rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def table(sweep: SweepPlan, store: Store) -> list[object]:
-    """Every counted response with its scores: what a report is made of."""
-    return [
-        row.model_dump()
-        for cell in sweep.cells
-        for judging in cell.judgings
-        for row in scored_responses(cell, judging, store)
-    ]
 
 
 def test_a_finished_store_is_whole_and_looking_changes_nothing(store: Store) -> None:

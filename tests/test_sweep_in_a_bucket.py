@@ -5,26 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from finished_store import finish
+from finished_store import finish, table
 from small_sweep import SPEC
 
 from sweeps.plan import SweepPlan, stages_to_run
-from sweeps.results import scored_responses
 from sweeps.store import Store
 from sweeps.store_check import check_store
 from sweeps.store_gc import leftovers
 from sweeps.store_targets import everything
 from tests.sweep_runs import emsweep
-
-
-def table(sweep: SweepPlan, store: Store) -> list[object]:
-    """Every counted response with its scores: what a report is made of."""
-    return [
-        row.model_dump()
-        for cell in sweep.cells
-        for judging in cell.judgings
-        for row in scored_responses(cell, judging, store)
-    ]
 
 
 def test_a_sweep_comes_to_the_same_in_a_bucket(
