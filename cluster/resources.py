@@ -6,7 +6,6 @@ Knows nothing of Ray; takes totals and demands, returns a plan or says what is l
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,6 @@ class Totals:
         return math.fsum(gpus for _, gpus in self.nodes)
 
 
-MOST_WAYS = 2000  # of placing pools that are looked at; 16 replicas on equal nodes have 231
-
-
 @dataclass(frozen=True)
 class Demand:
     """`count` pieces that each hold `cpus` and `gpus` on one node."""
@@ -45,26 +41,20 @@ class Demand:
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """How training and serving share the cluster.
+    """How much of the work an empty cluster holds at once.
 
-    `overlap`: both at once. `two-pass`: all training, then all serving. `pool_groups` are the pools
-    that stand at the same time; `train_slots` how many cells train side by side.
+    `train_slots` cells train side by side if nothing else is there; with `beside`, the engines that
+    any cell is asked of fit beside any training.
     """
 
-    mode: Literal["overlap", "two-pass"]
     train_slots: int
-    pool_groups: tuple[tuple[str, ...], ...]
+    beside: bool
 
     def __str__(self) -> str:
-        groups = len(self.pool_groups)
-        pools = f"{groups} group{'s' * (groups != 1)} of pools"
         if not self.train_slots:
-            return f"no training; {pools}"
-        how = {
-            "overlap": "answers are drawn while others train",
-            "two-pass": "training first, then answers (both do not fit at once)",
-        }[self.mode]
-        return f"{self.train_slots} cells train side by side; {how}; {pools}"
+            return "no training"
+        answers = "answers are drawn meanwhile" if self.beside else "answers wait for their room"
+        return f"up to {self.train_slots} cells train side by side; {answers}"
 
 
 class ClusterTooSmall(ValueError):
@@ -72,60 +62,25 @@ class ClusterTooSmall(ValueError):
 
 
 def plan_resources(
-    totals: Totals, train: Demand | None, pools: Sequence[Demand], *, shared: Sequence[str] = ()
+    totals: Totals, trains: Sequence[Demand], engines: Sequence[Sequence[Demand]]
 ) -> ResourcePlan:
-    """Return how `train` (a cell; `count` ranks) and `pools` run on `totals`.
+    """Return how much of `trains` (one cell's each) and `engines` runs at once on `totals`.
 
-    `shared` are pools (judges) that stand beside every other pool. Raises ClusterTooSmall with the
-    arithmetic where one training, or one pool with the shared ones, fits no way.
+    Each of `engines` are those that a cell is asked of together. Raises ClusterTooSmall with the
+    arithmetic where one training, or one such group, finds no room on the empty cluster.
     """
-    if train is not None and not _fits(totals, [train]):
-        raise ClusterTooSmall(_lacking(totals, [train]))
-    if _fits(totals, [*pools]):
-        groups: tuple[tuple[str, ...], ...] = (tuple(pool.name for pool in pools),) if pools else ()
-    else:
-        common = [pool for pool in pools if pool.name in shared]
-        others = [pool for pool in pools if pool.name not in shared] or common[:1]
-        for pool in others:
-            group = [pool, *(c for c in common if c is not pool)]
-            if not _fits(totals, group):
-                raise ClusterTooSmall(_lacking(totals, group))
-        groups = tuple((pool.name, *(c.name for c in common if c is not pool)) for pool in others)
-    if train is None:
-        return ResourcePlan(mode="two-pass", train_slots=0, pool_groups=groups)
-    overlap = len(groups) == 1 and _fits_wherever(totals, train, pools)
+    for demands in [*([train] for train in trains), *engines]:
+        if not _fits(totals, demands):
+            raise ClusterTooSmall(_lacking(totals, demands))
     return ResourcePlan(
-        mode="overlap" if overlap else "two-pass",
-        train_slots=_slots(totals, train, beside=pools if overlap else ()),
-        pool_groups=groups,
+        train_slots=min((_slots(totals, train) for train in trains), default=0),
+        beside=all(_fits(totals, [train, *group]) for train in trains for group in engines),
     )
 
 
-def _fits_wherever(totals: Totals, train: Demand, pools: Sequence[Demand]) -> bool:
-    """Whether `train` finds room beside `pools`, on whatever nodes the scheduler has put them.
-
-    Else it would wait for room that the pools, which wait for it, never give. Where there are more
-    ways than MOST_WAYS to place them, no.
-    """
-    ways = {tuple(sorted(totals.nodes))}
-    for pool in pools:
-        for _ in range(pool.count):
-            ways = {
-                tuple(sorted([*way[:n], (cpus - pool.cpus, gpus - pool.gpus), *way[n + 1 :]]))
-                for way in ways
-                for n, (cpus, gpus) in enumerate(way)
-                if cpus >= pool.cpus - 1e-9 and gpus >= pool.gpus - 1e-9
-            }
-            if len(ways) > MOST_WAYS:
-                return False
-    return bool(ways) and all(_fits(Totals(nodes=way), [train]) for way in ways)
-
-
-def _slots(totals: Totals, train: Demand, *, beside: Sequence[Demand]) -> int:
-    slots = 0
-    demands = [*beside]
-    while _fits(totals, [*demands, train]):
-        demands.append(train)
+def _slots(totals: Totals, train: Demand) -> int:
+    slots = 1
+    while _fits(totals, [train] * (slots + 1)):
         slots += 1
     return slots
 

@@ -1,7 +1,6 @@
 """What a sweep's stages hold of a cluster, and whether that fits. Knows nothing of running them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from cluster.resources import Demand, ResourcePlan, Totals, plan_resources
 from em.models import ModelConfig
@@ -13,16 +12,12 @@ from sweeps.store import Store
 
 def demands(
     spec: SweepSpec, todo: Iterable[CellPlan], store: Store
-) -> tuple[Demand | None, list[Demand]]:
-    """Return what a training holds at the most, and what each pool holds, for what is to do.
-
-    The training is that of the model whose ranks hold the most (see `train_demand` for one's own).
-    """
-    left = [(cell, stages_to_run(cell, store)) for cell in todo]
-    trained = dict.fromkeys(cell.cell.model.name for cell, stages in left if "train" in stages)
-    trains = [train_demand(spec, name) for name in trained]
-    pools = [_pool_demand(spec, model.name) for model in _served(spec, left)]
-    return max(trains, key=lambda d: (d.gpus * d.count, d.cpus * d.count), default=None), pools
+) -> tuple[list[Demand], list[Demand]]:
+    """Return what one training of each model holds, and one engine of each, for what is to do."""
+    todo = list(todo)
+    trained = dict.fromkeys(c.cell.model.name for c in todo if "train" in stages_to_run(c, store))
+    trains = dict.fromkeys(train_demand(spec, name) for name in trained)
+    return list(trains), [engine_demand(spec, m.name) for m in pool_models(spec, todo, store)]
 
 
 def train_demand(spec: SweepSpec, model_name: str) -> Demand:
@@ -36,19 +31,10 @@ def train_demand(spec: SweepSpec, model_name: str) -> Demand:
     )
 
 
-def _pool_demand(spec: SweepSpec, model_name: str) -> Demand:
-    own = spec.for_model(model_name)
-    return Demand(
-        name=model_name,
-        cpus=own.resources.serve_cpus,
-        gpus=own.resources.serve_gpus,
-        count=own.serving.replicas,
-    )
-
-
 def engine_demand(spec: SweepSpec, model_name: str) -> Demand:
     """Return what one engine of a model holds."""
-    return replace(_pool_demand(spec, model_name), count=1)
+    own = spec.for_model(model_name).resources
+    return Demand(name=model_name, cpus=own.serve_cpus, gpus=own.serve_gpus)
 
 
 def pool_models(spec: SweepSpec, todo: Iterable[CellPlan], store: Store) -> list[ModelConfig]:
@@ -77,6 +63,8 @@ def feasible(
     plan: SweepPlan, todo: Sequence[CellPlan], store: Store, totals: Totals
 ) -> ResourcePlan:
     """Return how the work is laid out on `totals`. Raises ClusterTooSmall with the arithmetic."""
-    train, pools = demands(plan.spec, todo, store)
-    shared = [model.name for model in judge_models(plan.spec)]
-    return plan_resources(totals, train, pools, shared=shared)
+    trains, engines = demands(plan.spec, todo, store)
+    judges = {model.name for model in judge_models(plan.spec)}
+    shared = [engine for engine in engines if engine.name in judges]
+    groups = [[engine, *shared] for engine in engines if engine.name not in judges]
+    return plan_resources(totals, trains, groups or ([shared] if shared else []))

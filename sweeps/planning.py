@@ -40,14 +40,14 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         for status in told
     ]
     totals = local_totals()
-    train, pools = demands(sweep.spec, todo, store)
+    trains, engines = demands(sweep.spec, todo, store)
     slots = 1
     try:
         layout = feasible(sweep, todo, store, totals)
         slots, fits = layout.train_slots, str(layout)
     except ClusterTooSmall as short:
         fits = f"not on this machine: {short}"
-    holds = [str(demand) for demand in ([train] if train else []) + pools] if todo else []
+    holds = [str(demand) for demand in trains + engines] if todo else []
     hours = gpu_hours(sweep.spec, todo, sweep.cells, store, times=times(sweep))
     return {
         "sweep": sweep.spec.name,

@@ -84,9 +84,9 @@ def _look(question: Question) -> NodeFacts:
 
 
 def demanded(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[Demand]:
-    """Return what one training, and what each replica, holds of a node."""
-    train, pools = demands(plan.spec, todo, store)
-    return [*([train] if train else []), *pools]
+    """Return what one training, and what one engine, holds of a node."""
+    trains, engines = demands(plan.spec, todo, store)
+    return [*trains, *engines]
 
 
 def models_needed(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[ModelConfig]:
