@@ -19,7 +19,7 @@ Waiting = tuple[tuple[float, float], int, str, Demand]  # its place, a number, i
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done. Seconds are estimates, and bear on the order alone.
+    """What is to be done. Seconds are estimates, for the order and for what is worth it.
 
     `train` is what its training holds (None: nothing to train); `needs` are the kinds of engine
     that it is asked of, all at once; none where nothing is to be asked.

@@ -7,21 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 
-def released_trials(release: Callable[[], str | None]) -> Any:
+def released_trials(release: Callable[[], str | None], more: Callable[[], bool]) -> Any:
     """Return a searcher for Tune: its trials have `{"cell": release()}` as their config.
 
     `release` is asked at each of Tune's steps, and gives None where no trial may start now. The
-    search is over when it gives None and no trial is under way: a trial's process, kept for the
-    next one, would else hold what others wait for.
+    search is over when it gives None and no trial is under way, or no `more` may come: Tune keeps
+    the process of an ended trial for the next one, and with it what others wait for.
     """
     from ray.tune.search import Searcher
 
     class Released(Searcher):  # type: ignore[misc]
         # Tune writes its searcher, class and all, to disk: what belongs to this process is in
         # attributes, which are left out.
-        def __init__(self, release: Callable[[], str | None]) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self._release = release
+            self._release, self._more = release, more
             self._under_way = 0
 
         def __getstate__(self) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def released_trials(release: Callable[[], str | None]) -> Any:
             if cell is not None:
                 self._under_way += 1
                 return {"cell": cell}
-            return None if self._under_way else Searcher.FINISHED
+            return None if self._under_way and self._more() else Searcher.FINISHED
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -48,4 +48,4 @@ def released_trials(release: Callable[[], str | None]) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             """See save."""
 
-    return Released(release)
+    return Released()

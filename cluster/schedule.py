@@ -7,7 +7,8 @@ Jobs that need the same engines are asked in waves: engines start before further
 much waits for them that their start is worth it, or in room that trainings leave; a wave ends when
 nobody is ready, and its engines then give their room to whoever waits for it, and stop when nobody
 will ask them any more. Engines that answer together are started together, and nobody else holds
-room while waiting for other room: so there is always something that goes on.
+room while waiting for other room: so there is always something that goes on, in
+a cluster that nobody else uses.
 
 A state without a clock: the same object schedules a real cluster and a simulated one. Knows nothing
 of Ray, of what a job is, or of how anything is started.
@@ -82,6 +83,7 @@ Action = Train | Ask | Start | Stop
 class _Engine:
     kind: str
     is_up: bool = False
+    has_answered: bool = False
     asked: set[str] = field(default_factory=set)
 
 
@@ -138,7 +140,12 @@ class Schedule:
     def up(self, engine: str) -> None:
         """An engine answers."""
         if engine in self._engines:
-            self._engines[engine].is_up = True
+            self._engines[engine].is_up = self._engines[engine].has_answered = True
+
+    def away(self, engine: str) -> None:
+        """An engine does not answer for now: it is asked nothing more until it is `up` again."""
+        if engine in self._engines:
+            self._engines[engine].is_up = False
 
     def down(self, engine: str) -> None:
         """An engine is gone, and holds nothing any more. Jobs that it is asked of are not over."""
@@ -158,6 +165,11 @@ class Schedule:
     def engines(self) -> list[str]:
         """The engines that hold room."""
         return list(self._engines)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many jobs wait to be trained."""
+        return self._jobs.num("waiting")
 
     def wanted(self, most: int) -> list[Demand]:
         """Return what is held, and what would be started if there were room: `most` at most."""
@@ -336,7 +348,9 @@ class Schedule:
     def _spare(self, kind: str, groups: Iterable[Needs], later: int = 0) -> list[str]:
         """Idle engines of a kind, beyond those that these groups can use."""
         num = len(self._standing[kind]) - self._num_useful(kind, groups, later)
-        return self._idle(kind)[: max(0, num)]
+        standing = self._standing[kind].items()
+        unasked = [(e.is_up, name) for name, e in standing if e.has_answered and not e.asked]
+        return [name for _, name in sorted(unasked)][: max(0, num)]  # those that are away first
 
     def _give_way(self, needs: Needs, blocked: Sequence[Sequence[Demand]]) -> list[Action]:
         """Stop idle engines of no wave and not of `needs`, where who is blocked has room then."""

@@ -10,6 +10,7 @@ Knows nothing of how an engine speaks (see cluster.engine), nor of what the comp
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from cluster.requests import (
 )
 
 LOGGER = logging.getLogger(__name__)
+_STARTING = threading.Lock()
 
 RETRIES = 2
 PATIENCE_S = 600.0  # a replacement loads the model anew, and may wait for its resources
@@ -143,7 +145,8 @@ def start_pool(config: PoolConfig, merge: Merge, locate: Locate) -> Pool:
     """
     from ray import serve
 
-    serve.start(proxy_location="Disabled", http_options={"location": "NoServer"})
+    with _STARTING:  # Serve's controller is made by whoever comes first, and by one only
+        serve.start(proxy_location="Disabled", http_options={"location": "NoServer"})
     actor = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
     deployment = serve.deployment(
         _Replica,
@@ -172,11 +175,34 @@ def connect_pool(name: str) -> Pool:
 
 def stop_pool(name: str) -> None:
     """End a pool, its replicas and their engines; nothing happens if there is none."""
+    stop_pools([name])
+
+
+def stop_pools(names: Sequence[str]) -> None:
+    """End pools, all at once, as each may drain for a while. A warning tells of one that stays."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     with contextlib.suppress(RayServeException):  # Serve itself was never started
-        serve.delete(name)
+        for name in names:
+            serve.delete(name, _blocking=False)
+        for name in names:
+            try:
+                serve.delete(name)
+            except TimeoutError as error:
+                LOGGER.warning("pool %s has not ended yet: %s", name, error)
+
+
+def standing_pools() -> set[str]:
+    """Return the names of the pools that have a running replica, of whatever driver."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        applications = serve.status().applications
+    except RayServeException:
+        return set()
+    return {name for name, told in applications.items() if _num_of(told)}
 
 
 def running_pools() -> list[str]:
@@ -246,8 +272,12 @@ def _num_running(name: str) -> int:
         application = serve.status().applications.get(name)
     except (RayError, RayServeException):
         return 0
-    deployments = application.deployments.values() if application else ()
-    return sum(deployment.replica_states.get("RUNNING", 0) for deployment in deployments)
+    return _num_of(application) if application else 0
+
+
+def _num_of(application: Any) -> int:
+    states = (deployment.replica_states for deployment in application.deployments.values())
+    return sum(state.get("RUNNING", 0) for state in states)
 
 
 def _lost() -> tuple[type[Exception], ...]:

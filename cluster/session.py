@@ -35,8 +35,6 @@ def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Tot
     from ray.exceptions import AuthenticationError
 
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    # Orphans of a killed worker (an engine's own process) are then ended by their raylet.
-    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
     settings: dict[str, Any] = {
         "runtime_env": {"env_vars": environment},
         "logging_level": "warning",
@@ -44,6 +42,10 @@ def session(address: str | None, *, environment: dict[str, str]) -> Iterator[Tot
     }
     try:
         if address is None:
+            # Orphans of a killed worker (an engine's own process) are then ended by their raylet.
+            os.environ.setdefault(
+                "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true"
+            )
             # A worker that holds no GPU must not see one, or it would use one that another holds.
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
             ray.init(

@@ -63,6 +63,8 @@ def plan(
     from sweeps.tracking import check_key_for
 
     if address is not None:
+        if as_json:
+            raise ValueError("plan --json is of this machine's plan: drop --address, or --json")
         plan_there(spec, store, address, keep)
         return
     sweep, target = open_sweep(

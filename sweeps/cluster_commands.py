@@ -86,9 +86,9 @@ def _there_if_dashboard(path: Path, store: str | None, address: str, words: list
     from cluster.submit import is_dashboard
 
     if is_dashboard(address):
-        from sweeps.jobs import run_there
+        from sweeps.jobs import run_there, store_to_send
 
-        raise typer.Exit(run_there(path, store, address, words))
+        raise typer.Exit(run_there(path, store_to_send(path, store), address, words))
 
 
 def _noise(command: str) -> Path:

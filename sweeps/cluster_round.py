@@ -20,9 +20,10 @@ from em.models import ModelConfig
 from sweeps.estimate import START_S, seconds_left
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cells
 from sweeps.failures import Outcome
-from sweeps.layout import engine_demand, judge_models, pool_models, train_demand
+from sweeps.files import StoreError
+from sweeps.layout import engine_demand, judge_models, train_demand
 from sweeps.outcomes import Outcomes
-from sweeps.plan import CellPlan, stages_to_run
+from sweeps.plan import CellPlan, Stage, stages_to_run
 from sweeps.pools import Pools
 from sweeps.progress import SweepProgress
 from sweeps.spec import SweepSpec
@@ -62,7 +63,7 @@ class ClusterRound:
         self._outcomes, self._progress, self._is_crowded = outcomes, progress, is_crowded
         self._cells = {cell.cell_id: cell for cell in cells}
         self._left = {cell.cell_id: stages_to_run(cell, store) for cell in cells}
-        self._models = {model.name: model for model in pool_models(spec, cells, store)}
+        self._models = self._served(cells)
         self._judges = tuple(model.name for model in judge_models(spec))
         to_train = [cell for cell in cells if "train" in self._left[cell.cell_id]]
         # Cells with one training (equal data under two names) are trained once, by the first.
@@ -76,9 +77,21 @@ class ClusterRound:
         self._asked: queue.Queue[EvaluationTask | None] = queue.Queue()
         self._stop = threading.Event()
         self._ended: Future[None] = Future()  # with the first error of a thread
+        self._answered: set[str] = set()  # engines that have come up
         self._totals = totals()
         self._schedule = Schedule([], self._kinds(), self._totals)
-        self._take_up([c for c in cells if c not in to_train] + self._first)
+        trained = [cell for cell in cells if "train" not in self._left[cell.cell_id]]
+        self._take_up(trained + self._first)
+
+    def _served(self, cells: Sequence[CellPlan]) -> dict[str, ModelConfig]:
+        """The models that are asked, by name: of one reading of the store, as jobs are."""
+        found = {c.cell.model.name: c.cell.model for c in cells if self._has_left(c, "generate")}
+        if any(self._has_left(cell, "judge") for cell in cells):
+            found |= {model.name: model for model in judge_models(self._spec)}
+        return found
+
+    def _has_left(self, cell: CellPlan, stage: Stage) -> bool:
+        return stage in self._left[cell.cell_id]
 
     def _kinds(self) -> list[EngineKind]:
         return [
@@ -129,7 +142,7 @@ class ClusterRound:
             self._decide()
             while not self._schedule.is_done:
                 if trainings is not None and not self._released.empty():
-                    trainings.run(self._release, self._trained)
+                    trainings.run(self._release, self._trained, more=self._more_to_train)
                 self._changed.wait(LOOK_S)
                 self._changed.clear()
                 if self._ended.done():
@@ -156,7 +169,8 @@ class ClusterRound:
             raise
         finally:
             self._stop.set()
-            self._tell_autoscaler([])
+            with contextlib.suppress(Exception):  # Ray may be gone, and is not what to tell of
+                self._tell_autoscaler([])
 
     def _beside(self, work: Callable[[], None]) -> threading.Thread:
         """Do it in a thread, which nobody waits for when the run is interrupted."""
@@ -193,7 +207,8 @@ class ClusterRound:
         each other only what is stored.
         """
         budgets = any(judge.budget is not None for judge in self._spec.judges)
-        return 1 if budgets else len(self._cells)
+        engines = sum(kind.most for kind in self._kinds())
+        return 1 if budgets else self._spec.serving.concurrency * max(1, engines)
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK_S):
@@ -201,12 +216,18 @@ class ClusterRound:
 
     def _look(self) -> None:
         """See whether nodes have come or gone, and tell an autoscaler what is wanted."""
-        found, crowded = totals(), self._is_crowded()
+        found, standing = totals(), self._pools.standing()
         with self._lock:
             if found != self._totals:
                 self._totals = found
                 self._schedule.set_totals(found)
-            self._schedule.crowded = crowded
+            with contextlib.suppress(StoreError, OSError):  # out of reach: as it was seen last
+                self._schedule.crowded = self._is_crowded()
+            for engine in self._answered:
+                if engine in standing:
+                    self._schedule.up(engine)
+                else:
+                    self._schedule.away(engine)
             wanted = self._schedule.wanted(MOST_ASKED_FOR)
         self._tell_autoscaler(wanted)
         self._decide()
@@ -222,6 +243,10 @@ class ClusterRound:
             return self._released.get_nowait()
         except queue.Empty:
             return None
+
+    def _more_to_train(self) -> bool:
+        with self._lock:
+            return self._schedule.num_waiting > 0 or not self._released.empty()
 
     def _trained(self, cell_id: str) -> None:
         """Take down the end of a training, for all cells that it was for."""
@@ -272,10 +297,13 @@ class ClusterRound:
         self._pools.start(model, engine)
         self._progress.say(f"an engine of {model.name} answers")
         with self._lock:
+            self._answered.add(engine)
             self._schedule.up(engine)
         self._decide()
 
     def _end(self, engine: str) -> None:
+        with self._lock:
+            self._answered.discard(engine)
         self._pools.stop(engine)
         with self._lock:
             self._schedule.down(engine)

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cluster.serving import connect_pool
@@ -68,7 +69,10 @@ def evaluate_cells(
     """
     import ray
 
-    remote = ray.remote(num_cpus=0, max_retries=retries)(_evaluate_remotely)
+    # On all nodes: without CPUs of their own they would all lie on the driver's.
+    remote = ray.remote(num_cpus=0, max_retries=retries, scheduling_strategy="SPREAD")(
+        _evaluate_remotely
+    )
     running: dict[Any, CellPlan] = {}
     answering: dict[str, EvaluationTask] = {}
     looked = time.monotonic()
@@ -120,11 +124,12 @@ def evaluate_cell(
     def speak(trained: TrainingRecord | None) -> ModelEndpoint:
         weights = None
         if trained is not None:
-            folder = store.adapter_dir(trained)
-            check_same_weights(folder, trained)
-            # A pool's engine may be on a node that has another disk.
-            far = task.pools and not store.files.is_local
-            place = store.adapter_url(trained.key) if far else str(folder)
+            if task.pools and not store.files.is_local:
+                # Its engine may be on another node, fetches it to there, and compares the hash.
+                place = store.adapter_url(trained.key)
+            else:
+                place = str(store.adapter_dir(trained))
+                check_same_weights(Path(place), trained)
             weights = weights_of(place, trained.weights_sha256, trained.kind)
         return ModelEndpoint(models[plan.cell.model.name], weights)
 

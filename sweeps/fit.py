@@ -64,21 +64,28 @@ def cards(facts: Sequence[NodeFacts]) -> Cards:
 def memory(
     plan: SweepPlan, todo: Sequence[CellPlan], store: Store, facts: Sequence[NodeFacts]
 ) -> list[Memory]:
-    """Return what each kind of training, and each engine, holds of the smallest card there is.
+    """Return what each kind of training, and each engine, holds of the smallest card it may get.
 
     Empty where the sweep asks for no GPU. A model that cannot be told is told as such.
     """
-    seen, spec = cards(facts), plan.spec
+    spec = plan.spec
     found = []
     for model, config in _trainings(todo, store):
         gpus = spec.for_model(model.name).resources.train_gpus
         if gpus:
+            seen = cards(_with_room(facts, gpus))
             found.append(training_memory(model, config, seen, share=min(1.0, gpus)))
     for model in pool_models(spec, todo, store):
         own = spec.for_model(model.name)
         if own.resources.serve_gpus:
+            seen = cards(_with_room(facts, own.resources.serve_gpus))
             found.append(serving_memory(model, own, seen))
     return found
+
+
+def _with_room(facts: Sequence[NodeFacts], gpus: float) -> list[NodeFacts]:
+    """The nodes that have so many GPUs; all where none has (that is told as a lack of room)."""
+    return [fact for fact in facts if len(fact.gpus) >= gpus] or list(facts)
 
 
 def _trainings(todo: Sequence[CellPlan], store: Store) -> list[tuple[ModelConfig, TrainingConfig]]:

@@ -216,8 +216,10 @@ def _measured(
         if stage == "train":
             held = own.training.ranks * own.resources.train_gpus * sum(p.seconds for p in parts)
         else:
+            # As many engines as answered at once at most: they come one by one.
             spent = union_length((p.started, p.started + p.seconds) for p in parts)
-            held = own.serving.replicas * own.resources.serve_gpus * spent
+            most = min(own.serving.replicas * spent, sum(p.seconds for p in parts))
+            held = most * own.resources.serve_gpus
         if held and done[stage, name]:
             found[stage, name] = held / done[stage, name]
     return found

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from cluster.session import ClusterError
 from cluster.submit import Job, follow_job, job_log, list_jobs, submit_job
 from em.record import fingerprint
 from sweeps.attempts import statuses
@@ -238,7 +239,12 @@ def _left_failed_cells(address: str, job: Job) -> bool:
 
     Of what did not come to run the store may know nothing that could be resumed.
     """
-    return job.exit_code == SOME_FAILED and TRIED_AGAIN in job_log(address, job.job_id)
+    if job.exit_code != SOME_FAILED:
+        return False
+    try:
+        return TRIED_AGAIN in job_log(address, job.job_id)
+    except ClusterError:
+        return False  # its log is gone: with its node, perhaps
 
 
 def _number(job: Job, base: str) -> int:

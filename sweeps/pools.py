@@ -3,13 +3,14 @@
 Knows nothing of which cells ask them, or in what order.
 """
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from cluster.requests import EngineDead, PoolConfig, Weights
-from cluster.serving import running_pools, start_pool, stop_pool
+from cluster.serving import running_pools, standing_pools, start_pool, stop_pool, stop_pools
 from cluster.session import ClusterError
 from em.models import ModelConfig
 from em.record import fingerprint
@@ -30,7 +31,9 @@ class Pools:
     def __init__(self, spec: SweepSpec, store: Store, beat: Beat, *, joined: bool) -> None:
         """Start nothing yet. A cluster that was `joined` keeps what is not stopped."""
         self._spec, self._store, self._beat, self.joined = spec, store, beat, joined
-        self._names: dict[str, str] = {}
+        self._names: dict[str, str] = {}  # of engines that are starting or stand
+        self._numbers = itertools.count(1)
+        self._given_up = False
         self._lock = threading.Lock()
 
     def name(self, engine: str) -> str:
@@ -42,22 +45,32 @@ class Pools:
 
         Raises ClusterError where it does not come up.
         """
+        prefix = _prefix(self._spec, self._store, model)
         with self._lock:
-            number = len(self._names) + 1
-            name = f"{_prefix(self._spec, self._store, model)}{self._beat.driver}-{number}"
+            name = f"{prefix}{self._beat.driver}-{next(self._numbers)}"
             self._names[engine] = name
         with self._beat.starting(f"engine {engine}"):
             _start(model, name, self._spec)
+        if self._given_up:  # while it was starting: nobody will ask it
+            stop_pool(name)
 
     def stop(self, engine: str) -> None:
         """End an engine; what it held is free when this returns."""
         stop_pool(self._names[engine])
+        with self._lock:
+            del self._names[engine]
+
+    def standing(self) -> set[str]:
+        """Return the engines that have a replica which runs: others wait for room, or are lost."""
+        running = standing_pools()
+        with self._lock:
+            return {engine for engine, name in self._names.items() if name in running}
 
     def give_up(self) -> None:
         """End all of them after an error: a Ray that was started here ends with them anyway."""
+        self._given_up = True
         if self.joined:
-            for name in list(self._names.values()):
-                stop_pool(name)
+            stop_pools(list(self._names.values()))
 
 
 def _prefix(spec: SweepSpec, store: Store, model: ModelConfig) -> str:

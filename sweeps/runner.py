@@ -1,7 +1,7 @@
-"""Running a sweep: what is missing, in passes over a cluster or one by one in this process.
+"""Running a sweep: what is missing, in rounds on a cluster or one by one in this process.
 
-Decides what runs and in what order; the stages themselves are in sweeps.stages. Knows nothing of
-the command line.
+Begins and ends it; what goes on in a round is in sweeps.cluster_round, the stages themselves in
+sweeps.stages. Knows nothing of the command line.
 """
 
 import asyncio

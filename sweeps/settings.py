@@ -164,8 +164,8 @@ class ServingConfig(Record):
     max_loras: int = Field(default=4, ge=1)
     kv_cache_gib: float = Field(default=4, gt=0, description="CPU only")
     gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1)
-    replicas: int = Field(default=1, ge=1, description="engines for each base model")
-    concurrency: int = Field(default=4, ge=1, description="cells asked side by side")
+    replicas: int = Field(default=1, ge=1, description="engines of each base model, at most")
+    concurrency: int = Field(default=4, ge=1, description="cells side by side, of an engine")
     stall_limit_s: float = Field(
         default=300,
         ge=1,

@@ -1,8 +1,8 @@
 """The training of every cell that lacks it, as trials of Ray Tune: one trial a cell.
 
 A one-rank cell trains in the trial's own process, which is kept for the next cell with its base
-model warm; several ranks train through Ray Train inside the trial. Tune schedules and retries; the
-store remembers. Knows nothing of serving or judging.
+model warm; several ranks train through Ray Train inside the trial. Tune carries out and
+retries what is released to it; the store remembers. Knows nothing of serving or judging.
 """
 
 import json
@@ -58,21 +58,21 @@ class TrialFailed(RuntimeError):
 
 
 class Telling:
-    """Tells of cells, and keeps a StoreError: Tune would tell it as an error of its own."""
+    """Tells of cells, and keeps what the store raises: Tune would take the trial for failed."""
 
     def __init__(self, on_done: Callable[[str], None]) -> None:
         self._on_done = on_done
-        self._error: StoreError | None = None
+        self._error: StoreError | OSError | None = None
 
     def __call__(self, cell_id: str) -> None:
         """Tell of one cell."""
         try:
             self._on_done(cell_id)
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             self._error = self._error or error
 
     def check(self) -> None:
-        """Raise the first StoreError there was."""
+        """Raise the first error of the store that there was."""
         if self._error is not None:
             raise self._error
 
@@ -124,12 +124,18 @@ class Trainings:
         self._rows = {key: ray.put(tuple(value)) for key, value in rows.items()}
         self._by_cell = {task.plan.cell_id: ray.put(task) for task in tasks}
 
-    def run(self, release: Callable[[], str | None], on_done: Callable[[str], None]) -> None:
+    def run(
+        self,
+        release: Callable[[], str | None],
+        on_done: Callable[[str], None],
+        *,
+        more: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Train the cells that `release` gives, until it gives none while none is being trained.
 
-        It is asked again and again for the id of one cell more; `on_done` is told each cell's id
-        before it is asked next. Failures are in the store's attempts when this returns. Raises
-        StoreError where `on_done` does; the other cells have come to their ends then.
+        It is asked again and again for the id of one cell more, unless no `more` will come;
+        `on_done` is told each cell's id before it is asked next. Failures are in the store's attempts when this returns. Raises
+        StoreError or OSError where `on_done` does; the other cells have come to their ends then.
         """
         from ray import tune
 
@@ -150,7 +156,7 @@ class Trainings:
                 tune_config=tune.TuneConfig(
                     reuse_actors=True,
                     num_samples=-1,
-                    search_alg=released_trials(release),
+                    search_alg=released_trials(release, more),
                 ),
                 run_config=tune.RunConfig(
                     name=self._tasks[0].holder.sweep,

@@ -91,6 +91,10 @@ class InstantPools:
     def stop(self, engine: str) -> None:
         self._note("stop", engine)
 
+    def standing(self) -> set[str]:
+        ended = {engine for _, what, engine in self.events if what == "stop"}
+        return {engine for _, what, engine in self.events if what == "start"} - ended
+
     def give_up(self) -> None:
         self._note("give up", "")
 

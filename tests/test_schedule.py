@@ -691,3 +691,18 @@ def test_jobs_that_end_elsewhere_leave_nothing_behind(world: World) -> None:
         world.happen()
     assert world.schedule.is_done
     assert world.schedule.room.left == list(world.totals.nodes)
+
+
+def test_an_engine_that_is_away_is_asked_nothing_and_goes_when_nobody_waits_for_it() -> None:
+    jobs = [job("a", "base", train=None), job("b", "base", train=None)]
+    schedule = Schedule(jobs, [kind("base", at_once=1)], nodes(1))
+    (engine,) = standing(schedule)
+    assert asks(schedule.decide()) == ["a"]
+    schedule.away(engine)
+    schedule.ended("a")
+    assert schedule.decide() == []
+    schedule.up(engine)
+    assert asks(schedule.decide()) == ["b"]
+    schedule.away(engine)
+    schedule.ended("b")
+    assert stops(schedule.decide()) == [engine]
