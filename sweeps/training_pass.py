@@ -134,8 +134,9 @@ class Trainings:
         """Train the cells that `release` gives, until it gives none while none is being trained.
 
         It is asked again and again for the id of one cell more, unless no `more` will come;
-        `on_done` is told each cell's id before it is asked next. Failures are in the store's attempts when this returns. Raises
-        StoreError or OSError where `on_done` does; the other cells have come to their ends then.
+        `on_done` is told each cell's id before it is asked next. Failures are in the store's
+        attempts when this returns. Raises StoreError or OSError where `on_done` does; the other
+        cells have come to their ends then.
         """
         from ray import tune
 
