@@ -17,9 +17,9 @@ def released_trials(release: Callable[[], str | None], more: Callable[[], bool])
     from ray.tune.search import Searcher
 
     class Released(Searcher):  # type: ignore[misc]
-        # Tune writes its searcher, class and all, to disk: what belongs to this process is in
-        # attributes, which are left out.
-        def __init__(self) -> None:
+        # Tune writes its searcher, class and all, to disk. What belongs to this process must be
+        # in attributes, which are left out, and never in the methods' closures.
+        def __init__(self, release: Callable[[], str | None], more: Callable[[], bool]) -> None:
             super().__init__()
             self._release, self._more = release, more
             self._under_way = 0
@@ -48,4 +48,4 @@ def released_trials(release: Callable[[], str | None], more: Callable[[], bool])
         def restore(self, checkpoint_path: str) -> None:
             """See save."""
 
-    return Released()
+    return Released(release, more)
