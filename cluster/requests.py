@@ -135,17 +135,18 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Replicas of one engine under one name; CPUs and GPUs are those of each replica.
+    """One engine under a name; CPUs and GPUs are those that it holds.
 
-    `engine` is called where a replica runs: what it needs there (a model's files) may be elsewhere
-    on another node. It must be importable there.
+    `engine` is called where the replica runs: what it needs there (a model's files) may be
+    elsewhere on another node. `wanted` is asked there every few seconds: once it is false the pool
+    ends by itself, as whoever started it may have been killed. Both must be importable there.
     """
 
     name: str
     engine: Callable[[], EngineConfig]
-    replicas: int
     num_cpus: float
     num_gpus: float
+    wanted: Callable[[], bool] | None = None
 
 
 Merge = Callable[[Path, Weights, Path], None]

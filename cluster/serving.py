@@ -1,4 +1,4 @@
-"""A pool: replicas of one engine behind a name, kept alive by Ray Serve, called from any Ray task.
+"""A pool: one engine behind a name, kept alive by Ray Serve, called from any Ray task.
 
 No HTTP: calls go by handle. A replica whose engine dies is replaced by Serve; the call that was
 lost with it is asked again, with the same seeds, a bounded number of times. A call also waits only
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.engine import Engine
+from cluster.replica import Replica
 from cluster.requests import (
     Completion,
     EngineDead,
@@ -139,7 +139,7 @@ class Pool:
 def start_pool(config: PoolConfig, merge: Merge, locate: Locate) -> Pool:
     """Start a pool in the running Ray, or replace the one of that name; gives it once ready.
 
-    Ready means that every replica has sampled a token. `merge` and `locate` must be importable
+    Ready means that its replica has sampled a token. `merge` and `locate` must be importable
     where replicas run. Raises EngineDead if the replicas do not come up: the pool is then taken
     away again.
     """
@@ -149,9 +149,9 @@ def start_pool(config: PoolConfig, merge: Merge, locate: Locate) -> Pool:
         serve.start(proxy_location="Disabled", http_options={"location": "NoServer"})
     actor = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
     deployment = serve.deployment(
-        _Replica,
+        Replica,
         name=config.name,
-        num_replicas=config.replicas,
+        num_replicas=1,
         ray_actor_options=actor,
         max_ongoing_requests=1024,  # the default of 5 would starve the engine's batch
         health_check_period_s=HEALTH_PERIOD_S,
@@ -214,47 +214,6 @@ def running_pools() -> list[str]:
         return sorted(serve.status().applications)
     except RayServeException:  # Serve itself was never started
         return []
-
-
-class _Replica:
-    """What runs in each replica's process."""
-
-    async def __init__(self, config: PoolConfig, merge: Merge, locate: Locate) -> None:  # type: ignore[misc]
-        from ray import serve
-
-        engine = await asyncio.to_thread(config.engine)
-        self._engine = Engine(engine, merge)
-        self._locate = locate
-        # Serve routes a call to a replica that has announced the call's weights.
-        side_by_side = engine.max_loras if engine.mode == "lora" else 1
-        self._announce = serve.multiplexed(max_num_models_per_replica=side_by_side)(_announced)
-        await self._engine.check()  # Serve counts the replica as running only after this
-
-    async def complete(
-        self, requests: tuple[Request, ...], weights: Weights | None
-    ) -> list[Completion]:
-        if weights:
-            weights = await asyncio.to_thread(self._locate, weights)
-            await self._announce(weights.key)
-        return await self._engine.complete(requests, weights)
-
-    async def tokenize(self, texts: tuple[str, ...]) -> list[list[int]]:
-        return await self._engine.tokenize(texts)
-
-    async def ready(self) -> None:
-        await self._engine.check()
-
-    def check_health(self) -> None:
-        if not self._engine.alive:
-            raise EngineDead("the engine's processes have ended")
-
-    def __del__(self) -> None:
-        if hasattr(self, "_engine"):
-            self._engine.close()
-
-
-async def _announced(key: str) -> str:
-    return key
 
 
 async def _response(response: Any) -> Any:

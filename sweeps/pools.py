@@ -3,9 +3,11 @@
 Knows nothing of which cells ask them, or in what order.
 """
 
+import contextlib
 import itertools
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,9 +18,14 @@ from em.models import ModelConfig
 from em.record import fingerprint
 from sweeps.attempts import Beat
 from sweeps.endpoints import engine_config, merge
-from sweeps.leases import living
+from sweeps.files import StoreError
+from sweeps.leases import has_ended, living
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
+
+# Without a sign of life of its driver an engine ends by itself: later than leases do, as a driver
+# that was only cut off goes on with the engines that it has.
+ABANDONED_S = 600.0
 
 
 class Pools:
@@ -50,9 +57,26 @@ class Pools:
             name = f"{prefix}{self._beat.driver}-{next(self._numbers)}"
             self._names[engine] = name
         with self._beat.starting(f"engine {engine}"):
-            _start(model, name, self._spec)
+            self._start(model, name)
         if self._given_up:  # while it was starting: nobody will ask it
             stop_pool(name)
+
+    def _start(self, model: ModelConfig, name: str) -> None:
+        spec, driver = self._spec.for_model(model.name), self._beat.driver
+        config = PoolConfig(
+            name=name,
+            engine=partial(engine_config, model, spec.serving, spec.training, spec.resources),
+            num_cpus=spec.resources.serve_cpus,
+            num_gpus=spec.resources.serve_gpus,
+            wanted=AtWork(self._store.url, spec.name, driver),
+        )
+        try:
+            start_pool(config, merge, fetch_weights)
+        except EngineDead as error:
+            raise ClusterError(
+                f"the pool of {model.name} did not come up: {error}. The libraries' log says why; "
+                "look at 'serving' and 'resources' in the spec"
+            ) from error
 
     def stop(self, engine: str) -> None:
         """End an engine; what it held is free when this returns."""
@@ -94,6 +118,31 @@ def stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig
             stop_pool(name)
 
 
+class AtWork:
+    """Whether a driver is at work: asked again and again, where its engines are.
+
+    It is until it says that it has ended, or its process on this machine is gone, or nothing of it
+    was seen for ABANDONED_S seconds: a store that is out of reach for a while says nothing.
+    """
+
+    def __init__(
+        self, store_url: str, sweep: str, driver: str, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store_url, self._sweep, self._driver, self._now = store_url, sweep, driver, now
+        self._seen: tuple[int, float] | None = None  # its last sign, and when that was seen first
+
+    def __call__(self) -> bool:
+        """Look once more."""
+        beat = None
+        with contextlib.suppress(StoreError, OSError):
+            beat = Store(self._store_url).driver(self._sweep, self._driver)
+        if beat is not None and has_ended(beat):
+            return False
+        if self._seen is None or (beat is not None and beat.count != self._seen[0]):
+            self._seen = (beat.count if beat else 0, self._now())
+        return self._now() - self._seen[1] <= ABANDONED_S
+
+
 def fetch_weights(weights: Weights) -> Weights:
     """Return weights with a folder of this node as their path: those in a bucket are fetched.
 
@@ -102,21 +151,3 @@ def fetch_weights(weights: Weights) -> Weights:
     if "://" not in weights.path:
         return weights
     return replace(weights, path=str(Store.adapter_from(weights.path, weights.key)))
-
-
-def _start(model: ModelConfig, name: str, spec: SweepSpec) -> None:
-    spec = spec.for_model(model.name)
-    config = PoolConfig(
-        name=name,
-        engine=partial(engine_config, model, spec.serving, spec.training, spec.resources),
-        replicas=1,
-        num_cpus=spec.resources.serve_cpus,
-        num_gpus=spec.resources.serve_gpus,
-    )
-    try:
-        start_pool(config, merge, fetch_weights)
-    except EngineDead as error:
-        raise ClusterError(
-            f"the pool of {model.name} did not come up: {error}. The libraries' log says why; look "
-            "at 'serving' and 'resources' in the spec"
-        ) from error

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from em.catalogue import cache_dir
-from em.models import build_once
 from em.record import Record
 from sweeps.artefacts import (
     Attempt,
@@ -36,10 +35,10 @@ from sweeps.artefacts import (
     TrainingRecord,
 )
 from sweeps.disk import sync
+from sweeps.fetched import fetched
 from sweeps.files import Damaged, Files, StoreError, cannot_write
 from sweeps.ranges import condense, expand, holds, num_held
 from sweeps.stream_parts import failed_in, is_failed, lacks, rows_of, usage_by_judge, whole_part
-from sweeps.weights import weights_sha256
 
 FORMAT = 2
 KEY_DIGITS = 32  # of a folder's name; the record holds all 64
@@ -175,31 +174,13 @@ class Store:
         path = f"training/{record.key[:KEY_DIGITS]}/adapter"
         if self.files.is_local:
             return Path(self.files.root, path)
-        return self._fetched(path, record.weights_sha256)
+        return fetched(self.files, path, record.weights_sha256)
 
     @staticmethod
     def adapter_from(url: str, sha256: str) -> Path:
         """Return the same for an `adapter_url` in a bucket, of weights with the hash `sha256`."""
         root, _, path = url.rpartition("/training/")
-        return Store(root)._fetched(f"training/{path}", sha256)
-
-    def _fetched(self, path: str, sha256: str) -> Path:
-        local = cache_dir("adapters") / sha256
-
-        def fetch(folder: Path) -> None:
-            self.files.fetch_folder(path, folder)
-            found = weights_sha256(folder) if folder.is_dir() else "none"
-            if found != sha256:
-                raise StoreError(
-                    f"{self.url}/{path} has weights with the hash {found[:12]}…, its record says "
-                    f"{sha256[:12]}…; {REPAIR}"
-                )
-            for file in folder.rglob("*"):
-                sync(file)
-
-        if not local.is_dir():
-            build_once(local, fetch)
-        return local
+        return fetched(Files(root), f"training/{path}", sha256)
 
     # --- streams ----------------------------------------------------------------------------
 

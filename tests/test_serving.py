@@ -12,8 +12,16 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.replica import WANTED_PERIOD_S
 from cluster.requests import Completion, EngineDead, PoolConfig, PromptsTooLong, Weights
-from cluster.serving import Pool, connect_pool, start_pool, stop_pool
+from cluster.serving import (
+    Pool,
+    connect_pool,
+    running_pools,
+    standing_pools,
+    start_pool,
+    stop_pool,
+)
 from tests.engines import adapter, ask, engine_config, merge, tiny_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
@@ -54,10 +62,18 @@ def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 
 @pytest.fixture(scope="module")
-def pool(ray_here: None, model: Path) -> Iterator[Pool]:
+def owner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stands for whoever started the pool, until it is removed."""
+    path = tmp_path_factory.mktemp("owner") / "lives"
+    path.touch()
+    return path
+
+
+@pytest.fixture(scope="module")
+def pool(ray_here: None, model: Path, owner: Path) -> Iterator[Pool]:
     # Less than a whole CPU, so that the tasks of the tests find one.
     engine = engine_config(model, stall_limit_s=STALL_LIMIT_S)
-    config = PoolConfig(NAME, lambda: engine, replicas=1, num_cpus=1, num_gpus=0)
+    config = PoolConfig(NAME, lambda: engine, num_cpus=1, num_gpus=0, wanted=owner.exists)
     yield start_pool(config, merge, lambda weights: weights)
     stop_pool(NAME)
     assert engine_cores() == []
@@ -193,6 +209,16 @@ def test_a_call_survives_the_death_of_its_replica_and_waits_for_resources(pool: 
     assert all(map(gone, orphans)) and len(engine_cores()) == 1
     assert 0 <= ray.get(held) - killed[0] < 5
     print(f"replaced within {time.time() - killed[0]:.1f} s")
+
+
+def test_a_pool_whose_owner_is_gone_ends_by_itself(pool: Pool, owner: Path) -> None:
+    assert standing_pools() == {NAME}
+    left = family()
+    owner.unlink()
+    deadline = time.monotonic() + WANTED_PERIOD_S + 60
+    while running_pools() or not all(map(gone, left)):
+        assert time.monotonic() < deadline, (running_pools(), left)
+        time.sleep(0.5)
 
 
 class Doomed:

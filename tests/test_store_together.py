@@ -1,6 +1,8 @@
 """Several processes and threads on one store: one of many creates, one of many fetches."""
 
+import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from s3_server import S3Server
 from test_store import KEY, output, trained
 
 from sweeps.artefacts import TrainingRecord
+from sweeps.fetched import UNUSED_AFTER_S, remove_unused
 from sweeps.files import Files, StoreError
 from sweeps.store import Store
 from sweeps.weights import weights_sha256
@@ -76,6 +79,23 @@ def test_an_adapter_is_fetched_whole_and_once(
     assert tree(folder) == WHOLE
     Store(bucket_url).files.remove(WEIGHTS)  # it is not asked for again
     assert Store(bucket_url).adapter_dir(record) == folder
+
+
+def test_what_nobody_asked_for_in_a_long_time_is_removed_when_more_is_fetched(
+    bucket_url: str, record: TrainingRecord, own_cache: Path
+) -> None:
+    kept = own_cache / "adapters"
+    unused, used = kept / ("1" * 64), kept / ("2" * 64)
+    for folder, age_s in ((unused, UNUSED_AFTER_S + 60), (used, UNUSED_AFTER_S - 60)):
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_text("of another cell")
+        os.utime(folder, (time.time() - age_s,) * 2)
+    folder = Store(bucket_url).adapter_dir(record)
+    assert {path for path in kept.iterdir() if path.is_dir()} == {used, folder}
+    os.utime(folder, (0, 0))
+    assert Store(bucket_url).adapter_dir(record) == folder  # asked for: in use again
+    remove_unused(kept, UNUSED_AFTER_S)
+    assert tree(folder) == WHOLE
 
 
 def test_an_adapter_with_other_bytes_than_recorded_is_not_taken(

@@ -124,7 +124,7 @@ def shared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sha
     before = dict(os.environ)
     with session(None, environment=QUIET):
         start_pool(
-            PoolConfig(POOL, lambda: engine, replicas=1, num_cpus=CPUS, num_gpus=0),
+            PoolConfig(POOL, lambda: engine, num_cpus=CPUS, num_gpus=0),
             merge,
             fetch_weights,
         )
