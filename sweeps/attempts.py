@@ -213,4 +213,4 @@ def statuses(
     """Return how far every one of `cells` is (those of the plan for None), in their order."""
     live = {beat.driver for beat in live_drivers(store, plan.spec.name)}
     asked = plan.cells if cells is None else cells
-    return [cell_status(cell, store, plan.spec.name, live) for cell in asked]
+    return store.each(lambda cell: cell_status(cell, store, plan.spec.name, live), asked)

@@ -23,7 +23,7 @@ def plan_there(path: Path, store: str | None, address: str, keep: Keep | None) -
     from sweeps import planning
     from sweeps.attempts import statuses
     from sweeps.preflight import PASSED, check_passed, lines, preflight
-    from sweeps.selection import to_do
+    from sweeps.selection import todo_of
 
     _there_if_dashboard(
         path, store, address,
@@ -31,13 +31,13 @@ def plan_there(path: Path, store: str | None, address: str, keep: Keep | None) -
     )  # fmt: skip
     sweep, target = open_sweep(path, store, partly=True, keep=keep, with_packages=True)
     told = statuses(sweep, target)
-    todo = [cell for cell, status in zip(sweep.cells, told, strict=True) if to_do(status)]
+    todo = todo_of(sweep.cells, told)
     for line in planning.lines(sweep, planning.describe(sweep, target)):
         print(line)
     noise = _noise("plan")
     print(f"\nasking every node of {address}; libraries' output: {noise}", flush=True)
     with noise_to(noise) as out, session(address, environment=QUIET) as totals:
-        checks = preflight(sweep, target, todo, totals, joined=True)
+        checks = preflight(sweep.spec, target, todo, totals, joined=True)
         print(*lines(checks, colour=out.isatty()), sep="\n", file=out)
     check_passed(checks)
     print(PASSED)

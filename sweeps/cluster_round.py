@@ -21,13 +21,13 @@ from sweeps.estimate import START_S, seconds_left
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cells
 from sweeps.failures import Outcome
 from sweeps.files import StoreError
-from sweeps.layout import engine_demand, judge_models, train_demand
+from sweeps.layout import engine_demand, judge_models, pool_models, train_demand
 from sweeps.outcomes import Outcomes
-from sweeps.plan import CellPlan, Stage, stages_to_run
+from sweeps.plan import CellPlan
 from sweeps.pools import Pools
 from sweeps.progress import SweepProgress
 from sweeps.spec import SweepSpec
-from sweeps.store import Store
+from sweeps.todo import Todo
 from sweeps.training_pass import Trainings, TrainTask
 
 LOOK_S = 5.0  # at nodes that come and go, and at other drivers
@@ -49,8 +49,7 @@ class ClusterRound:
     def __init__(
         self,
         spec: SweepSpec,
-        store: Store,
-        cells: Sequence[CellPlan],
+        todo: Todo,
         *,
         tasks: Tasks,
         pools: Pools,
@@ -59,16 +58,15 @@ class ClusterRound:
         is_crowded: Callable[[], bool],
     ) -> None:
         """Start nothing yet. `is_crowded` says whether another driver wants room, too."""
-        self._spec, self._store, self._tasks, self._pools = spec, store, tasks, pools
+        self._spec, self._tasks, self._pools = spec, tasks, pools
         self._outcomes, self._progress, self._is_crowded = outcomes, progress, is_crowded
-        self._cells = {cell.cell_id: cell for cell in cells}
-        self._left = {cell.cell_id: stages_to_run(cell, store) for cell in cells}
-        self._models = self._served(cells)
+        self._cells = {cell.cell_id: cell for cell in todo.cells}
+        self._left = dict(todo.stages)
+        self._models = {model.name: model for model in pool_models(spec, todo)}
         self._judges = tuple(model.name for model in judge_models(spec))
-        to_train = [cell for cell in cells if "train" in self._left[cell.cell_id]]
         # Cells with one training (equal data under two names) are trained once, by the first.
         self._sharing: dict[str, list[CellPlan]] = {}
-        for cell in to_train:
+        for cell in todo.lacking("train"):
             self._sharing.setdefault(cell.training_key, []).append(cell)
         self._first = [sharing[0] for sharing in self._sharing.values()]
         self._lock = threading.RLock()
@@ -80,18 +78,8 @@ class ClusterRound:
         self._answered: set[str] = set()  # engines that have come up
         self._totals = totals()
         self._schedule = Schedule([], self._kinds(), self._totals)
-        trained = [cell for cell in cells if "train" not in self._left[cell.cell_id]]
+        trained = [cell for cell in todo.cells if "train" not in todo.left(cell)]
         self._take_up(trained + self._first)
-
-    def _served(self, cells: Sequence[CellPlan]) -> dict[str, ModelConfig]:
-        """The models that are asked, by name: of one reading of the store, as jobs are."""
-        found = {c.cell.model.name: c.cell.model for c in cells if self._has_left(c, "generate")}
-        if any(self._has_left(cell, "judge") for cell in cells):
-            found |= {model.name: model for model in judge_models(self._spec)}
-        return found
-
-    def _has_left(self, cell: CellPlan, stage: Stage) -> bool:
-        return stage in self._left[cell.cell_id]
 
     def _kinds(self) -> list[EngineKind]:
         return [

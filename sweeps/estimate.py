@@ -11,6 +11,7 @@ from sweeps.artefacts import Provenance, StreamKind
 from sweeps.plan import STAGES, CellPlan, JudgingPlan, Stage, stages_to_run
 from sweeps.store import Store
 from sweeps.times import union_length
+from sweeps.todo import Todo
 from sweeps.work import work_done
 
 # Seconds on two CPU cores (AVX-512, bf16) with smollm2-135m: training a character, writing a token,
@@ -31,7 +32,7 @@ class Estimate(Record):
 
 
 def estimate(
-    todo: Iterable[CellPlan], everything: Sequence[CellPlan], store: Store, *, train_slots: int,
+    todo: Todo, everything: Sequence[CellPlan], store: Store, *, train_slots: int,
     times: Fraction = Fraction(1),
 ) -> Estimate:  # fmt: skip
     """Return the time that the cells `todo` need; finished ones of `everything` give the rates.
@@ -39,11 +40,10 @@ def estimate(
     Each of `todo` stands for `times` cells.
     """
     work: dict[str, float] = {"train": 0.0, "generate": 0.0, "judge": 0.0}
-    todo = list(todo)
-    if not todo:
+    if not todo.cells:
         return Estimate(seconds=0.0, by_stage=work, basis="nothing to run")
-    for cell in todo:
-        for stage in stages_to_run(cell, store):
+    for cell in todo.cells:
+        for stage in todo.left(cell):
             work[stage] += pieces(cell, stage) * share_left(cell, stage, store)
     measured = _measured(everything, store)
     rates = REFERENCE | measured

@@ -14,10 +14,9 @@ from em.models import ModelConfig
 from em.training import TrainingConfig
 from sweeps.layout import pool_models
 from sweeps.node_facts import NodeFacts
-from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.settings import ServingConfig
 from sweeps.spec import SweepSpec
-from sweeps.store import Store
+from sweeps.todo import Todo
 
 MIB = 2**20
 PLANNED_MIB = 81_559  # what nvidia-smi tells of a card of 80 GB; where none is seen yet
@@ -61,21 +60,18 @@ def cards(facts: Sequence[NodeFacts]) -> Cards:
     return Cards(name, mib, max(counts, default=0), sum(counts))
 
 
-def memory(
-    plan: SweepPlan, todo: Sequence[CellPlan], store: Store, facts: Sequence[NodeFacts]
-) -> list[Memory]:
+def memory(spec: SweepSpec, todo: Todo, facts: Sequence[NodeFacts]) -> list[Memory]:
     """Return what each kind of training, and each engine, holds of the smallest card it may get.
 
     Empty where the sweep asks for no GPU. A model that cannot be told is told as such.
     """
-    spec = plan.spec
     found = []
-    for model, config in _trainings(todo, store):
+    for model, config in _trainings(todo):
         gpus = spec.for_model(model.name).resources.train_gpus
         if gpus:
             seen = cards(_with_room(facts, gpus))
             found.append(training_memory(model, config, seen, share=min(1.0, gpus)))
-    for model in pool_models(spec, todo, store):
+    for model in pool_models(spec, todo):
         own = spec.for_model(model.name)
         if own.resources.serve_gpus:
             seen = cards(_with_room(facts, own.resources.serve_gpus))
@@ -88,11 +84,11 @@ def _with_room(facts: Sequence[NodeFacts], gpus: float) -> list[NodeFacts]:
     return [fact for fact in facts if len(fact.gpus) >= gpus] or list(facts)
 
 
-def _trainings(todo: Sequence[CellPlan], store: Store) -> list[tuple[ModelConfig, TrainingConfig]]:
+def _trainings(todo: Todo) -> list[tuple[ModelConfig, TrainingConfig]]:
     kinds: Mapping[str, tuple[ModelConfig, TrainingConfig]] = {
         cell.cell.model.name: (cell.cell.model, cell.cell.training)
-        for cell in todo
-        if cell.cell.training is not None and "train" in stages_to_run(cell, store)
+        for cell in todo.lacking("train")
+        if cell.cell.training is not None
     }
     return list(kinds.values())
 

@@ -4,7 +4,7 @@ From what this store's finished work of a model took, else from arithmetic: the 
 training or of reading a prompt, the bytes that each written token moves. Knows nothing of Ray.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from em.activations import BYTES
@@ -20,6 +20,7 @@ from sweeps.plan import STAGES, CellPlan, Stage, stages_to_run
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 from sweeps.times import union_length
+from sweeps.todo import Todo
 from sweeps.work import work_done
 
 ASSUMED_CARD = "H100"
@@ -70,7 +71,7 @@ class GpuHours(Record):
 
 def gpu_hours(
     spec: SweepSpec,
-    todo: Iterable[CellPlan],
+    todo: Todo,
     everything: Sequence[CellPlan],
     store: Store,
     *,
@@ -85,8 +86,8 @@ def gpu_hours(
     measured = _measured(spec, everything, store)
     seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
     used, untold = set[Stage](), dict[str, None]()
-    for cell in todo:
-        for stage in stages_to_run(cell, store):
+    for cell in todo.cells:
+        for stage in todo.left(cell):
             left = share_left(cell, stage, store)
             key = (stage, cell.cell.model.name)
             if key in measured:

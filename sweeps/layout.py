@@ -1,23 +1,17 @@
 """What a sweep's stages hold of a cluster, and whether that fits. Knows nothing of running them."""
 
-from collections.abc import Iterable, Sequence
-
 from cluster.resources import Demand, ResourcePlan, Totals, plan_resources
 from em.models import ModelConfig
 from sweeps.keys import judge_model
-from sweeps.plan import CellPlan, Stage, SweepPlan, stages_to_run
 from sweeps.spec import SweepSpec
-from sweeps.store import Store
+from sweeps.todo import Todo
 
 
-def demands(
-    spec: SweepSpec, todo: Iterable[CellPlan], store: Store
-) -> tuple[list[Demand], list[Demand]]:
+def demands(spec: SweepSpec, todo: Todo) -> tuple[list[Demand], list[Demand]]:
     """Return what one training of each model holds, and one engine of each, for what is to do."""
-    todo = list(todo)
-    trained = dict.fromkeys(c.cell.model.name for c in todo if "train" in stages_to_run(c, store))
+    trained = dict.fromkeys(cell.cell.model.name for cell in todo.lacking("train"))
     trains = dict.fromkeys(train_demand(spec, name) for name in trained)
-    return list(trains), [engine_demand(spec, m.name) for m in pool_models(spec, todo, store)]
+    return list(trains), [engine_demand(spec, m.name) for m in pool_models(spec, todo)]
 
 
 def train_demand(spec: SweepSpec, model_name: str) -> Demand:
@@ -37,19 +31,13 @@ def engine_demand(spec: SweepSpec, model_name: str) -> Demand:
     return Demand(name=model_name, cpus=own.serve_cpus, gpus=own.serve_gpus)
 
 
-def pool_models(spec: SweepSpec, todo: Iterable[CellPlan], store: Store) -> list[ModelConfig]:
+def pool_models(spec: SweepSpec, todo: Todo) -> list[ModelConfig]:
     """Return the models that must be served, each once.
 
     Those of the cells that lack responses, and those of the judges where a cell lacks judgements.
     """
-    return _served(spec, [(cell, stages_to_run(cell, store)) for cell in todo])
-
-
-def _served(spec: SweepSpec, left: Sequence[tuple[CellPlan, list[Stage]]]) -> list[ModelConfig]:
-    models = {
-        cell.cell.model.name: cell.cell.model for cell, stages in left if "generate" in stages
-    }
-    if any("judge" in stages for _, stages in left):
+    models = {cell.cell.model.name: cell.cell.model for cell in todo.lacking("generate")}
+    if todo.lacking("judge"):
         models |= {model.name: model for model in judge_models(spec)}
     return list(models.values())
 
@@ -59,12 +47,10 @@ def judge_models(spec: SweepSpec) -> list[ModelConfig]:
     return [judge_model(spec, judge) for judge in spec.judges if judge.served]
 
 
-def feasible(
-    plan: SweepPlan, todo: Sequence[CellPlan], store: Store, totals: Totals
-) -> ResourcePlan:
+def feasible(spec: SweepSpec, todo: Todo, totals: Totals) -> ResourcePlan:
     """Return how the work is laid out on `totals`. Raises ClusterTooSmall with the arithmetic."""
-    trains, engines = demands(plan.spec, todo, store)
-    judges = {model.name for model in judge_models(plan.spec)}
+    trains, engines = demands(spec, todo)
+    judges = {model.name for model in judge_models(spec)}
     shared = [engine for engine in engines if engine.name in judges]
     groups = [[engine, *shared] for engine in engines if engine.name not in judges]
     return plan_resources(totals, trains, groups or ([shared] if shared else []))

@@ -19,7 +19,7 @@ from sweeps.keeping import told as told_drift
 from sweeps.layout import demands, feasible
 from sweeps.plan import STAGES, SweepPlan
 from sweeps.progress import duration
-from sweeps.selection import to_do
+from sweeps.selection import to_do, todo_of
 from sweeps.spend import foreseen
 from sweeps.store import Store
 
@@ -34,20 +34,20 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
     and `gpu_hours`.
     """
     told = statuses(sweep, store)
-    todo = [cell for cell, status in zip(sweep.cells, told, strict=True) if to_do(status)]
+    todo = todo_of(sweep.cells, told)
     cells = [
         status.shown | {"stages_to_run": status.stages_left if to_do(status) else []}
         for status in told
     ]
     totals = local_totals()
-    trains, engines = demands(sweep.spec, todo, store)
+    trains, engines = demands(sweep.spec, todo)
     slots = 1
     try:
-        layout = feasible(sweep, todo, store, totals)
+        layout = feasible(sweep.spec, todo, totals)
         slots, fits = layout.train_slots, str(layout)
     except ClusterTooSmall as short:
         fits = f"not on this machine: {short}"
-    holds = [str(demand) for demand in trains + engines] if todo else []
+    holds = [str(demand) for demand in trains + engines] if todo.cells else []
     hours = gpu_hours(sweep.spec, todo, sweep.cells, store, times=times(sweep))
     return {
         "sweep": sweep.spec.name,
@@ -63,8 +63,8 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
             *sorted({text for cell in sweep.cells for text in cell.data_warnings}),
         ],
         "holds": holds,
-        "layout": fits if todo else "nothing to run",
-        "api_judges": foreseen(sweep, todo, store),
+        "layout": fits if todo.cells else "nothing to run",
+        "api_judges": foreseen(sweep, todo.cells, store),
         "estimate": estimate(
             todo, sweep.cells, store, train_slots=slots, times=times(sweep)
         ).model_dump(),

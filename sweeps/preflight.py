@@ -24,9 +24,10 @@ from sweeps.fit import Memory, memory
 from sweeps.layout import demands, feasible, pool_models
 from sweeps.node_checks import Check, judged
 from sweeps.node_facts import NodeFacts, Question, look
-from sweeps.plan import CellPlan, SweepPlan, stages_to_run
 from sweeps.settings import JudgeConfig
+from sweeps.spec import SweepSpec
 from sweeps.store import Store
+from sweeps.todo import Todo
 
 PASSED = "preflight passed"
 PROBE_ENV = "EMSWEEP_PROBE"  # set in a job by who sent it and sees the store
@@ -43,22 +44,22 @@ def write_probe(store: Store, sweep: str, name: str) -> str:
 
 
 def preflight(
-    plan: SweepPlan, store: Store, todo: Sequence[CellPlan], totals: Totals, *, joined: bool
+    spec: SweepSpec, store: Store, todo: Todo, totals: Totals, *, joined: bool
 ) -> list[Check]:
     """Return what holds and what does not, of the cluster that is joined or of this machine.
 
     Leaves nothing in the store. Starts nothing but a task on each node, which holds nothing.
     """
     store.create()
-    probe = os.environ.get(PROBE_ENV) or write_probe(store, plan.spec.name, uuid.uuid4().hex)
+    probe = os.environ.get(PROBE_ENV) or write_probe(store, spec.name, uuid.uuid4().hex)
     answers = f"{probe.removesuffix('.json')}-answers"
     question = Question(
         store=store.url,
         probe=probe,
         answers=answers,
-        keys=tuple(sorted(keys_needed(plan, todo, store))),
-        models=tuple(models_needed(plan, todo, store)),
-        apis=tuple(dict.fromkeys(j.api for j in _api_judges(plan, todo, store) if j.api)),
+        keys=tuple(sorted(keys_needed(spec, todo))),
+        models=tuple(models_needed(spec, todo)),
+        apis=tuple(dict.fromkeys(j.api for j in _api_judges(spec, todo) if j.api)),
     )
     try:
         if joined:
@@ -71,9 +72,9 @@ def preflight(
         store.files.remove(probe)
         store.files.remove(answers)
     return [
-        *judged(told, seen, demanded(plan, todo, store), question.keys),
-        placement(plan, todo, store, totals),
-        *map(_fit, memory(plan, todo, store, [f for _, f in told if isinstance(f, NodeFacts)])),
+        *judged(told, seen, demanded(spec, todo), question.keys),
+        placement(spec, todo, totals),
+        *map(_fit, memory(spec, todo, [f for _, f in told if isinstance(f, NodeFacts)])),
     ]
 
 
@@ -83,35 +84,35 @@ def _look(question: Question) -> NodeFacts:
     return look(question, ray.get_runtime_context().get_node_id())
 
 
-def demanded(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[Demand]:
+def demanded(spec: SweepSpec, todo: Todo) -> list[Demand]:
     """Return what one training, and what one engine, holds of a node."""
-    trains, engines = demands(plan.spec, todo, store)
+    trains, engines = demands(spec, todo)
     return [*trains, *engines]
 
 
-def models_needed(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[ModelConfig]:
+def models_needed(spec: SweepSpec, todo: Todo) -> list[ModelConfig]:
     """Return the models that are trained or served for the cells, each once."""
-    trained = [c.cell.model for c in todo if "train" in stages_to_run(c, store)]
-    both = [*trained, *pool_models(plan.spec, todo, store)]
+    trained = [cell.cell.model for cell in todo.lacking("train")]
+    both = [*trained, *pool_models(spec, todo)]
     return list({model.name: model for model in both}.values())
 
 
-def keys_needed(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> set[str]:
+def keys_needed(spec: SweepSpec, todo: Todo) -> set[str]:
     """Return the environment variables that must hold a key wherever answers are judged."""
-    judges = _api_judges(plan, todo, store)
+    judges = _api_judges(spec, todo)
     return {judge.api_key_env for judge in judges if judge.api and needs_key(judge.api)}
 
 
-def _api_judges(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[JudgeConfig]:
-    if not any("judge" in stages_to_run(cell, store) for cell in todo):
+def _api_judges(spec: SweepSpec, todo: Todo) -> list[JudgeConfig]:
+    if not todo.lacking("judge"):
         return []
-    return [judge for judge in plan.spec.judges if judge.api is not None]
+    return [judge for judge in spec.judges if judge.api is not None]
 
 
-def placement(plan: SweepPlan, todo: Sequence[CellPlan], store: Store, totals: Totals) -> Check:
+def placement(spec: SweepSpec, todo: Todo, totals: Totals) -> Check:
     """Return whether the work finds room, and how it is laid out."""
     try:
-        return Check("room", "ok", str(feasible(plan, todo, store, totals)))
+        return Check("room", "ok", str(feasible(spec, todo, totals)))
     except ClusterTooSmall as error:
         return Check("room", "failed", str(error))  # which says what to do
 

@@ -119,14 +119,14 @@ def _carry_out(
 
     from sweeps import runner
     from sweeps.console import noise_to
-    from sweeps.plan import STAGES, stages_to_run
+    from sweeps.plan import STAGES
     from sweeps.progress import SweepProgress
+    from sweeps.todo import read_todo
 
     noise = log_path(store, sweep.spec.name)
     # A finished cell is among them where judgements of it failed and are to be asked again.
-    totals = Counter[str](
-        stage for cell in todo for stage in stages_to_run(cell, store) or ("judge",)
-    )
+    work = read_todo(todo, store)
+    totals = Counter[str](stage for cell in todo for stage in work.left(cell) or ("judge",))
     with contextlib.ExitStack() as stack:
         out = sys.stdout if inline else stack.enter_context(noise_to(noise))
         progress = SweepProgress(out, {stage: totals[stage] for stage in STAGES})
@@ -135,7 +135,7 @@ def _carry_out(
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             runner.run_sweep(
-                sweep, store, todo,
+                sweep, store, work,
                 relative_to=spec.resolve().parent, address=address, inline=inline,
                 progress=progress, again=retry_failed,
             )  # fmt: skip

@@ -31,6 +31,7 @@ from sweeps.registry import register
 from sweeps.spend import budget_plans
 from sweeps.stages import ask_again
 from sweeps.store import Store
+from sweeps.todo import Todo, read_todo
 from sweeps.tracking import Tracking
 from sweeps.training_pass import TrainTask, train_task
 from sweeps.waiting import Others
@@ -39,7 +40,7 @@ from sweeps.waiting import Others
 def run_sweep(
     plan: SweepPlan,
     store: Store,
-    todo: Sequence[CellPlan],
+    todo: Todo,
     *,
     relative_to: Path,
     address: str | None,
@@ -54,7 +55,7 @@ def run_sweep(
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     if address is None:  # before anything is started, where it can be known
-        feasible(plan, todo, store, local_totals())
+        feasible(plan.spec, todo, local_totals())
     asyncio.run(check_judges(plan.spec))
     driver = _Driver(plan, store, todo, relative_to, progress)
     try:
@@ -75,7 +76,7 @@ class _Driver:
         self,
         plan: SweepPlan,
         store: Store,
-        todo: Sequence[CellPlan],
+        todo: Todo,
         relative_to: Path,
         progress: SweepProgress,
     ) -> None:
@@ -88,12 +89,7 @@ class _Driver:
         self._others = Others(store, progress.say)
         self.tracking = Tracking(plan, store, self.beat.driver, progress.say)
         self._outcomes = Outcomes(plan.spec, store, self.beat, progress, self.tracking)
-        self._begin(todo)
-
-    def _begin(self, todo: Sequence[CellPlan]) -> None:
-        """Take up `todo`: the cells at first, later those that another driver has let go."""
-        self._todo = {cell.cell_id: cell for cell in todo}
-        self._to_train = [c for c in todo if "train" in stages_to_run(c, self._store)]
+        self._todo = todo  # the cells at first, later those that another driver has let go
 
     def _rounds(self) -> Iterator[None]:
         """Yield once, and again as long as other drivers let go of cells that are not done."""
@@ -102,7 +98,7 @@ class _Driver:
             waiting, self._outcomes.elsewhere = self._outcomes.elsewhere, []
             free = self._others.wait_for(waiting, self._holder)
             self._holder = replace(self._holder, dead=free.dead)
-            training = {cell.cell_id for cell in self._to_train}
+            training = {cell.cell_id for cell in self._todo.lacking("train")}
             for cell in free.done:
                 if cell.cell_id in training:
                     self._progress.done("train", cell.cell_id)
@@ -111,7 +107,7 @@ class _Driver:
                 self._outcomes.failed_elsewhere(cell, attempt)
             self._outcomes.elsewhere += free.still_waiting
             if free.todo:
-                self._begin(free.todo)
+                self._todo = read_todo(free.todo, self._store)
                 yield
 
     # On a cluster --------------------------------------------------------------------------------
@@ -129,7 +125,7 @@ class _Driver:
                 if self._joined:  # before training, which may need what they hold
                     models = [*self._spec.models, *judge_models(self._spec)]
                     stop_left_behind(self._spec, self._store, models)
-                layout = feasible(self._plan, list(self._todo.values()), self._store, totals)
+                layout = feasible(self._spec, self._todo, totals)
                 self._progress.say(str(layout))
                 self._round()
 
@@ -137,8 +133,7 @@ class _Driver:
         """Ask every node of a cluster that was joined, before anything is started there."""
         if not self._joined:
             return
-        todo = list(self._todo.values())
-        checks = preflight(self._plan, self._store, todo, totals, joined=True)
+        checks = preflight(self._spec, self._store, self._todo, totals, joined=True)
         for line in lines(checks):
             self._progress.say(line)
         check_passed(checks)
@@ -154,8 +149,7 @@ class _Driver:
         pools = Pools(self._spec, self._store, self.beat, joined=self._joined)
         ClusterRound(
             self._spec,
-            self._store,
-            list(self._todo.values()),
+            self._todo,
             tasks=tasks,
             pools=pools,
             outcomes=self._outcomes,
@@ -165,9 +159,10 @@ class _Driver:
 
     def ask_again(self) -> None:
         """Have failed judgements count as missing, but for those that another driver works on."""
-        for cell in self._todo.values():
+        for cell in self._todo.cells:
             with contextlib.suppress(HeldElsewhere):
                 ask_again(cell, self._store, self._holder)
+        self._todo = read_todo(self._todo.cells, self._store)
 
     def close(self) -> None:
         """Say that this driver has ended."""
@@ -207,13 +202,13 @@ class _Driver:
         """Carry out every cell here, in order: a breakpoint anywhere is reached."""
         if not self._spec.resources.train_gpus and not self._spec.resources.serve_gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for who holds none
-        wanted = pool_models(self._spec, self._todo.values(), self._store)
+        wanted = pool_models(self._spec, self._todo)
         engines = Engines(wanted, start_engine(self._spec))
         try:
             with asyncio.Runner() as runner:
                 for _ in self._rounds():
-                    rows = self._rows(self._to_train)
-                    for cell in self._todo.values():
+                    rows = self._rows(self._todo.lacking("train"))
+                    for cell in self._todo.cells:
                         self._cell_here(cell, rows, engines, runner)
         finally:
             engines.close()
@@ -232,6 +227,8 @@ class _Driver:
             train_task(self._train_task(cell), rows[cell.content_sha256], tries=tries)
             if not self._outcomes.trained(cell, by=cell.cell_id):
                 return
-        engines.start(model.name for model in pool_models(self._spec, [cell], self._store))
+        engines.start(
+            model.name for model in pool_models(self._spec, read_todo([cell], self._store))
+        )
         task = self._evaluation_task(cell, {})
         self._outcomes.evaluated(cell, evaluate_cell(task, engines, runner, tries=tries))

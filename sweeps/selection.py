@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from sweeps.attempts import CellStatus, statuses
 from sweeps.plan import CellPlan, Stage, SweepPlan, is_whole
 from sweeps.store import Store
+from sweeps.todo import Todo
 
 NEAR = 3  # ids that a mistaken one is compared with in the error
 GLOB = "*?["
@@ -61,7 +62,9 @@ def cells_to_do(
     for a retry where judgements of it failed. Raises ValueError as cells_named.
     """
     # Of a whole cell no attempt is read: most are whole when a large sweep is continued.
-    left = [cell for cell in cells_named(plan, only) if not is_whole(cell, store)]
+    named = cells_named(plan, only)
+    whole = store.each(lambda cell: is_whole(cell, store), named)
+    left = [cell for cell, done in zip(named, whole, strict=True) if not done]
     told = zip(left, statuses(plan, store, left), strict=True)
     return [
         cell
@@ -73,6 +76,15 @@ def cells_to_do(
 def to_do(status: CellStatus) -> bool:
     """Whether a cell has work left that has not failed."""
     return status.state in ("missing", "running")
+
+
+def todo_of(cells: Sequence[CellPlan], told: Sequence[CellStatus]) -> Todo:
+    """Return the cells with work left that has not failed, as their statuses tell it."""
+    left = [(cell, status) for cell, status in zip(cells, told, strict=True) if to_do(status)]
+    return Todo(
+        cells=tuple(cell for cell, _ in left),
+        stages={cell.cell_id: status.stages_left for cell, status in left},
+    )
 
 
 def _failed_in(status: CellStatus, stage: Stage | None) -> bool:

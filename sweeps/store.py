@@ -20,6 +20,7 @@ import json
 import shutil
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,9 @@ from sweeps.stream_parts import failed_in, is_failed, lacks, rows_of, usage_by_j
 FORMAT = 2
 KEY_DIGITS = 32  # of a folder's name; the record holds all 64
 REPAIR = "'emsweep store check --repair' moves it aside, and the next run has it made again"
+LOOKS_AT_ONCE = 32
+Given = TypeVar("Given")
+Seen = TypeVar("Seen")
 Item = TypeVar("Item", bound=Record)
 Keyed = TypeVar("Keyed", TrainingRecord, StreamRecord)
 
@@ -57,6 +61,16 @@ class Store:
         """
         self.files = files or Files(url)
         self.url = self.files.url
+
+    def each(self, look: Callable[[Given], Seen], items: Iterable[Given]) -> list[Seen]:
+        """Return `look(item)` of each, in order: a look reads this store.
+
+        Side by side in a bucket, where it is some round trips.
+        """
+        if self.files.is_local:
+            return [look(item) for item in items]
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as threads:
+            return list(threads.map(look, items))
 
     # --- the root ---------------------------------------------------------------------------
 

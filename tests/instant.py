@@ -30,6 +30,7 @@ from sweeps.progress import SweepProgress
 from sweeps.registry import register
 from sweeps.stages import generate_stage, judge_stage, run_cell, train_stage
 from sweeps.store import Store
+from sweeps.todo import read_todo
 from sweeps.tracking import Tracking
 from sweeps.training_pass import TrainTask
 
@@ -125,7 +126,7 @@ def carry_out(
     )
     try:
         ClusterRound(
-            sweep.spec, store, cells or sweep.cells,
+            sweep.spec, read_todo(cells or sweep.cells, store),
             tasks=tasks, pools=pools,  # type: ignore[arg-type]
             outcomes=outcomes, progress=progress, is_crowded=lambda: False,
         ).run()  # fmt: skip

@@ -13,6 +13,7 @@ from sweeps.cards import known_cards
 from sweeps.gpu_hours import ASSUMED_CARD, gpu_hours, training_seconds, writing_seconds
 from sweeps.spec import load_spec
 from sweeps.store import Store
+from sweeps.todo import read_todo
 
 GPUS: dict[str, Any] = {"resources": {"train_gpus": 1, "serve_gpus": 2}}
 LORA = {"lora": {"rank": 64}, "gradient_checkpointing": True}
@@ -24,16 +25,18 @@ def shape(hub: str) -> Any:
 
 def test_no_gpu_no_hours(tmp_path: Path) -> None:
     sweep, store = plan(tmp_path), Store(str(tmp_path / "store"))
-    assert gpu_hours(sweep.spec, sweep.cells, sweep.cells, store) is None
+    assert gpu_hours(sweep.spec, read_todo(sweep.cells, store), sweep.cells, store) is None
 
 
 def test_hours_are_of_an_assumed_card_and_without_cost_where_none_is_named(tmp_path: Path) -> None:
     sweep, store = plan(tmp_path, **GPUS), Store(str(tmp_path / "store"))
-    found = gpu_hours(sweep.spec, sweep.cells, sweep.cells, store)
+    found = gpu_hours(sweep.spec, read_todo(sweep.cells, store), sweep.cells, store)
     assert found is not None
     assert (found.card, found.assumed, found.usd, found.untold) == (ASSUMED_CARD, True, None, ())
     assert all(hours > 0 for hours in found.hours.values())
-    twice = gpu_hours(sweep.spec, sweep.cells, sweep.cells, store, times=Fraction(2))
+    twice = gpu_hours(
+        sweep.spec, read_todo(sweep.cells, store), sweep.cells, store, times=Fraction(2)
+    )
     assert twice is not None
     assert twice.hours == pytest.approx({s: 2 * hours for s, hours in found.hours.items()})
     (line,) = found.told()
@@ -44,7 +47,7 @@ def test_hours_are_of_an_assumed_card_and_without_cost_where_none_is_named(tmp_p
 def test_a_named_card_has_its_price(tmp_path: Path) -> None:
     resources = GPUS["resources"] | {"card": "L4"}
     sweep, store = plan(tmp_path, resources=resources), Store(str(tmp_path / "store"))
-    found = gpu_hours(sweep.spec, sweep.cells, sweep.cells, store)
+    found = gpu_hours(sweep.spec, read_todo(sweep.cells, store), sweep.cells, store)
     assert found is not None
     price = known_cards()["L4"].usd_per_hour
     assert found.usd == pytest.approx(sum(found.hours.values()) * (price or 0))
@@ -55,7 +58,7 @@ def test_a_named_card_has_its_price(tmp_path: Path) -> None:
 def test_what_is_measured_here_goes_before_what_is_reckoned(tmp_path: Path) -> None:
     sweep, store = plan(tmp_path, **GPUS), Store(str(tmp_path / "store"))
     answered(sweep.cells[0], store, started=0, seconds=90)
-    found = gpu_hours(sweep.spec, sweep.cells[1:2], sweep.cells, store)
+    found = gpu_hours(sweep.spec, read_todo(sweep.cells[1:2], store), sweep.cells, store)
     assert found is not None
     assert found.measured == ("generate",)
     assert found.hours["generate"] == pytest.approx(2 * 90 / 3600)  # an engine holds two GPUs
@@ -65,7 +68,7 @@ def test_a_model_of_unknown_size_is_told(tmp_path: Path) -> None:
     models = [{"name": "base", "bundled": "smollm2-135m"},
               {"name": "new", "hub": "a/b", "revision": "0" * 40}]  # fmt: skip
     sweep, store = plan(tmp_path, models=models, **GPUS), Store(str(tmp_path / "store"))
-    found = gpu_hours(sweep.spec, sweep.cells, sweep.cells, store)
+    found = gpu_hours(sweep.spec, read_todo(sweep.cells, store), sweep.cells, store)
     assert found is not None
     assert all("a/b" in why for why in found.untold)
     assert found.hours["train"] > 0

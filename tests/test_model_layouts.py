@@ -8,6 +8,7 @@ from sweeps.identities import identities
 from sweeps.layout import demands, train_demand
 from sweeps.spec import load_spec
 from sweeps.store import Store
+from sweeps.todo import read_todo
 
 TWO: dict[str, Any] = {
     "models": [
@@ -60,12 +61,12 @@ def test_only_the_laid_out_model_is_another_training(tmp_path: Path) -> None:
 def test_what_is_held_is_told_model_by_model(tmp_path: Path) -> None:
     laid = plan(tmp_path, **TWO, layouts={"large": LARGE})
     store = Store(str(tmp_path / "store"))
-    trains, engines = demands(laid.spec, laid.cells, store)
+    trains, engines = demands(laid.spec, read_todo(laid.cells, store))
     assert trains == [train_demand(laid.spec, name) for name in ("small", "large")]
     assert (trains[1].cpus, trains[1].gpus, trains[1].count) == (1, 1, 4)
     assert [(e.name, e.gpus, e.count) for e in engines] == [("small", 0, 1), ("large", 2, 1)]
     only_small = [cell for cell in laid.cells if cell.cell.model.name == "small"]
-    assert demands(laid.spec, only_small, store)[0] == [train_demand(laid.spec, "small")]
+    assert demands(laid.spec, read_todo(only_small, store))[0] == [train_demand(laid.spec, "small")]
     assert identities(laid, store)["layouts"] == {"large": LARGE}
 
 

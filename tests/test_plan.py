@@ -14,6 +14,7 @@ from sweeps.plan import CellPlan, SweepPlan, draws_for, stages_to_run
 from sweeps.planner import load_rows_of, make_plan
 from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
+from sweeps.todo import read_todo
 
 OTHER_MODEL = {"name": "base", "hub": "org/m", "revision": "a" * 40}
 
@@ -178,7 +179,8 @@ def test_every_judge_scores_every_evaluation(tmp_path: Path) -> None:
     pairs = [(judging.judge, judging.evaluation) for judging in sweep.cells[0].judgings]
     assert sorted(pairs) == [("api", "a"), ("api", "b"), ("self", "a"), ("self", "b")]
     assert [
-        model.name for model in pool_models(sweep.spec, sweep.cells, Store(str(tmp_path / "store")))
+        model.name
+        for model in pool_models(sweep.spec, read_todo(sweep.cells, Store(str(tmp_path / "store"))))
     ] == ["base"]
 
 

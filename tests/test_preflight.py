@@ -28,6 +28,7 @@ from sweeps.preflight import (
     write_probe,
 )
 from sweeps.store import Store
+from sweeps.todo import read_todo
 
 VERSIONS = {name: "1.0" for name in ("torch", "transformers", "peft", "accelerate", "deepspeed")}
 VERSIONS |= {"ray": "2.60.0", "vllm": "0.32.0"}
@@ -219,8 +220,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def here(folder: Path, store: Store, totals: Totals, **changes: Any) -> dict[str, Check]:
     small = plan(folder, **changes)
-    todo = small.cells
-    return {c.what: c for c in preflight(small, store, todo, totals, joined=False)}
+    todo = read_todo(small.cells, store)
+    return {c.what: c for c in preflight(small.spec, store, todo, totals, joined=False)}
 
 
 ROOMY = Totals(nodes=((8.0, 0.0),))
@@ -268,14 +269,14 @@ def test_keys_are_needed_where_answers_are_still_to_be_judged(tmp_path: Path, st
     local = {"name": "near", "api": "http://127.0.0.1:1/v1", "api_model": "j"}
     judges = [api | {"api_key_env": "FAR_API_KEY"}, local | {"api_key_env": "NEAR_API_KEY"}]
     small = plan(tmp_path, judges=judges)
-    assert keys_needed(small, small.cells, store) == {"FAR_API_KEY"}
+    assert keys_needed(small.spec, read_todo(small.cells, store)) == {"FAR_API_KEY"}
     finish(small, store)
-    assert keys_needed(small, small.cells, store) == set()
+    assert keys_needed(small.spec, read_todo(small.cells, store)) == set()
 
 
 def test_room_is_told_where_there_is_some(tmp_path: Path, store: Store) -> None:
     small = plan(tmp_path)
-    found = placement(small, small.cells, store, ROOMY)
+    found = placement(small.spec, read_todo(small.cells, store), ROOMY)
     assert found.state == "ok" and "cells train side by side" in found.told
 
 

@@ -10,6 +10,7 @@ from sweeps.estimate import REFERENCE, estimate
 from sweeps.plan import CellPlan
 from sweeps.store import Store
 from sweeps.times import overhead, union_length
+from sweeps.todo import read_todo
 from sweeps.work import work_done
 
 
@@ -64,11 +65,11 @@ def test_streams_that_two_evaluations_share_are_counted_once(store: Store, tmp_p
 
 def test_rates_are_those_of_this_store_where_it_has_some(store: Store, tmp_path: Path) -> None:
     sweep = plan(tmp_path)
-    fresh = estimate(sweep.cells, sweep.cells, store, train_slots=1)
+    fresh = estimate(read_todo(sweep.cells, store), sweep.cells, store, train_slots=1)
     tokens = 7 * sweep.cells[0].evaluations[0].sampling.max_tokens
     assert fresh.by_stage["generate"] == pytest.approx(4 * tokens * REFERENCE["generate"])
     answered(sweep.cells[0], store, started=0, seconds=70)
-    known = estimate(sweep.cells[1:2], sweep.cells, store, train_slots=1)
+    known = estimate(read_todo(sweep.cells[1:2], store), sweep.cells, store, train_slots=1)
     assert known.by_stage["generate"] == pytest.approx(70)
     assert "generate" in known.basis
 
@@ -78,6 +79,10 @@ def test_a_sweep_that_grew_takes_the_time_of_the_difference(store: Store, tmp_pa
     answered(small.cells[0], store, started=0, seconds=1)
     grown = plan(tmp_path, evaluations=[{"questions": "ours.yaml", "samples": 12}])
     cell, other = grown.cells[:2]
-    part = estimate([cell], grown.cells, store, train_slots=1).by_stage["generate"]
-    whole = estimate([other], grown.cells, store, train_slots=1).by_stage["generate"]
+    part = estimate(read_todo([cell], store), grown.cells, store, train_slots=1).by_stage[
+        "generate"
+    ]
+    whole = estimate(read_todo([other], store), grown.cells, store, train_slots=1).by_stage[
+        "generate"
+    ]
     assert part == pytest.approx(whole * 9 / 12)
