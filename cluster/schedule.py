@@ -7,8 +7,8 @@ Jobs that need the same engines are asked in waves: engines start before further
 much waits for them that their start is worth it, or in room that trainings leave; a wave ends when
 nobody is ready, and its engines then give their room to whoever waits for it, and stop when nobody
 will ask them any more. Engines that answer together are started together, and nobody else holds
-room while waiting for other room: so there is always something that goes on, in
-a cluster that nobody else uses.
+room while waiting for other room: so there is always something that goes on. Where somebody else
+has taken the room of one of them meanwhile, the others give theirs back, and all are tried again.
 
 A state without a clock: the same object schedules a real cluster and a simulated one. Knows nothing
 of Ray, of what a job is, or of how anything is started.
@@ -104,6 +104,8 @@ class Schedule:
         self._numbers = itertools.count(1)
         self.room = Room(totals)
         self.crowded = False  # others want room, too: nothing idle is kept
+        self.may_start = True  # engines; not for a while after they have given their room back
+        self._unplaced: set[str] = set()
         self.add(jobs)
 
     def add(self, jobs: Iterable[Job]) -> None:
@@ -146,6 +148,11 @@ class Schedule:
         """An engine does not answer for now: it is asked nothing more until it is `up` again."""
         if engine in self._engines:
             self._engines[engine].is_up = False
+
+    def unplaced(self, engine: str) -> None:
+        """An engine that starts finds no room: somebody else has it, or Ray's order is another."""
+        if engine in self._engines and not self._engines[engine].has_answered:
+            self._unplaced.add(engine)
 
     def down(self, engine: str) -> None:
         """An engine is gone, and holds nothing any more. Jobs that it is asked of are not over."""
@@ -195,6 +202,7 @@ class Schedule:
         actions += self._give_way((), [[demand] for *_, demand in self._jobs.first_waiting()])
         actions += self._start(before_trainings=False)
         actions += self._ask()
+        actions += self._give_back()
         actions += self._stop_unneeded()
         for needs in self._jobs.groups():
             if missing := self._missing(needs):
@@ -222,6 +230,8 @@ class Schedule:
 
     def _start(self, *, before_trainings: bool) -> list[Action]:
         """Begin waves and start their engines; before trainings only where enough work waits."""
+        if not self.may_start:
+            return []
         worth = WORTH_STARTS if before_trainings or self._jobs.num("waiting") else SPARE_STARTS
         actions: list[Action] = []
         for needs in self._jobs.groups():
@@ -329,6 +339,29 @@ class Schedule:
         )
         return min(free, default=(0, None))[1]
 
+    def _give_back(self) -> list[Action]:
+        """Stop what finds no room, and the idle engines that wait for it.
+
+        Two who share a cluster would else wait for each other, each with one engine of a pair.
+        """
+        unplaced = [name for name in self._unplaced if name in self._engines]
+        self._unplaced = set()
+        kinds = {self._engines[name].kind for name in unplaced}
+        waiting = {
+            name
+            for needs in self._jobs.groups()
+            for kind in (needs if kinds & set(needs) else ())
+            for name in self._idle(kind)
+        }
+        if not waiting:
+            return []
+        self.may_start = False
+        stopped = [*unplaced, *sorted(waiting)]
+        return [self._stop(name) for name in stopped if self._stands(name)]
+
+    def _stands(self, name: str) -> bool:
+        return name in self._standing[self._engines[name].kind]
+
     def _stop_unneeded(self) -> list[Action]:
         """Stop idle engines that nobody will ask any more."""
         groups = self._jobs.groups()
@@ -384,5 +417,4 @@ class Schedule:
         return []
 
     def _is_up(self, name: str) -> bool:
-        engine = self._engines[name]
-        return engine.is_up and name in self._standing[engine.kind]
+        return self._engines[name].is_up and self._stands(name)

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.replica import Replica
@@ -33,6 +33,7 @@ RETRIES = 2
 PATIENCE_S = 600.0  # a replacement loads the model anew, and may wait for its resources
 HEALTH_PERIOD_S = 1.0
 # Serve gives a replica up at its third failed check: until then calls may still be sent to it.
+UNPLACED = "to be scheduled"  # in what Serve says of a replica that no node has had room for
 DETECTED_AFTER_S = 4 * HEALTH_PERIOD_S
 WHY_THEY_DIE = "the libraries' log says why replicas die (often memory: see the pool's lengths)"
 WHY_NONE = (
@@ -195,25 +196,31 @@ def stop_pools(names: Sequence[str]) -> None:
 
 def standing_pools() -> set[str]:
     """Return the names of the pools that have a running replica, of whatever driver."""
-    from ray import serve
-    from ray.serve.exceptions import RayServeException
+    return {name for name, told in _applications().items() if _num_of(told)}
 
-    try:
-        applications = serve.status().applications
-    except RayServeException:
-        return set()
-    return {name for name, told in applications.items() if _num_of(told)}
+
+def unplaced_pools() -> set[str]:
+    """Return the names of the pools whose replica has found no room for half a minute or longer."""
+    return {
+        name
+        for name, told in _applications().items()
+        if any(UNPLACED in deployment.message for deployment in told.deployments.values())
+    }
 
 
 def running_pools() -> list[str]:
     """Return the names of all pools in the running Ray, of whatever driver."""
+    return sorted(_applications())
+
+
+def _applications() -> Mapping[str, Any]:
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     try:
-        return sorted(serve.status().applications)
+        return dict(serve.status().applications)
     except RayServeException:  # Serve itself was never started
-        return []
+        return {}
 
 
 async def _response(response: Any) -> Any:

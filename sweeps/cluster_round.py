@@ -23,6 +23,7 @@ from sweeps.failures import Outcome
 from sweeps.files import StoreError
 from sweeps.layout import engine_demand, judge_models, pool_models, train_demand
 from sweeps.outcomes import Outcomes
+from sweeps.pause import Pause
 from sweeps.plan import CellPlan
 from sweeps.pools import Pools
 from sweeps.progress import SweepProgress
@@ -76,6 +77,7 @@ class ClusterRound:
         self._stop = threading.Event()
         self._ended: Future[None] = Future()  # with the first error of a thread
         self._answered: set[str] = set()  # engines that have come up
+        self._pause = Pause()
         self._totals = totals()
         self._schedule = Schedule([], self._kinds(), self._totals)
         trained = [cell for cell in todo.cells if "train" not in todo.left(cell)]
@@ -204,7 +206,7 @@ class ClusterRound:
 
     def _look(self) -> None:
         """See whether nodes have come or gone, and tell an autoscaler what is wanted."""
-        found, standing = totals(), self._pools.standing()
+        found, standing, unplaced = totals(), self._pools.standing(), self._pools.unplaced()
         with self._lock:
             if found != self._totals:
                 self._totals = found
@@ -216,6 +218,9 @@ class ClusterRound:
                     self._schedule.up(engine)
                 else:
                     self._schedule.away(engine)
+            for engine in unplaced:
+                self._schedule.unplaced(engine)
+            self._schedule.may_start = self._pause.is_over(self._schedule.may_start)
             wanted = self._schedule.wanted(MOST_ASKED_FOR)
         self._tell_autoscaler(wanted)
         self._decide()
@@ -272,6 +277,7 @@ class ClusterRound:
             case Train(job_id):
                 self._released.put(job_id)
             case Ask(job_id, engines):
+                self._pause.forget()
                 pools = {kind: self._pools.name(engine) for kind, engine in engines.items()}
                 self._asked.put(self._tasks.evaluate(self._cells[job_id], pools))
             case Start(kind, engine):
@@ -282,7 +288,8 @@ class ClusterRound:
                 self._beside(lambda: self._end(engine))
 
     def _start(self, model: ModelConfig, engine: str) -> None:
-        self._pools.start(model, engine)
+        if not self._pools.start(model, engine):
+            return  # it found no room, and is being stopped
         self._progress.say(f"an engine of {model.name} answers")
         with self._lock:
             self._answered.add(engine)

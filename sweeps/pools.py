@@ -12,7 +12,14 @@ from dataclasses import replace
 from functools import partial
 
 from cluster.requests import EngineDead, PoolConfig, Weights
-from cluster.serving import running_pools, standing_pools, start_pool, stop_pool, stop_pools
+from cluster.serving import (
+    running_pools,
+    standing_pools,
+    start_pool,
+    stop_pool,
+    stop_pools,
+    unplaced_pools,
+)
 from cluster.session import ClusterError
 from em.models import ModelConfig
 from em.record import fingerprint
@@ -47,8 +54,8 @@ class Pools:
         """Return the name that an engine's pool is connected to by."""
         return self._names[engine]
 
-    def start(self, model: ModelConfig, engine: str) -> None:
-        """Start an engine of a model, and wait until it answers.
+    def start(self, model: ModelConfig, engine: str) -> bool:
+        """Start an engine of a model, and wait; whether it answers: it may be stopped meanwhile.
 
         Raises ClusterError where it does not come up.
         """
@@ -56,10 +63,16 @@ class Pools:
         with self._lock:
             name = f"{prefix}{self._beat.driver}-{next(self._numbers)}"
             self._names[engine] = name
-        with self._beat.starting(f"engine {engine}"):
-            self._start(model, name)
+        try:
+            with self._beat.starting(f"engine {engine}"):
+                self._start(model, name)
+        except ClusterError:
+            if name in self._names.values():
+                raise
+            return False
         if self._given_up:  # while it was starting: nobody will ask it
             stop_pool(name)
+        return name in self._names.values()
 
     def _start(self, model: ModelConfig, name: str) -> None:
         spec, driver = self._spec.for_model(model.name), self._beat.driver
@@ -80,15 +93,21 @@ class Pools:
 
     def stop(self, engine: str) -> None:
         """End an engine; what it held is free when this returns."""
-        stop_pool(self._names[engine])
         with self._lock:
-            del self._names[engine]
+            name = self._names.pop(engine)
+        stop_pool(name)
 
     def standing(self) -> set[str]:
         """Return the engines that have a replica which runs: others wait for room, or are lost."""
         running = standing_pools()
         with self._lock:
             return {engine for engine, name in self._names.items() if name in running}
+
+    def unplaced(self) -> set[str]:
+        """Return the engines that are starting and that no node has had room for."""
+        waiting = unplaced_pools()
+        with self._lock:
+            return {engine for engine, name in self._names.items() if name in waiting}
 
     def give_up(self) -> None:
         """End all of them after an error: a Ray that was started here ends with them anyway."""

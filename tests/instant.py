@@ -86,8 +86,9 @@ class InstantPools:
     def name(self, engine: str) -> str:
         return engine
 
-    def start(self, model: ModelConfig, engine: str) -> None:
+    def start(self, model: ModelConfig, engine: str) -> bool:
         self._note("start", engine)
+        return True
 
     def stop(self, engine: str) -> None:
         self._note("stop", engine)
@@ -95,6 +96,9 @@ class InstantPools:
     def standing(self) -> set[str]:
         ended = {engine for _, what, engine in self.events if what == "stop"}
         return {engine for _, what, engine in self.events if what == "start"} - ended
+
+    def unplaced(self) -> set[str]:
+        return set()
 
     def give_up(self) -> None:
         self._note("give up", "")

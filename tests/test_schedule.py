@@ -706,3 +706,96 @@ def test_an_engine_that_is_away_is_asked_nothing_and_goes_when_nobody_waits_for_
     schedule.away(engine)
     schedule.ended("b")
     assert stops(schedule.decide()) == [engine]
+
+
+# Others on the same cluster -----------------------------------------------------------------------
+
+
+def pair(name: str) -> Schedule:
+    """One job that is asked of two engines, on two GPUs."""
+    return Schedule([job("j", name, "judge", train=None)], [kind(name), kind("judge")], nodes(2))
+
+
+def test_an_engine_gives_its_room_back_where_its_partner_finds_none() -> None:
+    schedule = pair("base")
+    base, judge = engines(schedule.decide())
+    schedule.up(base)
+    assert schedule.decide() == []
+    schedule.unplaced(judge)
+    assert stops(schedule.decide()) == [judge, base]
+    assert not schedule.may_start
+    for engine in (judge, base):
+        schedule.down(engine)
+        assert schedule.decide() == []
+    schedule.may_start = True
+    again = standing(schedule)
+    assert len(again) == 2
+    assert asks(schedule.decide()) == ["j"]
+
+
+def test_who_holds_nothing_waits_for_room() -> None:
+    schedule = pair("base")
+    base, judge = engines(schedule.decide())
+    schedule.unplaced(base)
+    schedule.unplaced(judge)
+    assert schedule.decide() == [] and schedule.may_start
+    schedule.up(base)
+    schedule.up(judge)
+    schedule.unplaced(judge)  # told late
+    assert asks(schedule.decide()) == ["j"]
+
+
+def test_an_engine_that_is_asked_meanwhile_is_kept() -> None:
+    kinds = [kind("base", at_once=1), kind("judge", most=2)]
+    jobs = [job(name, "base", "judge", train=None, ask=600.0) for name in "ab"]
+    schedule = Schedule(jobs, kinds, nodes(3))
+    base, *judges = engines(schedule.decide())
+    schedule.up(base)
+    schedule.up(judges[0])
+    assert len(asks(schedule.decide())) == 1
+    for engine in judges[1:]:
+        schedule.unplaced(engine)
+    assert stops(schedule.decide()) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_who_share_a_cluster_do_not_wait_for_each_other_for_ever(seed: int) -> None:
+    """Each counts both GPUs as its own; they are given to whoever asks first, one by one."""
+    chance = random.Random(seed)
+    sweeps = {"x": pair("x"), "y": pair("y")}
+    waiting: list[tuple[str, str]] = []  # engines that no GPU was free for yet, in order
+    placed: set[tuple[str, str]] = set()
+    paused = dict.fromkeys(sweeps, 0)
+    done: set[str] = set()
+
+    def act(name: str) -> None:
+        schedule = sweeps[name]
+        for action in schedule.decide():
+            match action:
+                case Start(_, engine):
+                    waiting.append((name, engine))
+                case Stop(engine):
+                    placed.discard((name, engine))
+                    if (name, engine) in waiting:
+                        waiting.remove((name, engine))
+                    schedule.down(engine)
+                case Ask(job_id, _):
+                    schedule.ended(job_id)
+                    done.add(name)
+
+    for _turn in range(200):
+        for name in chance.sample(sorted(sweeps), 2):
+            act(name)
+        chance.shuffle(waiting)
+        while waiting and len(placed) < 2:
+            name, engine = waiting.pop(0)
+            placed.add((name, engine))
+            sweeps[name].up(engine)
+        for name, engine in waiting:
+            sweeps[name].unplaced(engine)
+        for name, schedule in sweeps.items():
+            if not schedule.may_start:
+                paused[name] = paused[name] or chance.randint(1, 8)
+                paused[name] -= 1
+                schedule.may_start = not paused[name]
+    assert done == set(sweeps)
