@@ -53,9 +53,6 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def __getitem__(self, job_id: str) -> Job:
-        return self._jobs[job_id]
-
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._jobs
 

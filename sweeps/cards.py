@@ -17,7 +17,6 @@ CARDS = "cards.yaml"
 class Card(Record):
     """One kind of GPU; peaks are of dense bfloat16 (TFLOP/s) and of its memory (GB/s)."""
 
-    memory_gb: float = Field(gt=0)
     bf16_tflops: float = Field(gt=0)
     gb_per_s: float = Field(gt=0)
     source: str

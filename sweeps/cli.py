@@ -59,6 +59,7 @@ def plan(
     With --keep, as it would be under that answer. With --address, every node of that cluster is
     asked whether the sweep can run there.
     """
+    from cluster.session import local_totals
     from sweeps import planning
     from sweeps.tracking import check_key_for
 
@@ -71,7 +72,7 @@ def plan(
         spec, store, partly=True, keep=keep, with_packages=True, few=not as_json
     )
     check_key_for(sweep.spec.tracking)
-    told = planning.describe(sweep, target)
+    told = planning.describe(sweep, target, local_totals())
     if as_json:
         print(json.dumps(told, indent=1))
         return

@@ -32,7 +32,7 @@ def plan_there(path: Path, store: str | None, address: str, keep: Keep | None) -
     sweep, target = open_sweep(path, store, partly=True, keep=keep, with_packages=True)
     told = statuses(sweep, target)
     todo = todo_of(sweep.cells, told)
-    for line in planning.lines(sweep, planning.describe(sweep, target)):
+    for line in planning.lines(sweep, planning.describe(sweep, target, None)):
         print(line)
     noise = _noise("plan")
     print(f"\nasking every node of {address}; libraries' output: {noise}", flush=True)

@@ -46,7 +46,6 @@ class NodeFacts:
     `apis` is the same of each judge's address.
     """
 
-    host: str
     python: str
     versions: Mapping[str, str]
     gpus: tuple[tuple[str, int], ...] = ()  # name, memory in MiB
@@ -59,7 +58,6 @@ class NodeFacts:
 def look(question: Question, place: str) -> NodeFacts:
     """Return what this node has; `place` is its name among the answers left in the store."""
     return NodeFacts(
-        host=platform.node(),
         python=platform.python_version(),
         versions=_versions(),
         gpus=gpus(),

@@ -6,8 +6,7 @@ Knows nothing of how a sweep is run.
 from collections import Counter
 from typing import Any
 
-from cluster.resources import ClusterTooSmall
-from cluster.session import local_totals
+from cluster.resources import ClusterTooSmall, Totals
 from sweeps.attempts import statuses
 from sweeps.console import printable
 from sweeps.estimate import REFERENCE_BASIS, estimate
@@ -22,12 +21,13 @@ from sweeps.progress import duration
 from sweeps.selection import to_do, todo_of
 from sweeps.spend import foreseen
 from sweeps.store import Store
+from sweeps.todo import Todo
 
 MOST_LISTED = 1000  # cells; of more, a person is told how many of each condition are how far
 
 
-def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
-    """Return the plan as plain values.
+def describe(sweep: SweepPlan, store: Store, totals: Totals | None) -> dict[str, Any]:
+    """Return the plan as plain values; without `totals` nothing of how it is laid out is known.
 
     `num_cells`, `cells` (of all seeds, or of a few that stand for them), `unresolved`, `held`,
     `changes`, `drift`, `warnings`, `holds`, `layout`, `api_judges`, `estimate`
@@ -39,14 +39,8 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
         status.shown | {"stages_to_run": status.stages_left if to_do(status) else []}
         for status in told
     ]
-    totals = local_totals()
     trains, engines = demands(sweep.spec, todo)
-    slots = 1
-    try:
-        layout = feasible(sweep.spec, todo, totals)
-        slots, fits = layout.train_slots, str(layout)
-    except ClusterTooSmall as short:
-        fits = f"not on this machine: {short}"
+    slots, fits = _layout(sweep, todo, totals) if todo.cells else (1, "nothing to run")
     holds = [str(demand) for demand in trains + engines] if todo.cells else []
     hours = gpu_hours(sweep.spec, todo, sweep.cells, store, times=times(sweep))
     return {
@@ -63,13 +57,24 @@ def describe(sweep: SweepPlan, store: Store) -> dict[str, Any]:
             *sorted({text for cell in sweep.cells for text in cell.data_warnings}),
         ],
         "holds": holds,
-        "layout": fits if todo.cells else "nothing to run",
+        "layout": fits,
         "api_judges": foreseen(sweep, todo.cells, store),
         "estimate": estimate(
             todo, sweep.cells, store, train_slots=slots, times=times(sweep)
         ).model_dump(),
         "gpu_hours": hours.model_dump() if hours else None,
     }
+
+
+def _layout(sweep: SweepPlan, todo: Todo, totals: Totals | None) -> tuple[int, str]:
+    """Return how many cells train side by side, and what to say of it."""
+    if totals is None:
+        return 1, "as the cluster has room, see below; the time is that of one cell at a time"
+    try:
+        layout = feasible(sweep.spec, todo, totals)
+    except ClusterTooSmall as short:
+        return 1, f"not on this machine: {short}"
+    return layout.train_slots, str(layout)
 
 
 def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:

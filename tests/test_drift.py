@@ -11,6 +11,7 @@ from small_sweep import JUDGE_PROMPTS, QUESTIONS, SPEC, plan
 from stand_ins import carry_out
 from sweep_runs import artefacts
 
+from cluster.session import local_totals
 from sweeps.attempts import statuses
 from sweeps.keep import Keep
 from sweeps.keeping import check_answered, check_possible, settle, told
@@ -96,7 +97,7 @@ def test_changed_data_are_told_refused_and_seen_as_they_were(store: Store, tmp_p
     (drift,) = sweep.drifts
     assert drift.text.startswith("variant ours: rows have content hash ")
     assert "2 cells have finished work of those" in drift.text
-    said = lines(sweep, describe(sweep, store))
+    said = lines(sweep, describe(sweep, store, local_totals()))
     assert f"drift: {drift.text}" in said
     assert "run and resume refuse this until --keep stored or --keep current is given" in said
     with pytest.raises(ValueError, match=r"variant ours: rows have.*\n.*--keep current"):

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from small_sweep import plan, spec
 
+from cluster.session import local_totals
 from sweeps import planning
 from sweeps.few import FEW_SEEDS, MANY_CELLS, with_few_seeds
 from sweeps.planner import make_plan
@@ -34,7 +35,8 @@ def test_a_few_seeds_say_what_all_of_them_say(tmp_path: Path) -> None:
     assert len(cut.seeds) == FEW_SEEDS
     few = make_plan(cut, relative_to=tmp_path).model_copy(update={"spec": whole.spec})
     assert len(few.cells) == 2 * FEW_SEEDS
-    said = [planning.lines(sweep, planning.describe(sweep, store)) for sweep in (whole, few)]
+    here = local_totals()
+    said = [planning.lines(sweep, planning.describe(sweep, store, here)) for sweep in (whole, few)]
     told = [[line for line in lines if not line.startswith(TIME)] for lines in said]
     only = {"nothing is begun and all seeds have the same work: counted from a few of them"}
     assert set(told[1]) - set(told[0]) == only

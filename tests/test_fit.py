@@ -16,6 +16,7 @@ from em.training import TrainingConfig
 from sweeps.fit import NO_WAY, PLANNED_MIB, Cards, cards, memory, serving_memory, training_memory
 from sweeps.node_facts import NodeFacts
 from sweeps.store import Store
+from sweeps.todo import read_todo
 
 CODER = "Qwen/Qwen2.5-Coder-32B-Instruct"
 H100 = ("NVIDIA H100 80GB HBM3", 81_559)
@@ -24,7 +25,7 @@ LONG = TrainingConfig(effective_batch=16, micro_batch=2, max_length=2048)
 
 
 def node(*gpus: tuple[str, int]) -> NodeFacts:
-    return NodeFacts(host="node", python="3.12.1", versions={}, gpus=gpus)
+    return NodeFacts(python="3.12.1", versions={}, gpus=gpus)
 
 
 @pytest.fixture
@@ -133,9 +134,9 @@ def test_each_kind_of_work_is_told_once_and_only_where_it_holds_gpus(
 ) -> None:
     facts = [node(H100)]
     on_cpus = plan(tmp_path)
-    assert memory(on_cpus, on_cpus.cells, store, facts) == []
+    assert memory(on_cpus.spec, read_todo(on_cpus.cells, store), facts) == []
     gpus = {"train_gpus": 1, "serve_gpus": 1}
     on_gpus = plan(tmp_path, resources=gpus)
-    told = memory(on_gpus, on_gpus.cells, store, facts)
+    told = memory(on_gpus.spec, read_todo(on_gpus.cells, store), facts)
     assert [found.what for found in told] == ["training base", "serving base"]
     assert {found.fits for found in told} == {"yes"}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from small_sweep import plan
 
+from cluster.session import local_totals
 from sweeps.foresight import foreseen_weaknesses
 from sweeps.planning import describe, lines
 from sweeps.store import Store
@@ -28,5 +29,5 @@ def test_weak_designs_are_told(changed: dict[str, Any], words: list[str], tmp_pa
     assert all(word in said for word in words)
     assert bool(said) == bool(words)
     store = Store(str(tmp_path / "store"))
-    told = "\n".join(lines(sweep, describe(sweep, store)))
+    told = "\n".join(lines(sweep, describe(sweep, store, local_totals())))
     assert all(f"warning: {line}" in told for line in said.splitlines())

@@ -6,6 +6,7 @@ import pytest
 from small_sweep import plan
 from test_times import answered
 
+from cluster.session import local_totals
 from em.model_shape import known_models, shape_from_config
 from em.training import TrainingConfig
 from sweeps import planning
@@ -51,7 +52,7 @@ def test_a_named_card_has_its_price(tmp_path: Path) -> None:
     assert found is not None
     price = known_cards()["L4"].usd_per_hour
     assert found.usd == pytest.approx(sum(found.hours.values()) * (price or 0))
-    lines = planning.lines(sweep, planning.describe(sweep, store))
+    lines = planning.lines(sweep, planning.describe(sweep, store, local_totals()))
     assert any(line.startswith("cost: about") and "0.81 USD" in line for line in lines)
 
 

@@ -9,6 +9,7 @@ from small_sweep import SPEC, plan
 from stand_ins import Done, carry_out
 from sweep_runs import artefacts
 
+from cluster.session import local_totals
 from sweeps.files import StoreError
 from sweeps.growth import changes, held
 from sweeps.keeping import settle
@@ -178,7 +179,7 @@ def test_a_plan_has_one_line_a_stage_and_one_of_what_is_new(store: Store, tmp_pa
     few = planned(tmp_path, store, **samples(4))
     carry_out(few, store, tmp_path)
     sweep = planned(tmp_path, store, **samples(400), seeds=[0, 1, 2])
-    said = lines(sweep, describe(sweep, store))
+    said = lines(sweep, describe(sweep, store, local_totals()))
     assert "train: 2 of 3 trainings are there" in said
     assert "generate: 48 of 7,200 responses are there" in said
     assert "judge: 96 of 14,400 judgements are there" in said

@@ -10,6 +10,7 @@ from chats import read_rows
 from pydantic import ValidationError
 from small_sweep import plan
 
+from cluster.session import local_totals
 from em.catalogue import CACHE_ENV, DATA_ENV
 from em.datasets import Row, content_sha256
 from em.seeds import derive_seed
@@ -333,7 +334,7 @@ def test_plan_warns_of_data_that_nobody_verified(
     (tmp_path / "numbers.jsonl").rename(cached)
     sweep = plan(tmp_path, variants=[{"name": "numbers", "dataset": "evil_numbers"}])
     cell = sweep.cells[0]
-    told = planning.describe(sweep, Store(str(tmp_path / "store")))
+    told = planning.describe(sweep, Store(str(tmp_path / "store")), local_totals())
     [warning] = told["warnings"]
     assert warning == (
         "data set 'evil_numbers' is not verified by the catalogue: found 9 rows with content hash "
