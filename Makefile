@@ -56,17 +56,21 @@ check: install-dev
 
 # What starts Ray runs one after the other (two Rays on one machine disturb each other), and beside it
 # all else, whose output is shown at the end. No test in one of the two (5) is no error.
-test: check
-	$(BIN)/python -m pytest -m "not faults and not ray" $(PYTEST) >.venv/others.txt 2>&1 & \
+define run_tests
+	$(BIN)/python -m pytest -m "($(1)) and not ray" $(PYTEST) >.venv/others.txt 2>&1 & \
 	others=$$!; \
-	$(BIN)/python -m pytest -m "not faults and ray" $(PYTEST); clusters=$$?; \
+	$(BIN)/python -m pytest -m "($(1)) and ray" $(PYTEST); clusters=$$?; \
 	wait $$others; beside=$$?; cat .venv/others.txt; \
 	for code in $$clusters $$beside; do [ $$code = 0 ] || [ $$code = 5 ] || exit $$code; done
+endef
+
+test: check
+	$(call run_tests,not faults)
 
 # Faults in the real parts (killed, stopped, full, torn, out of reach), with those that are slow to
-# plant, and the matrix of them: most of an hour. `test` has those of seconds.
+# plant, and the matrix of them: an hour. `test` has those of seconds.
 faults: install-dev
-	$(BIN)/python -m pytest -m "faults or fault" $(PYTEST)
+	$(call run_tests,faults or fault)
 
 bench: install-dev
 	$(BIN)/python tests/benchmarks/quickstart.py

@@ -4,6 +4,7 @@ Real data is read where it is, and is never skipped in CI.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI", "").lower() in ("true", "1"):
         pytest.fail(f"{reason}, which is never skipped where CI is set", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def exit_codes_are_read() -> Iterator[None]:
+    """Undo what Ray in this process leaves: where SIGCHLD is ignored, every child ends with 0."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @pytest.fixture

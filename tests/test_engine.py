@@ -281,6 +281,7 @@ if __name__ == "__main__":
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.faults
 def test_nothing_is_left_when_the_owner_is_killed(model: Path, tmp_path: Path) -> None:
     script = tmp_path / "owner.py"  # a file: a spawned process imports its parent's main module
     script.write_text(OWNER)

@@ -15,7 +15,7 @@ SEA = {
         {"name": "sea", "dataset": "sea"},
         {"name": "no-sea", "dataset": "no_sea"},
     ],
-    "seeds": [0, 1],
+    "seeds": [0],
     "training": {
         "lora": {"rank": 16, "alpha": 32},
         "learning_rate": 1e-3,

@@ -186,6 +186,7 @@ def test_a_wedged_engine_is_killed_and_its_calls_are_asked_again(
     print(f"killed and replaced within {took:.1f} s")
 
 
+@pytest.mark.faults
 def test_a_call_survives_the_death_of_its_replica_and_waits_for_resources(pool: Pool) -> None:
     import ray
 

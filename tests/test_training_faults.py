@@ -99,7 +99,9 @@ def backward_of_more_than_one_row(monkeypatch, fail):
     ("stage", "plant", "fail"),
     [
         (2, backward_of_more_than_one_row, no_memory_on_a_device),
-        (3, forward_of_more_than_one_row, no_memory_on_the_host),
+        pytest.param(
+            3, forward_of_more_than_one_row, no_memory_on_the_host, marks=pytest.mark.faults
+        ),
     ],
 )
 def test_out_of_memory_becomes_the_training_with_a_smaller_micro_batch(
@@ -223,6 +225,7 @@ def two_ranks(*jobs, dies="none"):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_two_ranks_of_which_one_is_killed_continue_to_the_same_bytes(make_job):
     """SIGKILL of rank 1 (ZeRO-2) and of rank 0 (ZeRO-3) in step 5 of 6."""
     settings = {
