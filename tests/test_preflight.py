@@ -44,7 +44,7 @@ def node(name: str, *, gpus: float = 1, accelerator: str | None = "H100") -> Nod
 
 def facts(**changes: Any) -> NodeFacts:
     said: dict[str, Any] = {
-        "host": "h", "python": "3.12.1", "versions": VERSIONS, "gpus": H100, "models": {"m": HERE},
+        "python": "3.12.1", "versions": VERSIONS, "gpus": H100, "models": {"m": HERE},
     }  # fmt: skip
     return NodeFacts(**(said | changes))
 
