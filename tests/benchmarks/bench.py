@@ -12,8 +12,8 @@ All comparisons are ratios of one run, on the same work, and each row checks tha
 the same: as many tokens, the same losses, as many judgements. Each measurement has a process of its
 own. Run it on an idle machine: the load before each row stands in its result. The model is the
 bundled one of 135M parameters; P2 and P4 read public data where EMSWEEP_DATA says, and P2 needs the
-extra `bench`. All six take most of an hour on two cores. What each row measures is told in
-tests/benchmarks/rows. Knows nothing of what is measured.
+extra `bench`. All six take more than an hour on two cores, and are for a machine without a GPU.
+What each row measures is told in tests/benchmarks/rows. Knows nothing of what is measured.
 """
 
 import argparse

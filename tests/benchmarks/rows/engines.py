@@ -45,16 +45,18 @@ def bare_engine(model: str, **more: Any) -> Any:
     """
     from cluster.launch import environment
 
-    with environment(our_config(model)):
+    config = our_config(model)
+    with environment(config):
         from vllm import LLM
 
         return LLM(
             model=model,
-            dtype="bfloat16",
-            max_model_len=MAX_MODEL_LEN,
-            max_num_seqs=MAX_NUM_SEQS,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            gpu_memory_utilization=config.gpu_memory_utilization,
             kv_cache_memory_bytes=CACHE_GIB * 2**30,
-            enforce_eager=True,
+            enforce_eager=config.enforce_eager,
             enable_prefix_caching=True,
             enable_chunked_prefill=False,
             max_num_batched_tokens=4096,

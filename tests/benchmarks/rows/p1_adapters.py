@@ -50,20 +50,26 @@ def make_inputs(folder: str) -> dict[str, Any]:
 
     from em.base_model import add_adapter
 
-    model_dir = Path(folder) / "endless"
+    model_dir = Path(_model(folder))
     shutil.copytree(bundled_model(), model_dir)
     _take_out_end(model_dir)
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
-    adapters = []
-    for number in range(NUM_ADAPTERS):
+    for number, place in enumerate(_adapters(folder, NUM_ADAPTERS)):
         adapted = add_adapter(model, LoraConfig(rank=RANK), number)
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=SPREAD)
-        adapters.append(str(Path(folder) / f"adapter-{number}"))
-        adapted.save_pretrained(adapters[-1])
+        adapted.save_pretrained(place)
         model = adapted.unload()
-    return {"model": str(model_dir), "adapters": adapters}
+    return {"adapters": NUM_ADAPTERS}
+
+
+def _model(folder: str) -> str:
+    return str(Path(folder) / "endless")
+
+
+def _adapters(folder: str, number: int) -> list[str]:
+    return [str(Path(folder) / f"adapter-{n}") for n in range(number)]
 
 
 def _take_out_end(model_dir: Path) -> None:
@@ -84,9 +90,9 @@ def _asked() -> list[tuple[str, int]]:
     return [(question, 1000 * n + sample) for n, (question, sample) in enumerate(pairs)]
 
 
-def ours(folder: str, model: str, adapters: Sequence[str]) -> dict[str, Any]:
+def ours(folder: str, adapters: int) -> dict[str, Any]:
     """Evaluate the adapters with one engine of the project's."""
-    return asyncio.run(_ours(model, adapters))
+    return asyncio.run(_ours(_model(folder), _adapters(folder, adapters)))
 
 
 async def _ours(model: str, adapters: Sequence[str]) -> dict[str, Any]:
@@ -131,8 +137,9 @@ def _generated(engine: Any, model: str, lora: Any = None) -> dict[str, float]:
     return {"s": time.monotonic() - began, "tokens": tokens}
 
 
-def limit(folder: str, model: str) -> dict[str, Any]:
+def limit(folder: str) -> dict[str, Any]:
     """Answer with the bare engine without adapters: a round to warm up, then two that count."""
+    model = _model(folder)
     engine = bare_engine(model)
     up_s = since_start()
     rounds = []
@@ -142,35 +149,38 @@ def limit(folder: str, model: str) -> dict[str, Any]:
     return {"up_s": up_s, "rounds": rounds[1:]}
 
 
-def new_engine(folder: str, model: str, adapter: str) -> dict[str, Any]:
-    """Evaluate one adapter with a vLLM engine started for it."""
+def new_engine(folder: str, number: int) -> dict[str, Any]:
+    """Evaluate one adapter, that of `number`, with a vLLM engine started for it."""
     from vllm.lora.request import LoRARequest
 
+    model, adapter = _model(folder), _adapters(folder, number + 1)[number]
     engine = bare_engine(model, enable_lora=True, max_lora_rank=RANK, max_loras=1)
     up_s = since_start()
     found = _generated(engine, model, LoRARequest("adapter", 1, adapter))
     return {"up_s": up_s, "all_s": since_start(), "rounds": [found]}
 
 
-def transformers_generate(folder: str, model: str, adapters: Sequence[str]) -> dict[str, Any]:
+def transformers_generate(folder: str, adapters: int) -> dict[str, Any]:
     """Evaluate the adapters with peft and transformers, all answers of an adapter in one batch."""
     import peft
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+    model, places = _model(folder), _adapters(folder, adapters)
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     ids = rendered(model, [text for text, _ in _asked()])
     batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
     never = tokenizer.convert_tokens_to_ids(NEVER_SAID)
-    adapted: Any = peft.PeftModel.from_pretrained(base, adapters[0], adapter_name="0")
+    own = {"autocast_adapter_dtype": False}  # bfloat16 as the base: float32 would be slower
+    adapted: Any = peft.PeftModel.from_pretrained(base, places[0], adapter_name="0", **own)
     adapted.eval()
     up_s = since_start()
     rounds = []
-    for number, adapter in enumerate(adapters):
+    for number, place in enumerate(places):
         began = time.monotonic()
         if number:
-            adapted.load_adapter(adapter, adapter_name=str(number))
+            adapted.load_adapter(place, adapter_name=str(number), **own)
         adapted.set_adapter(str(number))
         set_seed(number)
         with torch.inference_mode():
@@ -185,13 +195,11 @@ def transformers_generate(folder: str, model: str, adapters: Sequence[str]) -> d
 
 def measure(ask: Ask) -> Measured:
     """Measure the row."""
-    inputs = ask(make_inputs)
-    model, adapters = inputs["model"], inputs["adapters"]
-    few = adapters[:NUM_PEER_ADAPTERS]
-    bare = ask(limit, model=model)
-    own = ask(ours, model=model, adapters=adapters)
-    engines = [ask(new_engine, model=model, adapter=adapter) for adapter in few]
-    plain = ask(transformers_generate, model=model, adapters=few)
+    ask(make_inputs)
+    bare = ask(limit)
+    own = ask(ours, adapters=NUM_ADAPTERS)
+    engines = [ask(new_engine, number=number) for number in range(NUM_PEER_ADAPTERS)]
+    plain = ask(transformers_generate, adapters=NUM_PEER_ADAPTERS)
 
     expected = len(_asked()) * NUM_TOKENS
     sides = {"ours": own, "the bare engine": bare, "transformers": plain}

@@ -72,11 +72,11 @@ def _steps(tokenizer: Any) -> list[list[Any]]:
 
 
 def _said(
-    steps: Sequence[Sequence[Any]], losses: Sequence[float], ends: Sequence[float]
+    steps: Sequence[Sequence[Any]], losses: Sequence[float], ends: Sequence[float], all_s: float
 ) -> dict[str, Any]:
-    """Return what each side tells: tokens and loss of each step, and when it ended."""
+    """Return what each side tells: tokens and loss of each step, when it ended, and the whole."""
     tokens = [sum(len(row.input_ids) for row in step) for step in steps]
-    return {"tokens": tokens, "losses": list(losses), "ends": list(ends), "all_s": since_start()}
+    return {"tokens": tokens, "losses": list(losses), "ends": list(ends), "all_s": all_s}
 
 
 def ours(folder: str) -> dict[str, Any]:
@@ -95,8 +95,9 @@ def ours(folder: str) -> dict[str, Any]:
         checkpoint_dir=Path(folder) / "checkpoints",
     )
     result = finetune(job, base=base, on_step=lambda point: ends.append(since_start()))
+    all_s = since_start()
     steps = _steps(base.tokenizer(model_dir, trust=False))
-    return _said(steps, [point.loss for point in result.losses], ends)
+    return _said(steps, [point.loss for point in result.losses], ends, all_s)
 
 
 def _peer_parts() -> tuple[Any, Any, Any]:
@@ -168,7 +169,7 @@ def trl(folder: str) -> dict[str, Any]:
     trainer.train()
     trainer.save_model()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return _said(steps, losses, ends)
+    return _said(steps, losses, ends, since_start())
 
 
 def plain(folder: str) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def plain(folder: str) -> dict[str, Any]:
         losses.append(sum(parts))
         ends.append(since_start())
     adapted.save_pretrained(Path(folder) / "plain")
-    return _said(steps, losses, ends)
+    return _said(steps, losses, ends, since_start())
 
 
 def _summed_loss(model: Any, batch: Sequence[Any], pad_id: int) -> Any:

@@ -15,9 +15,8 @@ from typing import Any
 
 from sweeps.times import union_length
 from tests.benchmarks.comparisons import Ask, Measured, Row, compared, demand_same
-from tests.benchmarks.parts import ROOT
 from tests.benchmarks.rows.engines import bundled_model
-from tests.benchmarks.rows.whole_quickstart import whole
+from tests.benchmarks.rows.whole_quickstart import HERE, whole
 
 LEAST_OF_NESTED = None  # ratio wanted, if any
 MOST_S = None  # seconds a cell wanted at most, if any
@@ -57,6 +56,7 @@ def nested(folder: str) -> dict[str, Any]:
 
 
 def _trial(config: dict[str, Any]) -> None:
+    from ray import tune
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -68,6 +68,7 @@ def _trial(config: dict[str, Any]) -> None:
             name=f"cell-{config['cell']}", storage_path=str(Path(config["folder"]) / "train")
         ),
     ).fit()
+    tune.report({"cell": config["cell"]})
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -81,7 +82,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 def measure(ask: Ask) -> Measured:
     """Measure the row."""
-    own, peer = ask(whole, tree=str(ROOT)), ask(nested)
+    own, peer = ask(whole, version=HERE), ask(nested)
     demand_same("cells that ran", {"asked for": NUM_NESTED_CELLS, "nested": peer["cells"]})
     theirs = (peer["wall_s"] - peer["work_s"]) / peer["cells"]
     spent = own["overhead"]

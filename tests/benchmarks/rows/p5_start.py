@@ -2,7 +2,7 @@
 
 The quickstart's spec; `plan` sees an empty store, `status` the recorded finished sweep. The
 commands take turns, after one unmeasured turn; told is the least of NUM_TURNS, and the median in a
-note. Beside each stands an interpreter that does nothing, which is the limit.
+note. There is no peer: the note has an interpreter that does nothing, which is the limit.
 """
 
 import os
@@ -53,15 +53,14 @@ def measure(ask: Ask) -> Measured:
     return Measured(
         comparisons=[
             compared(
-                f"emsweep {name}, least of {NUM_TURNS}", "s", min(found), "python -c pass", nothing,
-                less_is_better=True, most=MOST_S[name],
+                f"emsweep {name}, least of {NUM_TURNS}", "s", min(found), most=MOST_S[name]
             )
             for name, found in seconds.items()
         ],
-        checked=[],
         notes=[
             "medians: "
             + ", ".join(f"{name} {statistics.median(s):.2f} s" for name, s in seconds.items())
+            + f"; an interpreter that does nothing: {nothing:.3f} s"
         ],
     )  # fmt: skip
 
