@@ -1,0 +1,62 @@
+"""One whole quickstart, timed, by the code of any tree of this project: P3 and P6 read it.
+
+Knows nothing of what is made of the time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.parts import ROOT
+
+HERE, FIRST = "here", "first"  # this tree, and the one that P6 unpacks
+SPEC = "configs/sweeps/quickstart.yaml"
+# Not what is timed: a converted model is in the cache of whoever has run it once.
+WARM_UP = (
+    "import sweeps; from em.models import ModelConfig, materialise; "
+    "materialise(ModelConfig(name='smollm2-135m', bundled='smollm2-135m')); print(sweeps.__file__)"
+)
+
+
+def first_tree(folder: str) -> Path:
+    """Return where the first version is unpacked."""
+    return Path(folder).resolve() / FIRST
+
+
+def whole(folder: str, version: str) -> dict[str, Any]:
+    """Run the quickstart of a version (HERE, FIRST), from the command to its end, in a new store.
+
+    Python's bytecode is compiled and the model converted before. Raises RuntimeError where the code
+    is another tree's or the run does not end well.
+    """
+    tree = ROOT if version == HERE else first_tree(folder)
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    packages = [str(tree / name) for name in ("em", "cluster", "sweeps")]
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *packages], check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", WARM_UP], cwd=tree, env=environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    if not Path(told.stdout.strip().splitlines()[-1]).is_relative_to(tree):
+        raise RuntimeError(f"{version}: other code would run, that of {told.stdout.strip()}")
+    with tempfile.TemporaryDirectory(prefix="emsweep-quickstart-", dir=folder) as store:
+        command = [str(Path(sys.executable).with_name("emsweep")), "run", SPEC, "--store", store]
+        began = time.monotonic()
+        done = subprocess.run(command, cwd=tree, env=environment, check=False)
+        wall_s = time.monotonic() - began
+        if done.returncode:
+            raise RuntimeError(f"the quickstart, {version}, ended with {done.returncode}")
+        report = json.loads(Path(store, "sweeps/quickstart/report/report.json").read_text())
+    cells = report["cells"]
+    return {
+        "wall_s": wall_s,
+        "overhead": report["overhead"],
+        "cells": sum(cell["state"] == "finished" for cell in cells),
+        "judged": sum(cell["counts"]["responses"] for cell in cells),
+        "failed": sum(cell["counts"]["failed"] for cell in cells),
+    }
