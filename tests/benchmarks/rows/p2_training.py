@@ -30,7 +30,7 @@ from tests.benchmarks.comparisons import (
 from tests.benchmarks.parts import since_start
 from tests.benchmarks.rows.engines import bundled_model
 
-LEAST_OF_TRL = LEAST_OF_PLAIN = None  # ratios of real tokens/s in the steps wanted, if any
+LEAST_OF_TRL = LEAST_OF_PLAIN = 2.0  # ratios of real tokens/s in the steps wanted
 
 NUM_ROWS = 128
 CONFIG = TrainingConfig(
@@ -251,7 +251,7 @@ def measure(ask: Ask) -> Measured:
 def _compared(
     own: dict[str, Any],
     peers: Mapping[str, dict[str, Any]],
-    least: Mapping[str, float | None],
+    least: Mapping[str, float],
 ) -> list[Comparison]:
     found = []
     for name, said in peers.items():

@@ -20,8 +20,7 @@ from tests.benchmarks.rows.engines import bare_engine, bundled_model, our_config
 from tests.benchmarks.rows.judged_work import NUM_ANSWERS, items, judge_all, prompts
 from tests.benchmarks.stand_in import ALLOWED_A_SECOND, BURST, LATENCY_S, stand_in
 
-LEAST_OF_PREFILL = LEAST_OF_ONE_BY_ONE = LEAST_OF_ALL_AT_ONCE = None  # ratios wanted, if any
-LEAST_OF_ALLOWED = 0.9
+LEAST_OF_PREFILL = LEAST_OF_ALLOWED = 0.9  # ratios wanted
 
 NUM_ONE_BY_ONE = 40
 MOST_ROUNDS = 200  # of asking again what failed: each gets some answers
@@ -196,10 +195,8 @@ def _by_address(
     return [
         compared(what, "calls/s", rate, "the allowed rate", ALLOWED_A_SECOND,
                  least_ratio=LEAST_OF_ALLOWED),
-        compared(what, "calls/s", rate, "one at a time", slow_rate,
-                 least_ratio=LEAST_OF_ONE_BY_ONE),
-        compared(what, "calls/s", rate, "all at once, until all are there", rush_rate,
-                 least_ratio=LEAST_OF_ALL_AT_ONCE),
+        compared(what, "calls/s", rate, "one at a time", slow_rate),
+        compared(what, "calls/s", rate, "all at once, until all are there", rush_rate),
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from tests.benchmarks.comparisons import Ask, Measured, Row, compared
 from tests.benchmarks.parts import ROOT
 from tests.benchmarks.rows.whole_quickstart import SPEC
 
-MOST_S: dict[str, float | None] = {"--help": None, "plan": None, "status": None}  # wanted, if any
+MOST_S = {"--help": 0.3, "plan": 1.0, "status": 1.0}  # wanted
 
 NUM_TURNS = 10
 
