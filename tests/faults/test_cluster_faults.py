@@ -342,3 +342,28 @@ def test_a_killed_rank_restarts_its_group_from_the_checkpoint(
     assert killed
     case.happened("Ray Train restarts both ranks, from the last checkpoint")
     check(served, store)
+
+
+@pytest.mark.fault("raylet of a node with one of two ranks: SIGKILL", "train")
+def test_a_lost_node_takes_one_of_two_ranks_with_it_and_both_go_on_when_there_is_room(
+    ray: Ray, tiny: Path, case: Case, tmp_path: Path
+) -> None:
+    """Each rank takes a whole node; the one that is left waits for another node to join."""
+    spec = cluster_spec(tiny, ranks=2) | {"resources": {"train_cpus": 2, "serve_cpus": 2}}
+    served = make(ray, tmp_path, spec)
+    store = served.world.store_before("train", tmp_path / "store")
+    lost = threading.Event()
+
+    def lose() -> None:
+        assert len(ray.workers("RayTrainWorker")) == 2
+        ray.lose_second()
+        lost.set()
+
+    driver = served.start(store)
+    with once(under_way(served, store, "train"), lose) as hits:
+        assert lost.wait(WAIT_S)
+        ray.replace_second()
+        served.finish(driver)
+    case.took(time.monotonic() - hits[0])
+    case.happened("both ranks go on from the last checkpoint, on the node that joins")
+    check(served, store)
