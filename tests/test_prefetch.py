@@ -1,12 +1,15 @@
 """`emsweep prefetch` on one machine: data, questions and models are here before any cell asks."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hub_server import REPO, REVISION, hub_server
 from small_sweep import QUESTIONS, SPEC
 
 from em.catalogue import CACHE_ENV
@@ -60,3 +63,27 @@ def test_what_cannot_be_had_is_told(
     assert "no *.safetensors" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no such folder"):
         prefetch_here([ModelConfig(name="m", folder=tmp_path / "nowhere")])
+
+
+WEIGHTS = {"model-00001-of-00002.safetensors": b"one", "model-00002-of-00002.safetensors": b"two"}
+FETCH = """
+import sys
+from em.models import ModelConfig
+from sweeps.prefetch import prefetch_here
+prefetch_here([ModelConfig(name="m", hub=sys.argv[1], revision=sys.argv[2])])
+"""
+
+
+@pytest.mark.slow
+def test_each_weight_file_is_read_once_by_each_node(tmp_path: Path) -> None:
+    """Two nodes are two disks; on each three processes ask at the same time, and one later."""
+    with hub_server({"config.json": b"{}"} | WEIGHTS) as hub:
+        asked = []
+        for node in ("a", "b"):
+            own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / node), "NO_PROXY": "127.0.0.1"}
+            environment = os.environ | own | {"HF_HUB_OFFLINE": "0"}
+            command = [sys.executable, "-c", FETCH, REPO, REVISION]
+            asked += [subprocess.Popen(command, env=environment) for _ in range(3)]
+        assert [process.wait(120) for process in asked] == [0] * 6
+        assert subprocess.run(command, env=environment, check=False).returncode == 0
+        assert {name: hub.sent[name] for name in WEIGHTS} == dict.fromkeys(WEIGHTS, 2)
