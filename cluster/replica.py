@@ -31,6 +31,9 @@ class Replica:
     async def __init__(self, config: PoolConfig, merge: Merge, locate: Locate) -> None:  # type: ignore[misc]
         from ray import serve
 
+        if config.wanted is not None:
+            watching = (config.name, config.wanted)
+            threading.Thread(target=_end_unwanted, args=watching, daemon=True).start()
         engine = await asyncio.to_thread(config.engine)
         self._engine = Engine(engine, merge)
         self._locate = locate
@@ -38,9 +41,6 @@ class Replica:
         side_by_side = engine.max_loras if engine.mode == "lora" else 1
         self._announce = serve.multiplexed(max_num_models_per_replica=side_by_side)(_announced)
         await self._engine.check()  # Serve counts the replica as running only after this
-        if config.wanted is not None:
-            watching = (config.name, config.wanted)
-            threading.Thread(target=_end_unwanted, args=watching, daemon=True).start()
 
     async def complete(
         self, requests: tuple[Request, ...], weights: Weights | None
@@ -73,10 +73,14 @@ def _end_unwanted(name: str, wanted: Callable[[], bool]) -> None:
     """End the pool, of which this is the replica's process, once it is not wanted any more."""
     from ray import serve
 
-    while wanted():
+    while True:
+        if not wanted():
+            LOGGER.warning("pool %s ends by itself: whoever started it is gone", name)
+            try:
+                serve.delete(name, _blocking=False)
+            except Exception:
+                LOGGER.exception("pool %s: Serve did not take it; it is told again", name)
         time.sleep(WANTED_PERIOD_S)
-    LOGGER.warning("pool %s ends by itself: whoever started it is gone", name)
-    serve.delete(name, _blocking=False)
 
 
 async def _announced(key: str) -> str:

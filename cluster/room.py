@@ -37,6 +37,15 @@ class _Node:
         self.lasting += held.piece[1] * held.lasts
         self.held.append(held)
 
+    @property
+    def is_over(self) -> bool:
+        return self.cpus < -SLACK or self.gpus < -SLACK
+
+    def hold_only(self, held: Iterable[_Held]) -> None:
+        (self.cpus, self.gpus), self.lasting, self.held = self.size, 0.0, []
+        for each in held:
+            self.put(each)
+
     def without(self, names: Iterable[str]) -> "_Node":
         left = _Node(self.size, *self.size)
         for held in self.held:
@@ -118,9 +127,21 @@ class Room:
     def free(self, name: str) -> None:
         """Give back what is held under a name, if anything is."""
         for node in self._where.pop(name, ()):
-            left = node.without([name])
-            node.cpus, node.gpus, node.lasting = left.cpus, left.gpus, left.lasting
-            node.held = left.held
+            node.hold_only([held for held in node.held if held.name != name])
+        self._settle()
+
+    def _settle(self) -> None:
+        """Where more is held than there is, have some of it on nodes that have room by now."""
+        for node in [node for node in self._nodes if node.is_over]:
+            for held in sorted(node.held, key=lambda held: held.piece[::-1]):
+                there = _fullest(self._nodes, held.piece)
+                if there is not None and node.is_over:
+                    kept = [*node.held]
+                    kept.remove(held)
+                    node.hold_only(kept)
+                    if all(other.name != held.name for other in kept):
+                        self._where[held.name].remove(node)
+                    self._put(there, held)
 
     def keep_for(self, demands: Sequence[Demand]) -> None:
         """Let nobody else onto some nodes until these demands have room on them, together.

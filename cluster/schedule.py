@@ -106,6 +106,7 @@ class Schedule:
         self.crowded = False  # others want room, too: nothing idle is kept
         self.may_start = True  # engines; not for a while after they have given their room back
         self._unplaced: set[str] = set()
+        self._lost: set[str] = set()
         self.add(jobs)
 
     def add(self, jobs: Iterable[Job]) -> None:
@@ -134,10 +135,19 @@ class Schedule:
         if job_id not in self._jobs:
             return
         self.room.free(job_id)
+        self._leave(job_id)
+        self._jobs.remove(job_id)
+
+    def again(self, job_id: str) -> None:
+        """A job was asked of an engine that is lost: it is ready to be asked of another."""
+        if self._jobs.stage(job_id) == "asking":
+            self._leave(job_id)
+            self._jobs.move(job_id, "ready")
+
+    def _leave(self, job_id: str) -> None:
         for engine in self._asking.pop(job_id, {}).values():
             if engine in self._engines:
                 self._engines[engine].asked.discard(job_id)
-        self._jobs.remove(job_id)
 
     def up(self, engine: str) -> None:
         """An engine answers."""
@@ -153,6 +163,15 @@ class Schedule:
         """An engine that starts finds no room: somebody else has it, or Ray's order is another."""
         if engine in self._engines and not self._engines[engine].has_answered:
             self._unplaced.add(engine)
+
+    def lost(self, engine: str) -> None:
+        """An engine will not answer any more, and is to be stopped. What it was asked is not over.
+
+        Whoever asks it must be told `again` or `ended`.
+        """
+        if engine in self._engines:
+            self._engines[engine].is_up = False
+            self._lost.add(engine)
 
     def down(self, engine: str) -> None:
         """An engine is gone, and holds nothing any more. Jobs that it is asked of are not over."""
@@ -197,7 +216,9 @@ class Schedule:
         """Return what to do now; all of it counts as done."""
         self.room.keep_none()
         self._open.intersection_update(self._jobs.groups())
-        actions = self._start(before_trainings=True)
+        actions: list[Action] = [self._stop(name) for name in self._lost if self._stands(name)]
+        self._lost = set()
+        actions += self._start(before_trainings=True)
         actions += self._train()
         actions += self._give_way((), [[demand] for *_, demand in self._jobs.first_waiting()])
         actions += self._start(before_trainings=False)
@@ -230,19 +251,18 @@ class Schedule:
 
     def _start(self, *, before_trainings: bool) -> list[Action]:
         """Begin waves and start their engines; before trainings only where enough work waits."""
-        if not self.may_start:
-            return []
         worth = WORTH_STARTS if before_trainings or self._jobs.num("waiting") else SPARE_STARTS
         actions: list[Action] = []
         for needs in self._jobs.groups():
             if needs not in self._open and not self._may_begin(needs, before_trainings):
                 continue
-            if missing := self._missing(needs):
+            missing = self._missing(needs)
+            if missing and self.may_start:
                 actions += self._start_together(missing)
             if self._missing(needs):
                 continue
             self._open.add(needs)
-            for kind in needs:
+            for kind in needs if self.may_start else ():
                 groups = [group for group in self._open if kind in group]
                 while len(self._standing[kind]) < self._num_wanted(kind, worth, groups):
                     started = self._start_together([kind])
@@ -344,7 +364,7 @@ class Schedule:
 
         Two who share a cluster would else wait for each other, each with one engine of a pair.
         """
-        unplaced = [name for name in self._unplaced if name in self._engines]
+        unplaced = [name for name in self._unplaced if self._stands(name)]
         self._unplaced = set()
         kinds = {self._engines[name].kind for name in unplaced}
         waiting = {
@@ -360,15 +380,17 @@ class Schedule:
         return [self._stop(name) for name in stopped if self._stands(name)]
 
     def _stands(self, name: str) -> bool:
-        return name in self._standing[self._engines[name].kind]
+        return name in self._engines and name in self._standing[self._engines[name].kind]
 
     def _stop_unneeded(self) -> list[Action]:
-        """Stop idle engines that nobody will ask any more."""
+        """Stop engines that nobody will ask any more, idle or still starting."""
         groups = self._jobs.groups()
         return [
             self._stop(engine)
             for kind in self._kinds
-            for engine in self._spare(kind, groups, 0 if self.crowded else self._num_later(kind))
+            for engine in self._spare(
+                kind, groups, 0 if self.crowded else self._num_later(kind), starting=True
+            )
         ]
 
     def _num_later(self, kind: str) -> int:
@@ -378,11 +400,15 @@ class Schedule:
         standing = self._standing[kind].items()
         return [name for name, engine in standing if engine.is_up and not engine.asked]
 
-    def _spare(self, kind: str, groups: Iterable[Needs], later: int = 0) -> list[str]:
-        """Idle engines of a kind, beyond those that these groups can use."""
+    def _spare(
+        self, kind: str, groups: Iterable[Needs], later: int = 0, *, starting: bool = False
+    ) -> list[str]:
+        """Unasked engines of a kind, beyond those that these groups can use."""
         num = len(self._standing[kind]) - self._num_useful(kind, groups, later)
         standing = self._standing[kind].items()
-        unasked = [(e.is_up, name) for name, e in standing if e.has_answered and not e.asked]
+        unasked = [
+            (e.is_up, name) for name, e in standing if not e.asked and (e.has_answered or starting)
+        ]
         return [name for _, name in sorted(unasked)][: max(0, num)]  # those that are away first
 
     def _give_way(self, needs: Needs, blocked: Sequence[Sequence[Demand]]) -> list[Action]:
@@ -408,7 +434,7 @@ class Schedule:
         Each stands, and waits for a partner that has no room beside the others: a node was lost.
         """
         moves = self._jobs.num("training") or self._jobs.num("asking")
-        if moves or not all(self._is_up(name) for name in self._engines):
+        if moves or not self.may_start or not all(self._is_up(name) for name in self._engines):
             return []
         self.room.keep_none()
         groups = [self._demands(dict.fromkeys(needs)) for needs in self._jobs.groups()]

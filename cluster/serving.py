@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from cluster.replica import Replica
 from cluster.requests import (
@@ -26,14 +26,17 @@ from cluster.requests import (
     Weights,
 )
 
+PoolState = Literal["unplaced", "loading", "running", "failed", "ending"]
+"""Its replica waits for room, comes up on a node, answers, does not come up; or it is stopped."""
+
 LOGGER = logging.getLogger(__name__)
 _STARTING = threading.Lock()
 
 RETRIES = 2
 PATIENCE_S = 600.0  # a replacement loads the model anew, and may wait for its resources
 HEALTH_PERIOD_S = 1.0
+POLL_S = 0.5
 # Serve gives a replica up at its third failed check: until then calls may still be sent to it.
-UNPLACED = "to be scheduled"  # in what Serve says of a replica that no node has had room for
 DETECTED_AFTER_S = 4 * HEALTH_PERIOD_S
 WHY_THEY_DIE = "the libraries' log says why replicas die (often memory: see the pool's lengths)"
 WHY_NONE = (
@@ -103,7 +106,10 @@ class Pool:
         there = time.monotonic()
         try:
             while not (await asyncio.wait({task}, timeout=self.patience_s / 20))[0]:
-                if await asyncio.to_thread(_num_running, self.name):
+                state = await asyncio.to_thread(_state, self.name)
+                if state in ("ending", "gone"):
+                    raise EngineDead(f"pool {self.name} was stopped")
+                if state == "running":
                     there = time.monotonic()
                 elif time.monotonic() - there > self.patience_s:
                     raise self._none()
@@ -121,6 +127,8 @@ class Pool:
         await asyncio.sleep(DETECTED_AFTER_S)
         while True:
             remaining = deadline - time.monotonic()
+            if await asyncio.to_thread(_state, self.name) in ("ending", "gone"):
+                raise EngineDead(f"pool {self.name} was stopped")
             try:
                 await asyncio.wait_for(_response(self._replicas().ready.remote()), remaining)
                 return
@@ -131,9 +139,13 @@ class Pool:
 
     def _replicas(self) -> Any:
         from ray import serve
+        from ray.serve.exceptions import RayServeException
 
         if self._handle is None:
-            self._handle = serve.get_app_handle(self.name)
+            try:
+                self._handle = serve.get_app_handle(self.name)
+            except RayServeException as error:
+                raise EngineDead(f"pool {self.name} was stopped") from error
         return self._handle
 
 
@@ -160,13 +172,26 @@ def start_pool(config: PoolConfig, merge: Merge, locate: Locate) -> Pool:
         graceful_shutdown_wait_loop_s=0.5,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    application = deployment.bind(config, merge, locate)
-    try:
-        serve.run(application, name=config.name, route_prefix=None)
-    except RuntimeError as error:
-        stop_pool(config.name)
-        raise EngineDead(f"pool {config.name} did not come up: {error}") from error
+    application = serve.RunTarget(
+        deployment.bind(config, merge, locate), name=config.name, route_prefix=None
+    )
+    serve.run_many([application], wait_for_applications_running=False)
+    _wait_until_running(config.name)
     return Pool(config.name)
+
+
+def _wait_until_running(name: str) -> None:
+    """Wait; Serve's own way to wait never ends for what is stopped meanwhile."""
+    from ray import serve
+
+    while (state := pool_states().get(name, "ending")) != "running":
+        if state == "ending":
+            raise EngineDead(f"pool {name} was stopped while it started")
+        if state == "failed":
+            why = serve.status().applications[name].message
+            stop_pool(name)
+            raise EngineDead(f"pool {name} did not come up: {why}")
+        time.sleep(POLL_S)
 
 
 def connect_pool(name: str) -> Pool:
@@ -194,33 +219,39 @@ def stop_pools(names: Sequence[str]) -> None:
                 LOGGER.warning("pool %s has not ended yet: %s", name, error)
 
 
-def standing_pools() -> set[str]:
-    """Return the names of the pools that have a running replica, of whatever driver."""
-    return {name for name, told in _applications().items() if _num_of(told)}
+def pool_states() -> dict[str, PoolState]:
+    """Return how each pool is, of whatever driver. Raises RayServeException where none ever was."""
+    import ray
+    from ray.serve.context import _get_global_client
+    from ray.serve.exceptions import RayServeException
+
+    if not ray.is_initialized():
+        raise RayServeException("no Ray is joined")  # Serve would start one
+    # What serve.status() tells does not say whether a replica has a node.
+    told = _get_global_client().get_serve_details()["applications"]
+    return {name: _state_of(application) for name, application in told.items()}
 
 
-def unplaced_pools() -> set[str]:
-    """Return the names of the pools whose replica has found no room for half a minute or longer."""
-    return {
-        name
-        for name, told in _applications().items()
-        if any(UNPLACED in deployment.message for deployment in told.deployments.values())
-    }
+def _state_of(application: Mapping[str, Any]) -> PoolState:
+    match application["status"]:
+        case "DELETING":
+            return "ending"
+        case "DEPLOY_FAILED":
+            return "failed"
+    replicas = [r for d in application["deployments"].values() for r in d["replicas"]]
+    if any(replica["state"] == "RUNNING" for replica in replicas):
+        return "running"
+    return "loading" if any(replica.get("node_id") for replica in replicas) else "unplaced"
 
 
 def running_pools() -> list[str]:
     """Return the names of all pools in the running Ray, of whatever driver."""
-    return sorted(_applications())
-
-
-def _applications() -> Mapping[str, Any]:
-    from ray import serve
     from ray.serve.exceptions import RayServeException
 
     try:
-        return dict(serve.status().applications)
-    except RayServeException:  # Serve itself was never started
-        return {}
+        return sorted(pool_states())
+    except RayServeException:
+        return []
 
 
 async def _response(response: Any) -> Any:
@@ -228,22 +259,15 @@ async def _response(response: Any) -> Any:
     return await response
 
 
-def _num_running(name: str) -> int:
-    """How many replicas of the pool Serve holds for alive; none where it does not say."""
-    from ray import serve
+def _state(name: str) -> PoolState | Literal["gone"] | None:
+    """How one pool is; None where Serve does not say."""
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
     try:
-        application = serve.status().applications.get(name)
+        return pool_states().get(name, "gone")
     except (RayError, RayServeException):
-        return 0
-    return _num_of(application) if application else 0
-
-
-def _num_of(application: Any) -> int:
-    states = (deployment.replica_states for deployment in application.deployments.values())
-    return sum(state.get("RUNNING", 0) for state in states)
+        return None
 
 
 def _lost() -> tuple[type[Exception], ...]:

@@ -6,9 +6,11 @@ by sweeps.outcomes; knows nothing of how a cell is trained, answered or judged.
 
 import _thread
 import contextlib
+import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -17,9 +19,10 @@ from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Stop
 from cluster.session import request_room, totals
 from em.datasets import Row
 from em.models import ModelConfig
+from sweeps.engine_watch import EngineWatch
 from sweeps.estimate import START_S, seconds_left
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cells
-from sweeps.failures import Outcome
+from sweeps.failures import CellFailure, Outcome
 from sweeps.files import StoreError
 from sweeps.layout import engine_demand, judge_models, pool_models, train_demand
 from sweeps.outcomes import Outcomes
@@ -33,6 +36,9 @@ from sweeps.training_pass import Trainings, TrainTask
 
 LOOK_S = 5.0  # at nodes that come and go, and at other drivers
 MOST_ASKED_FOR = 512  # pieces of room that an autoscaler is told of
+MOST_FAILED_LOOKS = 24  # in a row: two minutes without a word of the cluster
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,9 @@ class ClusterRound:
         self._stop = threading.Event()
         self._ended: Future[None] = Future()  # with the first error of a thread
         self._answered: set[str] = set()  # engines that have come up
-        self._pause = Pause()
+        self._pause, self._engines = Pause(), EngineWatch()
+        self._asked_of: dict[str, Collection[str]] = {}
+        self._asked_again: Counter[str] = Counter()
         self._totals = totals()
         self._schedule = Schedule([], self._kinds(), self._totals)
         trained = [cell for cell in todo.cells if "train" not in todo.left(cell)]
@@ -201,25 +209,32 @@ class ClusterRound:
         return 1 if budgets else self._spec.serving.concurrency * max(1, engines)
 
     def _watch(self) -> None:
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        failed = 0  # in a row
         while not self._stop.wait(LOOK_S):
-            self._look()
+            try:
+                self._look()
+                failed = 0
+            except (RayError, RayServeException) as error:
+                failed += 1
+                if failed == MOST_FAILED_LOOKS:
+                    raise
+                log.warning("the cluster could not be looked at: %s", error)
 
     def _look(self) -> None:
-        """See whether nodes have come or gone, and tell an autoscaler what is wanted."""
-        found, standing, unplaced = totals(), self._pools.standing(), self._pools.unplaced()
+        """See whether nodes or engines have come or gone, and tell an autoscaler what is wanted."""
+        found, engines = totals(), self._pools.look()
+        crowded = self._schedule.crowded
+        with contextlib.suppress(StoreError, OSError):  # out of reach: as it was seen last
+            crowded = self._is_crowded()
         with self._lock:
             if found != self._totals:
                 self._totals = found
                 self._schedule.set_totals(found)
-            with contextlib.suppress(StoreError, OSError):  # out of reach: as it was seen last
-                self._schedule.crowded = self._is_crowded()
-            for engine in self._answered:
-                if engine in standing:
-                    self._schedule.up(engine)
-                else:
-                    self._schedule.away(engine)
-            for engine in unplaced:
-                self._schedule.unplaced(engine)
+            self._schedule.crowded = crowded
+            self._engines.tell(engines, self._answered, self._schedule)
             self._schedule.may_start = self._pause.is_over(self._schedule.may_start)
             wanted = self._schedule.wanted(MOST_ASKED_FOR)
         self._tell_autoscaler(wanted)
@@ -259,9 +274,23 @@ class ClusterRound:
 
     def _evaluated(self, cell: CellPlan, outcome: Outcome) -> None:
         with self._lock:
-            self._outcomes.evaluated(cell, outcome)
-            self._schedule.ended(cell.cell_id)
+            if self._may_ask_again(cell, outcome):
+                self._asked_again[cell.cell_id] += 1
+                self._schedule.again(cell.cell_id)
+            else:
+                self._outcomes.evaluated(cell, outcome)
+                self._schedule.ended(cell.cell_id)
         self._decide()
+
+    def _may_ask_again(self, cell: CellPlan, outcome: Outcome) -> bool:
+        """Whether a cell failed by engines that are given up; `retries` times."""
+        asked = self._asked_of.pop(cell.cell_id, ())
+        return (
+            isinstance(outcome, CellFailure)
+            and outcome.kind == "engine dead"
+            and any(engine not in self._answered for engine in asked)
+            and self._asked_again[cell.cell_id] < self._spec.retries
+        )
 
     def _decide(self) -> None:
         """Have the schedule decide, and do it."""
@@ -279,12 +308,14 @@ class ClusterRound:
             case Ask(job_id, engines):
                 self._pause.forget()
                 pools = {kind: self._pools.name(engine) for kind, engine in engines.items()}
+                self._asked_of[job_id] = tuple(engines.values())
                 self._asked.put(self._tasks.evaluate(self._cells[job_id], pools))
             case Start(kind, engine):
                 self._progress.say(f"starting an engine of {kind}")
                 model = self._models[kind]
                 self._beside(lambda: self._start(model, engine))
             case Stop(engine):
+                self._answered.discard(engine)
                 self._beside(lambda: self._end(engine))
 
     def _start(self, model: ModelConfig, engine: str) -> None:
@@ -297,8 +328,6 @@ class ClusterRound:
         self._decide()
 
     def _end(self, engine: str) -> None:
-        with self._lock:
-            self._answered.discard(engine)
         self._pools.stop(engine)
         with self._lock:
             self._schedule.down(engine)

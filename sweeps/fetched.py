@@ -57,4 +57,7 @@ def remove_unused(folder: Path, after_s: float) -> None:
             if weights.is_dir() and time.time() - weights.stat().st_mtime > after_s:
                 aside = weights.with_name(f".{weights.name}.unused-{os.getpid()}")
                 weights.rename(aside)
-                shutil.rmtree(aside, ignore_errors=True)
+                if time.time() - aside.stat().st_mtime <= after_s:  # used in this very moment
+                    aside.rename(weights)
+                else:
+                    shutil.rmtree(aside, ignore_errors=True)

@@ -25,13 +25,14 @@ class Pause:
 
     def is_over(self, may_start: bool) -> bool:
         """Whether engines may start: not until a pause after they gave way is over."""
-        if may_start:
-            self._until = None
-        elif self._until is None:
+        if not may_start and self._until is None:
             longest = min(MOST_S, FIRST_S * 2**self._num)
             self._until = self._now() + self._chance(longest / 2, longest)
             self._num += 1
-        return self._until is None or self._now() >= self._until
+        if may_start or (self._until is not None and self._now() >= self._until):
+            self._until = None
+            return True
+        return False
 
     def forget(self) -> None:
         """Begin with a short one again: there was room."""

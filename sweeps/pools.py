@@ -3,8 +3,8 @@
 Knows nothing of which cells ask them, or in what order.
 """
 
-import contextlib
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from functools import partial
 
 from cluster.requests import EngineDead, PoolConfig, Weights
 from cluster.serving import (
+    PoolState,
+    pool_states,
     running_pools,
-    standing_pools,
     start_pool,
     stop_pool,
     stop_pools,
-    unplaced_pools,
 )
 from cluster.session import ClusterError
 from em.models import ModelConfig
@@ -33,6 +33,9 @@ from sweeps.store import Store
 # Without a sign of life of its driver an engine ends by itself: later than leases do, as a driver
 # that was only cut off goes on with the engines that it has.
 ABANDONED_S = 600.0
+CUT_OFF_S = 6 * 3600.0
+
+log = logging.getLogger(__name__)
 
 
 class Pools:
@@ -97,17 +100,14 @@ class Pools:
             name = self._names.pop(engine)
         stop_pool(name)
 
-    def standing(self) -> set[str]:
-        """Return the engines that have a replica which runs: others wait for room, or are lost."""
-        running = standing_pools()
+    def look(self) -> dict[str, PoolState | None]:
+        """Return how each engine is that is starting or stands; None for one that is gone."""
         with self._lock:
-            return {engine for engine, name in self._names.items() if name in running}
-
-    def unplaced(self) -> set[str]:
-        """Return the engines that are starting and that no node has had room for."""
-        waiting = unplaced_pools()
-        with self._lock:
-            return {engine for engine, name in self._names.items() if name in waiting}
+            names = dict(self._names)
+        if not names:
+            return {}
+        states = pool_states()
+        return {engine: states.get(name) for engine, name in names.items()}
 
     def give_up(self) -> None:
         """End all of them after an error: a Ray that was started here ends with them anyway."""
@@ -140,26 +140,43 @@ def stop_left_behind(spec: SweepSpec, store: Store, models: Sequence[ModelConfig
 class AtWork:
     """Whether a driver is at work: asked again and again, where its engines are.
 
-    It is until it says that it has ended, or its process on this machine is gone, or nothing of it
-    was seen for ABANDONED_S seconds: a store that is out of reach for a while says nothing.
+    It is until it says that it has ended, or its process on this machine is gone, or it gave no
+    sign for ABANDONED_S seconds in which the store could be read. A store out of reach says
+    nothing, for CUT_OFF_S seconds.
     """
 
     def __init__(
         self, store_url: str, sweep: str, driver: str, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._store_url, self._sweep, self._driver, self._now = store_url, sweep, driver, now
-        self._seen: tuple[int, float] | None = None  # its last sign, and when that was seen first
+        self._count = -1  # of its last sign
+        self._silent_s = 0.0  # since then, while the store was read
+        self._looked: float | None = None
+        self._read: float | None = None
 
     def __call__(self) -> bool:
         """Look once more."""
-        beat = None
-        with contextlib.suppress(StoreError, OSError):
-            beat = Store(self._store_url).driver(self._sweep, self._driver)
+        now = self._now()
+        passed = 0.0 if self._looked is None else now - self._looked
+        self._looked = now
+        if self._read is None:
+            self._read = now
+        try:
+            store = Store(self._store_url)
+            if store.files.read("store.json") is None:  # a disk that is not mounted just now
+                raise StoreError(f"there is no store at {store.url}")
+            beat = store.driver(self._sweep, self._driver)
+        except Exception as error:  # noqa: BLE001  of whatever kind a client raises
+            log.warning("the store cannot be read, where the driver's sign is: %s", error)
+            return now - self._read <= CUT_OFF_S
+        self._read = now
         if beat is not None and has_ended(beat):
             return False
-        if self._seen is None or (beat is not None and beat.count != self._seen[0]):
-            self._seen = (beat.count if beat else 0, self._now())
-        return self._now() - self._seen[1] <= ABANDONED_S
+        if beat is not None and beat.count != self._count:
+            self._count, self._silent_s = beat.count, 0.0
+        else:
+            self._silent_s += passed
+        return self._silent_s <= ABANDONED_S
 
 
 def fetch_weights(weights: Weights) -> Weights:

@@ -381,7 +381,8 @@ class Store:
         return f"{self.sweep_dir(sweep)}/drivers/{driver}.json"
 
     def _all_in(self, folder: str, model: type[Item]) -> list[Item]:
-        found = (self.files.read_note(f"{folder}/{n}", model) for n in self.files.names(folder))
+        paths = [f"{folder}/{name}" for name in self.files.names(folder)]
+        found = self.each(lambda path: self.files.read_note(path, model), paths)
         return [record for record in found if record is not None]
 
     def read_json(self, path: str) -> dict[str, Any] | None:

@@ -15,14 +15,16 @@ from pathlib import Path
 from finished_store import Asked, trainer
 from small_sweep import FakeEndpoint, FakeReader
 
+from cluster.requests import EngineDead
+from cluster.serving import PoolState
 from em.datasets import Row
 from em.models import ModelConfig
 from sweeps.artefacts import TrainingRecord
 from sweeps.attempts import Beat
-from sweeps.cluster_round import ClusterRound, Tasks
+from sweeps.cluster_round import LOOK_S, ClusterRound, Tasks
 from sweeps.console import QUIET
 from sweeps.evaluation_pass import EvaluationTask
-from sweeps.failures import Outcome, attempt_cell
+from sweeps.failures import Outcome, attempt_cell, failure_of
 from sweeps.leases import Holder
 from sweeps.outcomes import Outcomes
 from sweeps.plan import CellPlan, SweepPlan
@@ -74,6 +76,16 @@ def evaluate(task: EvaluationTask) -> Outcome:
     )  # fmt: skip
 
 
+def evaluate_but_once(task: EvaluationTask) -> Outcome:
+    """The same, but for the first cell of all, whose engine is found dead after two looks."""
+    try:
+        (Path(task.store) / "found-dead").touch(exist_ok=False)
+    except FileExistsError:
+        return evaluate(task)
+    time.sleep(2 * LOOK_S + 2)
+    return failure_of(EngineDead("the pool was stopped"), task.plan.cell_id, "generate")
+
+
 class InstantPools:
     """Engines that answer at once; remembers when each started and stopped."""
 
@@ -93,12 +105,10 @@ class InstantPools:
     def stop(self, engine: str) -> None:
         self._note("stop", engine)
 
-    def standing(self) -> set[str]:
+    def look(self) -> dict[str, PoolState | None]:
         ended = {engine for _, what, engine in self.events if what == "stop"}
-        return {engine for _, what, engine in self.events if what == "start"} - ended
-
-    def unplaced(self) -> set[str]:
-        return set()
+        started = {engine for _, what, engine in self.events if what == "start"}
+        return dict.fromkeys(started - ended, "running")
 
     def give_up(self) -> None:
         self._note("give up", "")
@@ -115,6 +125,7 @@ def carry_out(
     rows: Callable[[CellPlan], tuple[Row, ...]],
     pools: InstantPools,
     cells: Sequence[CellPlan] | None = None,
+    work: Callable[[EvaluationTask], Outcome] = evaluate,
 ) -> Outcomes:
     """Have a round do all `cells` (those of the sweep) on the Ray that is joined."""
     os.environ.update(QUIET)  # as run_sweep does
@@ -125,7 +136,7 @@ def carry_out(
     outcomes = Outcomes(sweep.spec, store, beat, progress, tracking)
     tasks = Tasks(
         train=partial(_train_task, sweep, store, beat.holder),
-        evaluate=partial(_evaluation_task, sweep, store, beat.holder),
+        evaluate=partial(_evaluation_task, sweep, store, beat.holder, work),
         rows=lambda cells: {c.content_sha256 or "": rows(c) for c in cells},
     )
     try:
@@ -147,8 +158,13 @@ def _train_task(sweep: SweepPlan, store: Store, holder: Holder, cell: CellPlan) 
 
 
 def _evaluation_task(
-    sweep: SweepPlan, store: Store, holder: Holder, cell: CellPlan, pools: Mapping[str, str]
+    sweep: SweepPlan,
+    store: Store,
+    holder: Holder,
+    work: Callable[[EvaluationTask], Outcome],
+    cell: CellPlan,
+    pools: Mapping[str, str],
 ) -> EvaluationTask:
     return EvaluationTask(
-        plan=cell, spec=sweep.spec, store=store.url, holder=holder, pools=pools, work=evaluate
+        plan=cell, spec=sweep.spec, store=store.url, holder=holder, pools=pools, work=work
     )

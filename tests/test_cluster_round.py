@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from instant import InstantPools, carry_out
+from instant import InstantPools, carry_out, evaluate_but_once
 from small_sweep import plan
 
+from cluster.serving import PoolState
 from cluster.session import ClusterError, session
 from em.datasets import Row
 from em.models import ModelConfig
@@ -71,7 +72,7 @@ def test_every_cell_is_done_and_no_engine_is_left(ray_here: None, tmp_path: Path
 class NoEngine(InstantPools):
     """An engine that does not come up."""
 
-    def start(self, model: ModelConfig, engine: str) -> None:
+    def start(self, model: ModelConfig, engine: str) -> bool:
         time.sleep(1)
         raise ClusterError("the pool of base did not come up")
 
@@ -81,6 +82,31 @@ def test_an_engine_that_does_not_come_up_ends_the_round(ray_here: None, tmp_path
     with pytest.raises(ClusterError, match="did not come up"):
         carry_out(sweep, store, progress(), partial(rows, tmp_path), pools)
     assert ("give up", "") in [event[1:] for event in pools.events]
+
+
+class LosesAllOnce(InstantPools):
+    """Engines that are gone at the first look, and others that stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: set[str] = set()
+
+    def look(self) -> dict[str, PoolState | None]:
+        states = super().look()
+        self.lost = self.lost or set(states)
+        return {engine: None if engine in self.lost else how for engine, how in states.items()}
+
+
+def test_engines_that_are_lost_are_replaced_and_the_cell_that_they_failed_is_asked_again(
+    ray_here: None, tmp_path: Path
+) -> None:
+    sweep, store, pools = two_models(tmp_path), Store(str(tmp_path / "store")), LosesAllOnce()
+    carry_out(sweep, store, progress(), partial(rows, tmp_path), pools, work=evaluate_but_once)
+    assert {item.state for item in statuses(sweep, store)} == {"finished"}
+    started = {engine for _, what, engine in pools.events if what == "start"}
+    stopped = [engine for _, what, engine in pools.events if what == "stop"]
+    assert pools.lost and pools.lost < started
+    assert sorted(stopped) == sorted(started)
 
 
 def test_cells_with_equal_data_are_trained_once(ray_here: None, tmp_path: Path) -> None:

@@ -186,3 +186,18 @@ def test_never_more_is_held_than_there_is(
     for name in names:
         here.free(name)
     assert here.left == nodes
+
+
+def test_what_found_no_place_when_its_node_went_has_one_once_another_ends() -> None:
+    room = Room(Totals(nodes=((9.0, 1.0),) * 3))
+    for name in "abc":
+        assert room.take({name: Demand(name, cpus=1, gpus=1)})
+    room.set_totals(Totals(nodes=((9.0, 1.0),) * 2))
+    assert sorted(gpus for _, gpus in room.left) == [-1, 0]
+    (alone,) = (room.on(n) for n in range(2) if len(room.on(n)) == 1)
+    room.free(alone[0])
+    assert [gpus for _, gpus in room.left] == [0, 0]
+    assert not room.take({"d": Demand("d", cpus=1, gpus=1)})
+    for name in "abc":
+        room.free(name)
+    assert room.left == [(9.0, 1.0)] * 2

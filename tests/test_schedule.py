@@ -496,7 +496,7 @@ class World:
         self.schedule = Schedule(jobs, kinds, totals)
         self.training: set[str] = set()
         self.asking: dict[str, set[str]] = {}
-        self.engines: dict[str, tuple[str, str]] = {}  # kind; starting, up or stopping
+        self.engines: dict[str, tuple[str, str]] = {}  # kind; starting, up, away or stopping
         self.trained: set[str] = {job.job_id for job in jobs if job.train is None}
         self.done: Counter[str] = Counter()
         self.faults_left = draws.randrange(6)
@@ -531,19 +531,21 @@ class World:
             assert standing.count(action.kind) <= self.kinds[action.kind].most
         else:
             kind, state = self.engines[action.engine]
-            assert state == "up"
-            assert not any(action.engine in engines for engines in self.asking.values())
+            asked = any(action.engine in engines for engines in self.asking.values())
+            assert state in ("starting", "away") or (state == "up" and not asked)
             self.engines[action.engine] = (kind, "stopping")
 
     def happen(self) -> bool:
         """One thing that goes on ends; return whether there was any."""
         if self.faults_left and self.draws.random() < 0.1:
             self.faults_left -= 1
-            self.draws.choice([self.lose_job, self.lose_engine, self.lose_node])()
+            faults = [self.lose_job, self.lose_engine, self.lose_node, self.find_no_room]
+            self.draws.choice(faults)()
             return True
         going = [("engine", e) for e, (_, state) in self.engines.items() if state != "up"]
         going += [("train", name) for name in self.training] + [("ask", n) for n in self.asking]
         going += [("node", "")] * bool(self.lost_nodes)
+        going += [("pause", "")] * (not self.schedule.may_start)
         if not going:
             return False
         what, name = self.draws.choice(sorted(going))
@@ -552,12 +554,22 @@ class World:
             self.trained.add(name)
             self.schedule.trained(name)
         elif what == "ask":
-            del self.asking[name]
-            self.done[name] += 1
-            self.schedule.ended(name)
+            if all(self.engines.get(e, ("", ""))[1] == "up" for e in self.asking.pop(name)):
+                self.done[name] += 1
+                self.schedule.ended(name)
+            else:
+                self.schedule.again(name)
         elif what == "node":
             self.lost_nodes -= 1
             self.set_totals()
+        elif what == "pause":
+            self.schedule.may_start = True
+        elif self.engines[name][1] == "away":
+            if self.draws.random() < 0.3:
+                self.engines[name] = (self.engines[name][0], "up")
+                self.schedule.up(name)
+            else:
+                self.schedule.lost(name)
         elif self.engines[name][1] == "starting":
             self.engines[name] = (self.engines[name][0], "up")
             self.schedule.up(name)
@@ -579,13 +591,18 @@ class World:
         self.schedule.add([Job(name, train, job.needs, job.train_s, job.ask_s)])
 
     def lose_engine(self, engine: str = "") -> None:
-        if not engine and not self.engines:
-            return
-        engine = engine or self.draws.choice(sorted(self.engines))
-        del self.engines[engine]
-        self.schedule.down(engine)
-        for name in [name for name, engines in self.asking.items() if engine in engines]:
-            self.lose_job(name)
+        """An engine that has answered is away; it may come back, or be lost for good."""
+        up = sorted(name for name, (_, state) in self.engines.items() if state == "up")
+        if (engine or up) and (not engine or engine in up):
+            engine = engine or self.draws.choice(up)
+            self.engines[engine] = (self.engines[engine][0], "away")
+            self.schedule.away(engine)
+
+    def find_no_room(self) -> None:
+        """What starts waits for room in vain; it may have it in the end all the same."""
+        for name, (_, state) in sorted(self.engines.items()):
+            if state == "starting" and self.draws.random() < 0.5:
+                self.schedule.unplaced(name)
 
     def lose_node(self) -> None:
         if not self.schedule.room.left:
@@ -799,3 +816,84 @@ def test_two_who_share_a_cluster_do_not_wait_for_each_other_for_ever(seed: int) 
                 paused[name] -= 1
                 schedule.may_start = not paused[name]
     assert done == set(sweeps)
+
+
+def test_during_the_pause_those_that_stand_are_asked_and_kept() -> None:
+    kinds = [kind("a"), kind("b"), kind("judge")]
+    jobs = [job("j", "a", "judge", train=None, ask=60), job("later", "a", "judge"),
+            job("k", "b", "judge", train=None)]  # fmt: skip
+    schedule = Schedule(jobs, kinds, nodes(4))
+    started = {
+        action.kind: action.engine for action in schedule.decide() if isinstance(action, Start)
+    }
+    schedule.up(started["a"])
+    schedule.up(started["judge"])
+    assert asks(schedule.decide()) == ["j"]
+    schedule.may_start = False
+    schedule.ended("j")
+    schedule.trained("later")
+    actions = schedule.decide()
+    assert asks(actions) == ["later"]
+    assert stops(actions) == starts(actions) == []
+
+
+# Engines that are lost ---------------------------------------------------------------------------
+
+
+def test_an_engine_that_is_lost_is_replaced_and_what_it_was_asked_is_asked_again() -> None:
+    schedule = Schedule([job("j", "base", train=None)], [kind("base")], nodes(1))
+    (engine,) = standing(schedule)
+    assert asks(schedule.decide()) == ["j"]
+    schedule.away(engine)
+    assert schedule.decide() == []
+    schedule.lost(engine)
+    assert stops(schedule.decide()) == [engine]
+    schedule.again("j")
+    assert schedule.decide() == []  # it still holds its room
+    schedule.down(engine)
+    (other,) = standing(schedule)
+    assert schedule.decide() == [Ask("j", {"base": other})]
+
+
+def test_where_a_lost_engine_has_no_room_any_more_idle_ones_give_theirs() -> None:
+    kinds = [kind("base", most=2, at_once=1), kind("judge")]
+    jobs = [job(str(n), "base", "judge", train=None, ask=1000) for n in range(6)]
+    schedule = Schedule(jobs, kinds, nodes(1, 1, 1))
+    started = {
+        action.engine: action.kind for action in schedule.decide() if isinstance(action, Start)
+    }
+    assert sorted(started.values()) == ["base", "base", "judge"]
+    for engine in started:
+        schedule.up(engine)
+    asked = asks(schedule.decide())
+    (judge,) = [engine for engine, name in started.items() if name == "judge"]
+    schedule.lost(judge)
+    assert stops(schedule.decide()) == [judge]
+    schedule.set_totals(nodes(1, 1))  # its node is gone
+    schedule.down(judge)
+    for name in asked:
+        schedule.again(name)
+    stopped = stops(schedule.decide())
+    assert {started[engine] for engine in stopped} == {"base"}
+    for engine in stopped:
+        schedule.down(engine)
+    standing(schedule)
+    assert len(asks(schedule.decide())) == 1
+
+
+def test_an_engine_that_still_starts_is_stopped_when_nobody_needs_it() -> None:
+    kinds = [kind("base", most=2, at_once=1)]
+    jobs = [job(name, "base", train=None, ask=1000) for name in "ab"]
+    schedule = Schedule(jobs, kinds, nodes(2))
+    first, second = engines(schedule.decide())
+    schedule.up(first)
+    stopped = []
+    for _ in range(3):
+        actions = schedule.decide()
+        stopped += stops(actions)
+        for name in asks(actions):
+            schedule.ended(name)
+    assert sorted(stopped) == [first, second]
+    schedule.down(first)
+    schedule.down(second)
+    assert schedule.is_done

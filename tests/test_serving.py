@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from cluster.requests import Completion, EngineDead, PoolConfig, PromptsTooLong,
 from cluster.serving import (
     Pool,
     connect_pool,
+    pool_states,
     running_pools,
-    standing_pools,
     start_pool,
     stop_pool,
 )
@@ -212,8 +213,55 @@ def test_a_call_survives_the_death_of_its_replica_and_waits_for_resources(pool: 
     print(f"replaced within {time.time() - killed[0]:.1f} s")
 
 
+class Waits:
+    """A replica that answers after a while."""
+
+    def __init__(self) -> None:
+        time.sleep(3)
+
+
+def seen(name: str, *, until: object) -> list[object]:
+    """How a pool is, from now until it is so; each state once."""
+    found: list[object] = []
+    deadline = time.monotonic() + 60
+    while not found or found[-1] != until:
+        state = pool_states().get(name)
+        found += [state] if not found or found[-1] != state else []
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    return found
+
+
+def test_it_is_known_how_a_pool_is(pool: Pool) -> None:
+    from ray import serve
+
+    assert pool_states() == {NAME: "running"}
+    for name, cpus in (("waits", 0.5), ("large", 2)):  # the pool has one of two
+        deployment = serve.deployment(Waits, name=name, ray_actor_options={"num_cpus": cpus})
+        target = serve.RunTarget(deployment.bind(), name=name, route_prefix=None)
+        serve.run_many([target], wait_for_applications_running=False)
+    assert seen("waits", until="running") == ["unplaced", "loading", "running"]
+    assert pool_states()["large"] == "unplaced"
+    stop_pool("waits")
+    stop_pool("large")
+    assert pool_states() == {NAME: "running"}
+    with pytest.raises(EngineDead, match="pool waits was stopped"):
+        asyncio.run(connect_pool("waits").complete(REQUESTS, None))
+
+
+def test_a_pool_that_is_stopped_while_it_starts_is_not_waited_for(pool: Pool, model: Path) -> None:
+    engine = engine_config(model)
+    config = PoolConfig("large", lambda: engine, num_cpus=2, num_gpus=0)
+    with ThreadPoolExecutor(1) as thread:
+        started = thread.submit(start_pool, config, merge, lambda weights: weights)
+        assert seen("large", until="unplaced")
+        stop_pool("large")
+        with pytest.raises(EngineDead, match="stopped while it started"):
+            started.result(60)
+
+
 def test_a_pool_whose_owner_is_gone_ends_by_itself(pool: Pool, owner: Path) -> None:
-    assert standing_pools() == {NAME}
+    assert pool_states() == {NAME: "running"}
     left = family()
     owner.unlink()
     deadline = time.monotonic() + WANTED_PERIOD_S + 60
