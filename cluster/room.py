@@ -100,6 +100,12 @@ class Room:
         for held in sorted(homeless, key=lambda held: held.piece[::-1], reverse=True):
             if self._nodes:
                 self._put(_fullest(self._nodes, held.piece) or self._freest()[0], held)
+        self._settle()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more is held on some node than it has: a node was lost, with others' room."""
+        return any(node.is_over for node in self._nodes)
 
     def take(self, demands: Mapping[str, Demand], *, lasting: bool = False) -> bool:
         """Take room for all of them, by name, or for none; return whether there was room.

@@ -218,6 +218,7 @@ class Schedule:
         self._open.intersection_update(self._jobs.groups())
         actions: list[Action] = [self._stop(name) for name in self._lost if self._stands(name)]
         self._lost = set()
+        actions += self._make_room()
         actions += self._start(before_trainings=True)
         actions += self._train()
         actions += self._give_way((), [[demand] for *_, demand in self._jobs.first_waiting()])
@@ -229,6 +230,12 @@ class Schedule:
             if missing := self._missing(needs):
                 actions += self._give_way(needs, [self._demands(missing)])
         return actions or self._start_over()
+
+    def _make_room(self) -> list[Action]:
+        """Stop idle engines where something lost its room with a node: it waits for other room."""
+        if not self.room.is_over:
+            return []
+        return [self._stop(name) for kind in self._kinds for name in self._idle(kind)]
 
     def _train(self) -> list[Action]:
         """Start trainings that fit, the first first."""

@@ -881,6 +881,39 @@ def test_where_a_lost_engine_has_no_room_any_more_idle_ones_give_theirs() -> Non
     assert len(asks(schedule.decide())) == 1
 
 
+def test_an_idle_engine_gives_way_to_a_training_that_lost_its_room() -> None:
+    ranks = Demand("ranks", cpus=1, gpus=1, count=2)
+    jobs = [job("asked", "base", train=None), job("trained", "base", train=ranks)]
+    schedule = Schedule(jobs, [kind("base")], nodes(1, 1, 1))
+    actions = schedule.decide()
+    assert trains(actions) == ["trained"]
+    (engine,) = engines(actions)
+    schedule.up(engine)
+    assert asks(schedule.decide()) == ["asked"]
+    schedule.ended("asked")
+    assert schedule.decide() == []  # it is kept for the answers of what is being trained
+    schedule.set_totals(nodes(1, 1))
+    assert stops(schedule.decide()) == [engine]
+    schedule.down(engine)
+    assert schedule.decide() == [] and not schedule.room.is_over
+    schedule.trained("trained")
+    assert len(standing(schedule)) == 1
+    assert asks(schedule.decide()) == ["trained"]
+
+
+def test_a_node_that_joins_is_kept_for_what_lost_its_room() -> None:
+    ranks = Demand("ranks", cpus=1, gpus=1, count=2)
+    jobs = [job("asked", "base", train=None), job("trained", "base", train=ranks)]
+    schedule = Schedule(jobs, [kind("base")], nodes(1, 1))
+    assert trains(schedule.decide()) == ["trained"]
+    schedule.set_totals(nodes(1))
+    assert schedule.decide() == []
+    schedule.set_totals(nodes(1, 1))
+    assert schedule.decide() == []
+    schedule.trained("trained")
+    assert starts(schedule.decide()) == ["base"]
+
+
 def test_an_engine_that_still_starts_is_stopped_when_nobody_needs_it() -> None:
     kinds = [kind("base", most=2, at_once=1)]
     jobs = [job(name, "base", train=None, ask=1000) for name in "ab"]
