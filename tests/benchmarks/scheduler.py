@@ -19,8 +19,9 @@ model, an evaluation, a served judge or none; durations are log-normal (SPREAD) 
 
 Assumed as well: estimates are off by 30 % either way; 5 % of trainings fail somewhere, and half of
 what was done is lost; each node (of 8 GPUs) is lost every two days on average, for 20 minutes, with
-all that stood on it: trainings are done again from their start, answers from the last tenth of a
-cell's that was stored; an engine takes 10 s to stop.
+all that stood on it. What stood there is placed anew once there is room: trainings from their
+start, answers from the last tenth of a cell's that was stored; an engine that has no room for 30 s
+is given up, as the driver does. An engine takes 10 s to stop.
 
 The bound is the greater of two: the work that is needed over all GPUs (an engine's GPUs shared by
 those it can be asked by at once), and the longest training and asking of one cell. Starts of
@@ -57,6 +58,7 @@ SPREAD, ESTIMATE_ERROR = 0.4, 0.3
 FAIL, NODE_LOST_S, NODE_AWAY_S = 0.05, 2 * 86_400.0, 1_200.0
 START_S, STOP_S = (60.0, 180.0), 10.0
 NODE = (96.0, 8.0)
+LOOK_S, UNPLACED_S, PAUSE_S = 5.0, 30.0, (15.0, 30.0)  # of sweeps/: the driver's own
 PARTS = 10  # in which the answers of a cell are stored
 KEPT = 10_000  # moments of a simulation's history
 AT_ONCE, JUDGED_AT_ONCE, JUDGE_FACTOR = 8, 16, 1.5
@@ -185,6 +187,11 @@ class Simulation:
         self.state: dict[str, str] = {}  # of each engine: starting, up or stopping
         self.kind_of: dict[str, str] = {}
         self.asked: dict[str, tuple[str, ...]] = {}
+        self.paused: dict[
+            str, set[str]
+        ] = {}  # what is asked, by those of its engines that are away
+        self.answered_once: set[str] = set()
+        self.is_pausing = False  # engines found no room, and are not started for a while
         self.num_lost = self.num_starts = self.num_events = 0
         self.scheduler_s = 0.0
         self.gauges = Gauges()
@@ -231,6 +238,9 @@ class Simulation:
         self.scheduler_s += time.perf_counter() - began
         for action in actions:
             self.carry_out(action)
+        if not self.schedule.may_start and not self.is_pausing:
+            self.is_pausing = True
+            self.after(self.starts.uniform(*PAUSE_S), "pause_over", "")
 
     def carry_out(self, action: Action) -> None:
         if isinstance(action, Train):
@@ -252,6 +262,9 @@ class Simulation:
 
     def start_training(self, name: str) -> None:
         self.gauges.now["training"] += train_gpus(self.cells[name].job)
+        self.train(name)
+
+    def train(self, name: str) -> None:
         # Of its own, so that every layout meets with the same failures.
         draws = random.Random(f"{self.seed} {name} {self.attempts[name]}")
         self.attempts[name] += 1
@@ -292,7 +305,15 @@ class Simulation:
 
     def up(self, engine: str) -> None:
         self.set_engine(engine, "up")
+        self.answered_once.add(engine)
         self.tell("up", engine)
+        for name in [name for name, away in self.paused.items() if engine in away]:
+            self.paused[name].discard(engine)
+            if not self.paused[name]:
+                del self.paused[name]
+                self.asking(self.cells[name].job, +1)
+                self.since[name] = self.now
+                self.after(self.left_ask_s[name], "answered", name)
 
     def down(self, engine: str) -> None:
         self.valid.pop(engine, None)
@@ -300,24 +321,66 @@ class Simulation:
         self.tell("down", engine)
 
     def lost(self, _: str) -> None:
-        """A node goes: engines and trainings on it, and what those engines were asked."""
+        """A node goes. What was on it is placed anew, once there is room."""
         num_nodes = self.gpus // 8 - self.num_lost
         self.after(self.losses.expovariate(self.gpus / 8 / NODE_LOST_S), "lost", "")
         if num_nodes == 1:
             return
         names = self.schedule.room.on(self.losses.randrange(num_nodes))
-        for name in names:
-            if name in self.cells:
-                self.again(name)
-            else:
-                self.down(name)
-        gone = {name for name in names if name not in self.cells}
-        for name in [name for name, engines in self.asked.items() if gone.intersection(engines)]:
-            self.again(name)
         self.num_lost += 1
         self.gauges.now["away"] += 8
         self.tell("set_totals", self.totals())
+        for name in names:
+            if name in self.cells:
+                self.after(0.0, "trained_anew", name)
+            elif self.state[name] != "stopping":
+                self.lose(name)
         self.after(NODE_AWAY_S, "back", "")
+
+    def lose(self, engine: str) -> None:
+        """An engine goes with its node; Serve starts it elsewhere."""
+        for name in [name for name, engines in self.asked.items() if engine in engines]:
+            if name not in self.paused:
+                part = self.cells[name].ask_s / PARTS
+                self.left_ask_s[name] -= (self.now - self.since[name]) // part * part
+                self.asking(self.cells[name].job, -1)
+                self.valid.pop(name, None)
+            self.paused.setdefault(name, set()).add(engine)
+        if self.state[engine] == "up":
+            self.tell("away", engine)
+        self.set_engine(engine, "starting")
+        self.started_anew(engine)
+
+    def trained_anew(self, name: str) -> None:
+        if self.schedule.room.is_over:
+            self.after(LOOK_S, "trained_anew", name)
+        else:
+            self.train(name)
+
+    def started_anew(self, engine: str) -> None:
+        if self.schedule.room.is_over:
+            self.after(UNPLACED_S, "without_room", engine)
+        else:
+            self.after(self.starts.uniform(*START_S), "up", engine)
+
+    def without_room(self, engine: str) -> None:
+        """It has found no room: given up if it had answered, else it goes on waiting."""
+        if not self.schedule.room.is_over:
+            self.started_anew(engine)
+            return
+        self.after(UNPLACED_S, "without_room", engine)
+        if engine not in self.answered_once:
+            self.tell("unplaced", engine)
+            return
+        self.tell("lost", engine)
+        for name in [name for name, away in self.paused.items() if engine in away]:
+            del self.paused[name]
+            del self.asked[name]
+            self.tell("again", name)
+
+    def pause_over(self, _: str) -> None:
+        self.is_pausing = False
+        self.schedule.may_start = True
 
     def back(self, _: str) -> None:
         self.num_lost -= 1
@@ -334,11 +397,8 @@ class Simulation:
             self.gauges.now["training"] -= train_gpus(job)
 
     def again(self, name: str) -> None:
-        """A training or an asking was lost: what is left of it is added again."""
+        """A training failed: what is left of it is added again."""
         cell = self.cells[name]
-        if name in self.asked:
-            part = cell.ask_s / PARTS
-            self.left_ask_s[name] -= (self.now - self.since[name]) // part * part
         self.leave(name)
         self.tell("ended", name)
         left = self.left_s[name] / cell.train_s if cell.train_s else 0.0
