@@ -49,6 +49,7 @@ class Pools:
         """Start nothing yet. A cluster that was `joined` keeps what is not stopped."""
         self._spec, self._store, self._beat, self.joined = spec, store, beat, joined
         self._names: dict[str, str] = {}  # of engines that are starting or stand
+        self._stopped: set[str] = set()  # engines, whose names are used once
         self._numbers = itertools.count(1)
         self._given_up = False
         self._lock = threading.Lock()
@@ -64,18 +65,21 @@ class Pools:
         """
         prefix = _prefix(self._spec, self._store, model)
         with self._lock:
+            if engine in self._stopped:
+                return False
             name = f"{prefix}{self._beat.driver}-{next(self._numbers)}"
             self._names[engine] = name
         try:
             with self._beat.starting(f"engine {engine}"):
                 self._start(model, name)
         except ClusterError:
-            if name in self._names.values():
-                raise
+            if engine in self._stopped:
+                return False
+            raise
+        if self._given_up or engine in self._stopped:
+            stop_pool(name)  # it may not have been there yet when it was stopped
             return False
-        if self._given_up:  # while it was starting: nobody will ask it
-            stop_pool(name)
-        return name in self._names.values()
+        return True
 
     def _start(self, model: ModelConfig, name: str) -> None:
         spec, driver = self._spec.for_model(model.name), self._beat.driver
@@ -97,8 +101,10 @@ class Pools:
     def stop(self, engine: str) -> None:
         """End an engine; what it held is free when this returns."""
         with self._lock:
-            name = self._names.pop(engine)
-        stop_pool(name)
+            self._stopped.add(engine)
+            name = self._names.pop(engine, None)
+        if name is not None:
+            stop_pool(name)
 
     def look(self) -> dict[str, PoolState | None]:
         """Return how each engine is that is starting or stands; None for one that is gone."""
