@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from cluster.requests import EngineDead, PoolConfig, Weights
+from cluster.requests import EngineDead, Locate, Merge, PoolConfig, Weights
 from cluster.serving import (
     PoolState,
     pool_states,
@@ -45,8 +45,18 @@ class Pools:
     cluster, and so may two drivers of one sweep.
     """
 
-    def __init__(self, spec: SweepSpec, store: Store, beat: Beat, *, joined: bool) -> None:
+    def __init__(
+        self,
+        spec: SweepSpec,
+        store: Store,
+        beat: Beat,
+        *,
+        joined: bool,
+        start: Callable[[PoolConfig, Merge, Locate], object] = start_pool,
+        stop: Callable[[Sequence[str]], None] = stop_pools,
+    ) -> None:
         """Start nothing yet. A cluster that was `joined` keeps what is not stopped."""
+        self._start_pool, self._stop_pools = start, stop
         self._spec, self._store, self._beat, self.joined = spec, store, beat, joined
         self._names: dict[str, str] = {}  # of engines that are starting or stand
         self._stopped: set[str] = set()  # engines, whose names are used once
@@ -77,7 +87,7 @@ class Pools:
                 return False
             raise
         if self._given_up or engine in self._stopped:
-            stop_pool(name)  # it may not have been there yet when it was stopped
+            self._stop_pools([name])  # it may not have been there yet when it was stopped
             return False
         return True
 
@@ -91,7 +101,7 @@ class Pools:
             wanted=AtWork(self._store.url, spec.name, driver),
         )
         try:
-            start_pool(config, merge, fetch_weights)
+            self._start_pool(config, merge, fetch_weights)
         except EngineDead as error:
             raise ClusterError(
                 f"the pool of {model.name} did not come up: {error}. The libraries' log says why; "
@@ -104,7 +114,7 @@ class Pools:
             self._stopped.add(engine)
             name = self._names.pop(engine, None)
         if name is not None:
-            stop_pool(name)
+            self._stop_pools([name])
 
     def look(self) -> dict[str, PoolState | None]:
         """Return how each engine is that is starting or stands; None for one that is gone."""
@@ -119,7 +129,7 @@ class Pools:
         """End all of them after an error: a Ray that was started here ends with them anyway."""
         self._given_up = True
         if self.joined:
-            stop_pools(list(self._names.values()))
+            self._stop_pools(list(self._names.values()))
 
 
 def _prefix(spec: SweepSpec, store: Store, model: ModelConfig) -> str:
