@@ -234,9 +234,11 @@ class ClusterRound:
                 self._totals = found
                 self._schedule.set_totals(found)
             self._schedule.crowded = crowded
-            self._engines.tell(engines, self._answered, self._schedule)
+            lost = self._engines.tell(engines, self._answered, self._schedule)
             self._schedule.may_start = self._pause.is_over(self._schedule.may_start)
             wanted = self._schedule.wanted(MOST_ASKED_FOR)
+        for engine in lost:
+            self._progress.say(f"engine {engine} is lost; what it was asked is asked of another")
         self._tell_autoscaler(wanted)
         self._decide()
 
@@ -297,8 +299,11 @@ class ClusterRound:
         with self._lock:
             if self._stop.is_set():
                 return
+            could_start = self._schedule.may_start
             for action in self._schedule.decide():
                 self._carry_out(action)
+            if could_start and not self._schedule.may_start:
+                self._progress.say("engines find no room: they are tried again after a pause")
             self._changed.set()
 
     def _carry_out(self, action: Action) -> None:

@@ -34,8 +34,12 @@ class EngineWatch:
 
     def tell(
         self, states: Mapping[str, PoolState | None], answered: Collection[str], told: Told
-    ) -> None:
-        """Tell of every engine of `states`; `answered` are those that have answered once."""
+    ) -> list[str]:
+        """Tell of every engine of `states`, and return those that are lost.
+
+        `answered` are the engines that have answered once.
+        """
+        lost = []
         self._away = self._since(self._away, (e for e, s in states.items() if s != "running"))
         self._unplaced = self._since(
             self._unplaced, (e for e, s in states.items() if s == "unplaced")
@@ -49,8 +53,10 @@ class EngineWatch:
                 told.up(engine)
             elif state in (None, "ending") or waits or self._lasts(self._away, engine, AWAY_S):
                 told.lost(engine)
+                lost.append(engine)
             else:
                 told.away(engine)
+        return lost
 
     def _since(self, before: Mapping[str, float], now: Iterable[str]) -> dict[str, float]:
         return {engine: before.get(engine, self._now()) for engine in now}

@@ -35,7 +35,8 @@ class Looks:
     ) -> list[str]:
         self.now += after_s
         heard = Heard()
-        self._watch.tell(states, set(states) if once else set(), heard)
+        lost = self._watch.tell(states, set(states) if once else set(), heard)
+        assert [f"{engine} lost" for engine in lost] == [t for t in heard.told if "lost" in t]
         return heard.told
 
 
