@@ -230,13 +230,19 @@ class ClusterRound:
         with contextlib.suppress(StoreError, OSError):  # out of reach: as it was seen last
             crowded = self._is_crowded()
         with self._lock:
-            if found != self._totals:
-                self._totals = found
+            before, self._totals = self._totals, found
+            if found != before:
                 self._schedule.set_totals(found)
             self._schedule.crowded = crowded
             lost = self._engines.tell(engines, self._answered, self._schedule)
             self._schedule.may_start = self._pause.is_over(self._schedule.may_start)
             wanted = self._schedule.wanted(MOST_ASKED_FOR)
+        if len(found.nodes) < len(before.nodes):
+            self._progress.say(
+                f"a node is gone, {len(found.nodes)} are left: its work goes on there"
+            )
+        elif len(found.nodes) > len(before.nodes):
+            self._progress.say(f"a node has joined: {len(found.nodes)} nodes")
         for engine in lost:
             self._progress.say(f"engine {engine} is lost; what it was asked is asked of another")
         self._tell_autoscaler(wanted)

@@ -66,9 +66,9 @@ def submit(
     sent = jobs.send(place, after=last)
     remember(jobs.name, jobs.store_url, place)
     if sent.is_ours:
-        print(f"sent to {place} as {sent.job_id}; the cluster is checked")
+        print(f"sent to {place} as {sent.job_id}; the cluster is being checked")
     else:
-        print(f"another machine has just sent this sweep to {place}, as {sent.job_id}")
+        print(f"this sweep has just been sent to {place} by somebody else, as {sent.job_id}")
     with _it_goes_on(sent.job_id, spec):
         ended = jobs.follow_checks(place, sent.job_id, _tell)
     if ended is None:

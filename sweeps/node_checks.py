@@ -141,14 +141,19 @@ def _accelerators(facts: Mapping[Node, NodeFacts], wanted: Sequence[Demand]) -> 
 
 
 def _store(facts: Mapping[Node, NodeFacts], seen: set[str]) -> Check:
-    bad = {node.name: fact.store for node, fact in facts.items() if fact.store is not None}
+    bad = [(node.name, fact.store) for node, fact in facts.items() if fact.store is not None]
     if not bad and len(seen) < len(facts):
-        bad = {"some node": "what it wrote there is not seen by the others"}
+        bad = [("some node", "what it wrote there is not seen by the others")]
     if bad:
-        first, why = next(iter(bad.items()))
+        first, why = bad[0]
+        whose = (
+            f"{len(bad)} of {len(facts)} nodes see another place than who left a file there, first "
+            if len(bad) < len(facts)
+            else "no node sees what was left there: who sends the sweep sees another place; on "
+        )
         return Check(
             "store", "failed",
-            f"not shared by {len(bad)} of {len(facts)} nodes, first {first}: {why}",
+            f"not shared: {whose}{first}: {why}",
             "name a place that all nodes and this machine see: a shared folder (NFS), or a bucket "
             "(s3://…, gs://…) with --store",
         )  # fmt: skip

@@ -124,8 +124,10 @@ def test_a_package_that_no_node_has_is_told() -> None:
 def test_a_store_that_a_node_does_not_see_is_told() -> None:
     blind = facts(store="it sees another place there")
     told = failed([(node("a"), facts()), (node("b"), blind)], "store")
-    assert "not shared by 1 of 2 nodes, first b: it sees another place there" in told
+    assert "not shared: 1 of 2 nodes see another place than who left a file there, first b" in told
     assert "--store" in told
+    none = failed([(node("a"), blind), (node("b"), blind)], "store")
+    assert "no node sees what was left there: who sends the sweep sees another place" in none
 
 
 def test_a_store_in_which_answers_get_lost_is_told() -> None:

@@ -2,8 +2,8 @@
 # A Ray cluster on this machine alone, to try `emsweep submit` on: local.sh start [NODES] | stop
 #
 # One node (the default) has all GPUs of the machine. With more, each node claims all cores, which
-# are the same ones, and no GPU: for trying, not for measuring. Everything listens on loopback and
-# wants a token.
+# are the same ones, and no GPU: for trying, not for measuring. The dashboard listens on loopback,
+# Ray's own ports on all of the machine's addresses; all of them want the token.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -69,6 +69,7 @@ stop() { # the head last: the others say goodbye to it
     echo "there is no cluster of local.sh: no folder $state of yours" >&2
     return
   fi
+  echo "stopping the nodes, which takes up to a minute"
   for file in $(find "$state" -name "node-*.pid" | sort --reverse --version-sort); do
     pid=$(cat "$file")
     kill -TERM "$pid" 2>/dev/null || true
