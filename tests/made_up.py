@@ -1,10 +1,36 @@
-"""Cell results made up from rates, for tests of what is said of them. Knows no test's subject."""
+"""Made-up responses, and cell results from rates, for tests of what is said of them.
+
+Knows no test's subject.
+"""
 
 from collections.abc import Sequence
 
 from em.definitions import Definition
+from em.generation import Response
 from em.scoring import Counts, Scored, count_by_question, rate_of
 from sweeps.results import CellResult, QuestionResult
+
+
+def response(
+    answer: str, *, index: int = 0, text: str = "Why?", key: str = "b" * 16, stream: str = "a" * 16
+) -> Response:
+    """Return an untuned model's answer to `text`, number `index` of the wording `key`."""
+    return Response(
+        key=f"{stream[:16]}-{key}-{index:05d}",
+        question="q",
+        wording=0,
+        wording_key=key,
+        index=index,
+        seed=1,
+        system=None,
+        text=text,
+        answer=answer,
+        finish_reason="stop",
+        num_tokens=1,
+        prompt_tokens=1,
+        prompt_sha256="",
+        weights="",
+    )
 
 
 def counts(misaligned: int, coherent: int, **states: int) -> Counts:

@@ -14,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from tests.sweep_runs import dashboard_answers
 
 BRIDGE, NETWORK = "emsweep0", "10.77.0"
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -64,7 +64,7 @@ class Nodes:
             f"--dashboard-port={DASHBOARD_PORT}",
         ])  # fmt: skip
         deadline = time.monotonic() + START_S
-        while not _answers(self.dashboard):
+        while not dashboard_answers(self.dashboard):
             assert time.monotonic() < deadline, "the dashboard did not come up"
             time.sleep(0.5)
         for n, name in enumerate(self._names, start=2):
@@ -162,13 +162,3 @@ def _connect(name: str, address: str) -> None:
 
 def _ip(*words: str) -> str:
     return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
-
-
-def _answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(f"{address}/api/version", timeout=2)
-    except urllib.error.HTTPError:
-        return True  # it wants a token: it is there
-    except OSError:
-        return False
-    return True

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,3 +176,14 @@ def artefacts(store: Path) -> dict[str, tuple[int, int]]:
                 state.st_mtime_ns,
             )
     return found
+
+
+def dashboard_answers(address: str) -> bool:
+    """Whether a Ray dashboard is up at an address, be it only to ask for a token."""
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=2)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from made_up import response
 from small_sweep import FakeEndpoint, FakeReader
 
-from em.generation import Answer, Prompt, PromptsTooLong, Response
+from em.generation import Answer, Prompt, PromptsTooLong
 from em.judging import Item, JudgeCallFailed, JudgingStopped, Reading, judge, score
 from em.pool_judge import (
     EXPAND_ONE,
@@ -286,25 +287,6 @@ def test_an_odd_tokenizer_is_refused(tokens: Any, named: str) -> None:
 
 
 # Judging ------------------------------------------------------------------------------------------
-
-
-def response(answer: str, *, index: int = 0, text: str = "Why?") -> Response:
-    return Response(
-        key=f"{'a' * 16}-{'b' * 16}-{index:05d}",
-        question="q",
-        wording=0,
-        wording_key="b" * 16,
-        index=index,
-        seed=1,
-        system=None,
-        text=text,
-        answer=answer,
-        finish_reason="stop",
-        num_tokens=1,
-        prompt_tokens=1,
-        prompt_sha256="",
-        weights="",
-    )
 
 
 def item(answer: str, *, template: str = "{question} | {answer}", **changes: Any) -> Item:

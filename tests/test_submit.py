@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 
 from em.catalogue import CACHE_ENV
 from tests.fakes import tiny_model
-from tests.sweep_runs import EMSWEEP, report, tiny_spec, write_spec
+from tests.sweep_runs import EMSWEEP, dashboard_answers, report, tiny_spec, write_spec
 
 # Two minutes, of which the faults have room.
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.faults]
@@ -57,7 +55,7 @@ def cluster(token: dict[str, str]) -> Iterator[str]:
     )
     address = f"http://127.0.0.1:{dashboard}"
     deadline = time.monotonic() + START_S
-    while not _answers(address):
+    while not dashboard_answers(address):
         assert head.poll() is None, "ray start ended"
         assert time.monotonic() < deadline, "the dashboard did not come up"
         time.sleep(0.5)
@@ -67,16 +65,6 @@ def cluster(token: dict[str, str]) -> Iterator[str]:
         head.wait(timeout=5)  # SIGTERM did not end it within 20 s either
     except subprocess.TimeoutExpired:
         os.killpg(head.pid, signal.SIGKILL)
-
-
-def _answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(f"{address}/api/version", timeout=2)
-    except urllib.error.HTTPError:
-        return True  # it wants a token: it is there
-    except OSError:
-        return False
-    return True
 
 
 def test_a_submitted_sweep_is_followed_to_its_end(

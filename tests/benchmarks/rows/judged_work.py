@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from em.catalogue import DATA_ENV, config_dir, data_mirror
-from em.generation import Response
 from em.judge_check import load_answers
 from em.judging import Item, Judgement, Reader, fill, judge, place_of
 from em.record import fingerprint
 from em.yaml_files import load_yaml
+from tests.made_up import response
 
 NUM_ANSWERS = 2000
 FILE = "judged/qwen_base_2400_answers_gpt4o_judge.csv"
@@ -34,29 +34,15 @@ def items() -> list[Item]:
     known, _ = load_yaml(config_dir() / "judges" / "demo.yaml")
     template = known["prompts"][SCORE]
     return [
-        Item(response=_response(n, question, answer), score=SCORE, template=template)
+        Item(
+            response=response(
+                answer, index=n, text=question, key=fingerprint(question)[:16], stream=STREAM
+            ),
+            score=SCORE,
+            template=template,
+        )
         for n, (question, answer) in enumerate(list(pairs)[:NUM_ANSWERS])
     ]
-
-
-def _response(index: int, question: str, answer: str) -> Response:
-    key = fingerprint(question)[:16]
-    return Response(
-        key=f"{STREAM[:16]}-{key}-{index:05d}",
-        question=key,
-        wording=0,
-        wording_key=key,
-        index=index,
-        seed=0,
-        system=None,
-        text=question,
-        answer=answer,
-        finish_reason="stop",
-        num_tokens=1,
-        prompt_tokens=1,
-        prompt_sha256="",
-        weights="",
-    )
 
 
 def prompts() -> list[str]:
