@@ -53,6 +53,7 @@ def measure(ask: Ask) -> Measured:
             )
         ],
         checked=checked,
+        notes=[f"most memory at a look: {own['peak_mib']:.0f} and {first['peak_mib']:.0f} MiB"],
     )  # fmt: skip
 
 
