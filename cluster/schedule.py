@@ -20,63 +20,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cluster.actions import Action, Ask, EngineKind, Start, Stop, Train
 from cluster.jobs import Job, Jobs, Needs
 from cluster.resources import Demand, Totals
 from cluster.room import Room
-
-__all__ = ["Action", "Ask", "EngineKind", "Job", "Schedule", "Start", "Stop", "Train"]
 
 # How much work must wait for an engine, in times of what a wave of it costs: for it to go before
 # trainings (which then costs a fifth of that work), and where nobody else wants the room.
 WORTH_STARTS = 5.0
 SPARE_STARTS = 1.0
-
-
-@dataclass(frozen=True)
-class EngineKind:
-    """Engines of one model: what each holds, how many at most, how many jobs each answers at once.
-
-    `start_s` are the seconds until one answers.
-    """
-
-    name: str
-    demand: Demand
-    most: int = 1
-    at_once: int = 1
-    start_s: float = 60.0
-
-
-@dataclass(frozen=True)
-class Train:
-    """Start the training of a job."""
-
-    job_id: str
-
-
-@dataclass(frozen=True)
-class Ask:
-    """Ask a job of these engines, by kind."""
-
-    job_id: str
-    engines: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Start:
-    """Start an engine of a kind."""
-
-    kind: str
-    engine: str
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Stop an engine that nobody is asking."""
-
-    engine: str
-
-
-Action = Train | Ask | Start | Stop
 
 
 @dataclass

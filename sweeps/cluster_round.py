@@ -14,8 +14,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from cluster.actions import Action, Ask, EngineKind, Start, Stop, Train
+from cluster.jobs import Job
 from cluster.resources import Demand
-from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Stop, Train
+from cluster.schedule import Schedule
 from cluster.session import request_room, totals
 from em.datasets import Row
 from em.models import ModelConfig

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
-from cluster.serving import PoolState
+from cluster.serving import PATIENCE_S, PoolState
 
 # A replica that Serve replaces comes up within this time, loading included; else its engine is
-# given up, as those who ask it have given it up (PATIENCE_S of cluster.serving).
-AWAY_S = 600.0
+# given up, as those who ask it have given it up.
+AWAY_S = PATIENCE_S
 UNPLACED_S = 30.0  # without room on any node: another's work is there, which may take hours
 
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.actions import Action, Ask, EngineKind, Start, Stop, Train
+from cluster.jobs import Job
 from cluster.resources import Demand, Totals
 from cluster.room import Room
-from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Stop, Train
+from cluster.schedule import Schedule
 
 ONE = Demand("small", cpus=1, gpus=1)
 GANG = Demand("gang", cpus=1, gpus=1, count=4)

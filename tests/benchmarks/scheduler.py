@@ -46,8 +46,10 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
+from cluster.actions import Action, Ask, EngineKind, Start, Train
+from cluster.jobs import Job
 from cluster.resources import Demand, Totals
-from cluster.schedule import Action, Ask, EngineKind, Job, Schedule, Start, Train
+from cluster.schedule import Schedule
 
 SEED = 20261126
 SIZES = [
