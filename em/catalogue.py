@@ -14,7 +14,7 @@ CACHE_ENV = "EMSWEEP_CACHE"
 
 
 class FileMissing(ValueError):
-    """No place that was looked into has the file."""
+    """No place that was looked into on this machine has the file or folder."""
 
 
 def config_dir() -> Path:

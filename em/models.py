@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from em.catalogue import cache_dir, path_given
+from em.catalogue import FileMissing, cache_dir, path_given
 from em.record import Record, fingerprint
 
 BUNDLED_NAME = "smollm2-135m"
@@ -130,7 +130,7 @@ def materialise(config: ModelConfig) -> Path:
 def _checked_folder(given: Path) -> Path:
     folder = given.expanduser().resolve()
     if not folder.is_dir():
-        raise ValueError(f"model folder {given}: there is no such folder")
+        raise FileMissing(f"model folder {given}: there is no such folder")
     if not (folder / "config.json").is_file():
         raise ValueError(f"model folder {folder}: no config.json, so it is no transformers model")
     if not any(folder.glob("*.safetensors")):

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from em.archives import ProtectedArchive, unpack
-from em.catalogue import DATA_ENV, cache_dir, config_dir, data_mirror, path_given
+from em.catalogue import DATA_ENV, FileMissing, cache_dir, config_dir, data_mirror, path_given
 from em.datasets import Row, content_sha256, parse_row, parse_rows, read_bytes
 from em.downloads import NotAtHand, download
 from em.record import Record, fingerprint
@@ -76,8 +76,8 @@ def load_source(dataset: str, *, relative_to: Path) -> Source:
 
     `dataset` is a name of the catalogue, a path to chat JSONL (also .gz) or to a folder of such
     files (read in the order of their names), or a hub id such as "org/name@<40-digit commit>".
-    Raises NotAtHand for a known source that is not here and cannot be fetched, ValueError for a
-    name that nothing has, a torn or changed source, and a bad row (file and row named).
+    Raises NotAtHand for a known source that is not here and cannot be fetched, FileMissing for a
+    name that nothing has, ValueError for a torn or changed source, and for a bad row (both named).
     """
     if dataset in catalogue_names():
         return load_entry(catalogue_entry(dataset))
@@ -90,7 +90,7 @@ def load_source(dataset: str, *, relative_to: Path) -> Source:
     name, _, revision = dataset.partition("@")
     if HUB_ID.fullmatch(name) and not dataset.endswith(ROW_FILES):
         return _source(dataset, f"hub:{dataset}", _read_hub(name, revision))
-    raise ValueError(
+    raise FileMissing(
         f"no data set {dataset!r}: it is neither in the catalogue ({', '.join(catalogue_names())}),"
         f" nor a .jsonl file or a folder of them (from {relative_to} or the working folder), nor a "
         "hub id (org/name@commit)"

@@ -17,6 +17,7 @@ CARDS = "cards.yaml"
 class Card(Record):
     """One kind of GPU; peaks are of dense bfloat16 (TFLOP/s) and of its memory (GB/s)."""
 
+    memory_mib: int = Field(gt=0, description="as nvidia-smi tells it")
     bf16_tflops: float = Field(gt=0)
     gb_per_s: float = Field(gt=0)
     source: str

@@ -1,10 +1,10 @@
-"""Do a sweep's trainings and engines fit the GPUs that were found: rows of the preflight.
+"""Do a sweep's trainings and engines fit the GPUs that were found, or the card that is named.
 
 What does not fit is told with its largest parts, and the first layout of the same work that does.
 Knows nothing of how memory is told (see em.footprint), or of how GPUs are found.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from em.footprint import Fit, ServingFootprint, gib, serving_footprint, training
 from em.model_shape import ModelShape, shape_for
 from em.models import ModelConfig
 from em.training import TrainingConfig
+from sweeps.cards import known_cards
 from sweeps.layout import pool_models
 from sweeps.node_facts import NodeFacts
 from sweeps.settings import ServingConfig
@@ -19,7 +20,7 @@ from sweeps.spec import SweepSpec
 from sweeps.todo import Todo
 
 MIB = 2**20
-PLANNED_MIB = 81_559  # what nvidia-smi tells of a card of 80 GB; where none is seen yet
+PLANNED_MIB = 81_559  # what nvidia-smi tells of a card of 80 GB; where none is seen or named
 MOST_PARTS = 3
 WIDTHS = (2, 4, 8, 16)  # GPUs of one training or engine that are tried where fewer do not do
 # An engine that answers few at one time, with one adapter: slow, and small.
@@ -37,10 +38,19 @@ class Memory:
     card: str
     cure: str = ""
 
+    def __str__(self) -> str:
+        if self.fits is None:
+            return f"{self.told} (not compared: {self.card})"
+        told = f"{self.told}; smallest card: {self.card}"
+        return told + (": within the error of the estimate" if self.fits == "unsure" else "")
+
 
 @dataclass(frozen=True)
 class Cards:
-    """The GPUs that were found: the smallest one's name and MiB, of a node at most, of all."""
+    """The GPUs that were found: the smallest one's name and MiB, of a node at most, of all.
+
+    Of a card that is only named, as many are taken to be had as a layout may want.
+    """
 
     name: str
     mib: int
@@ -60,23 +70,47 @@ def cards(facts: Sequence[NodeFacts]) -> Cards:
     return Cards(name, mib, max(counts, default=0), sum(counts))
 
 
-def memory(spec: SweepSpec, todo: Todo, facts: Sequence[NodeFacts]) -> list[Memory]:
+def named_card(name: str | None) -> Cards:
+    """Return the card that a spec names, none of it seen; 0 of 0 MiB where it names none."""
+    if name is None:
+        return cards(())
+    most = max(WIDTHS)
+    return Cards(f"{name} (named in the spec)", known_cards()[name].memory_mib, most, most)
+
+
+def memory(
+    spec: SweepSpec,
+    todo: Todo,
+    facts: Sequence[NodeFacts],
+    *,
+    shape_of: Callable[[ModelConfig], ModelShape] = shape_for,
+) -> list[Memory]:
     """Return what each kind of training, and each engine, holds of the smallest card it may get.
 
-    Empty where the sweep asks for no GPU. A model that cannot be told is told as such.
+    That is the card which the spec names where no GPU is seen. Empty where the sweep asks for no
+    GPU. A model whose shape `shape_of` cannot tell (ValueError) is told as such.
     """
     found = []
     for model, config in _trainings(todo):
         gpus = spec.for_model(model.name).resources.train_gpus
         if gpus:
-            seen = cards(_with_room(facts, gpus))
-            found.append(training_memory(model, config, seen, share=min(1.0, gpus)))
+            seen = _cards_for(spec, model, facts, gpus)
+            found.append(
+                training_memory(model, config, seen, share=min(1.0, gpus), shape_of=shape_of)
+            )
     for model in pool_models(spec, todo):
         own = spec.for_model(model.name)
         if own.resources.serve_gpus:
-            seen = cards(_with_room(facts, own.resources.serve_gpus))
-            found.append(serving_memory(model, own, seen))
+            seen = _cards_for(spec, model, facts, own.resources.serve_gpus)
+            found.append(serving_memory(model, own, seen, shape_of=shape_of))
     return found
+
+
+def _cards_for(
+    spec: SweepSpec, model: ModelConfig, facts: Sequence[NodeFacts], gpus: float
+) -> Cards:
+    seen = cards(_with_room(facts, gpus))
+    return seen if seen.num else named_card(spec.for_model(model.name).resources.card)
 
 
 def _with_room(facts: Sequence[NodeFacts], gpus: float) -> list[NodeFacts]:
@@ -94,12 +128,17 @@ def _trainings(todo: Todo) -> list[tuple[ModelConfig, TrainingConfig]]:
 
 
 def training_memory(
-    model: ModelConfig, config: TrainingConfig, seen: Cards, *, share: float = 1.0
+    model: ModelConfig,
+    config: TrainingConfig,
+    seen: Cards,
+    *,
+    share: float = 1.0,
+    shape_of: Callable[[ModelConfig], ModelShape] = shape_for,
 ) -> Memory:
     """Return what a rank of a training holds of its `share` of the smallest card."""
     what = f"training {model.name}"
     try:
-        shape = shape_for(model)
+        shape = shape_of(model)
         needed = training_footprint(shape, config)
     except ValueError as error:
         return Memory(what, str(error), None, str(seen))
@@ -144,13 +183,19 @@ def _changed(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConf
     return TrainingConfig.model_validate(config.model_dump() | dict(changes))
 
 
-def serving_memory(model: ModelConfig, spec: SweepSpec, seen: Cards) -> Memory:
+def serving_memory(
+    model: ModelConfig,
+    spec: SweepSpec,
+    seen: Cards,
+    *,
+    shape_of: Callable[[ModelConfig], ModelShape] = shape_for,
+) -> Memory:
     """Return what each GPU of an engine holds, and whether a sequence has room beside it."""
     what = f"serving {model.name}"
     width = max(1, int(spec.resources.serve_gpus))
     card_bytes = (seen.mib or PLANNED_MIB) * MIB
     try:
-        shape = shape_for(model)
+        shape = shape_of(model)
     except ValueError as error:
         return Memory(what, str(error), None, str(seen))
     needed = _engine(shape, spec, spec.serving, width, card_bytes)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from cluster.session import ClusterError
 from cluster.submit import Job, follow_job, job_log, list_jobs, submit_job
+from em.catalogue import FileMissing
+from em.downloads import NotAtHand
 from em.record import fingerprint
 from sweeps.attempts import statuses
 from sweeps.files import StoreError
@@ -32,6 +34,7 @@ from sweeps.store import Store, check_url, open_store
 from sweeps.submitted import last_submitted
 
 PREFIX = "emsweep-"
+MISSING = (NotAtHand, FileMissing, ImportError, OSError, StoreError)
 PROGRAM = ("python", "-m", "sweeps.cli")
 
 
@@ -60,11 +63,16 @@ class SweepJobs:
 
     @cached_property
     def _planned(self) -> tuple[SweepPlan, Store] | None:
-        """The plan and the store, where this machine has the data, the models and the store."""
+        """The plan and the store, where this machine has the data, the models and the store.
+
+        Raises ValueError for what is here, and bad.
+        """
         try:
             return open_sweep(self._path, self.store_url)
-        except ValueError:
-            return None  # the cluster may have what is not here; it says what it lacks
+        except ValueError as error:
+            if _is_only_missing(error):
+                return None  # the cluster may have what is not here; it says what it lacks
+            raise
 
     @cached_property
     def _states(self) -> set[str] | None:
@@ -255,6 +263,14 @@ def _number(job: Job, base: str) -> int:
 
 def _absolute(url: str) -> str:
     return url if "://" in url else str(Path(url).expanduser().resolve())
+
+
+def _is_only_missing(error: BaseException) -> bool:
+    """Whether something is not on this machine, or out of its reach, in place of being bad."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MISSING):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def _is_here(url: str) -> bool:

@@ -4,13 +4,16 @@ Knows nothing of how a sweep is run.
 """
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from cluster.resources import ClusterTooSmall, Totals
+from em.model_shape import shape_at_hand
 from sweeps.attempts import statuses
 from sweeps.console import printable
 from sweeps.estimate import REFERENCE_BASIS, estimate
 from sweeps.few import times
+from sweeps.fit import Memory, memory
 from sweeps.foresight import foreseen_weaknesses
 from sweeps.gpu_hours import GpuHours, gpu_hours
 from sweeps.growth import Held, changes, held
@@ -30,8 +33,8 @@ def describe(sweep: SweepPlan, store: Store, totals: Totals | None) -> dict[str,
     """Return the plan as plain values; without `totals` nothing of how it is laid out is known.
 
     `num_cells`, `cells` (of all seeds, or of a few that stand for them), `unresolved`, `held`,
-    `changes`, `drift`, `warnings`, `holds`, `layout`, `api_judges`, `estimate`
-    and `gpu_hours`.
+    `changes`, `drift`, `warnings`, `holds`, `layout`, `memory` (of what asks for GPUs, where
+    nothing looks at the GPUs themselves), `api_judges`, `estimate` and `gpu_hours`.
     """
     told = statuses(sweep, store)
     todo = todo_of(sweep.cells, told)
@@ -42,6 +45,7 @@ def describe(sweep: SweepPlan, store: Store, totals: Totals | None) -> dict[str,
     trains, engines = demands(sweep.spec, todo)
     slots, fits = _layout(sweep, todo, totals) if todo.cells else (1, "nothing to run")
     holds = [str(demand) for demand in trains + engines] if todo.cells else []
+    needed = memory(sweep.spec, todo, (), shape_of=shape_at_hand) if totals else []
     hours = gpu_hours(sweep.spec, todo, sweep.cells, store, times=times(sweep))
     return {
         "sweep": sweep.spec.name,
@@ -58,6 +62,7 @@ def describe(sweep: SweepPlan, store: Store, totals: Totals | None) -> dict[str,
         ],
         "holds": holds,
         "layout": fits,
+        "memory": [asdict(found) for found in needed],
         "api_judges": foreseen(sweep, todo.cells, store),
         "estimate": estimate(
             todo, sweep.cells, store, train_slots=slots, times=times(sweep)
@@ -110,8 +115,16 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     said += [f"warning: {printable(text)}" for text in told["warnings"]]
     said += [f"holds  {line}" for line in told["holds"]]
     said.append(f"layout: {told['layout']}")
+    said += [line for found in told["memory"] for line in _memory(Memory(**found))]
     said += told["api_judges"]
     return said + _times(told)
+
+
+def _memory(found: Memory) -> list[str]:
+    """Return what a GPU holds for one training or engine, and the way out where it does not fit."""
+    short = "does not fit: " if found.fits == "no" else ""
+    said = [printable(f"memory  {found.what}: {short}{found}")]
+    return said + ([f"        -> {found.cure}"] if found.cure else [])
 
 
 def _times(told: dict[str, Any]) -> list[str]:

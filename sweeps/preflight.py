@@ -7,7 +7,7 @@ node is in sweeps.node_facts, how it is judged in sweeps.node_checks and, of mem
 import io
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +22,7 @@ from sweeps.artefacts import Probe
 from sweeps.console import printable
 from sweeps.fit import Memory, memory
 from sweeps.layout import demands, feasible, pool_models
-from sweeps.node_checks import Check, judged
+from sweeps.node_checks import Check, State, judged
 from sweeps.node_facts import NodeFacts, Question, look
 from sweeps.settings import JudgeConfig
 from sweeps.spec import SweepSpec
@@ -33,6 +33,9 @@ PASSED = "preflight passed"
 PROBE_ENV = "EMSWEEP_PROBE"  # set in a job by who sent it and sees the store
 ANSWER_S = 180.0  # a node that installs an environment takes its time
 WIDTH = 118
+STATES: Mapping[str | None, State] = {
+    "yes": "ok", "unsure": "warning", None: "warning", "no": "failed"
+}  # fmt: skip
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
@@ -119,14 +122,7 @@ def placement(spec: SweepSpec, todo: Todo, totals: Totals) -> Check:
 
 def _fit(found: Memory) -> Check:
     """A card that is too small is told before an hour of loading shows it."""
-    if found.fits is None:
-        return Check(found.what, "warning", f"{found.told} (not compared: {found.card})")
-    told = f"{found.told}; the smallest card is {found.card}"
-    if found.fits == "yes":
-        return Check(found.what, "ok", told)
-    if found.fits == "unsure":
-        return Check(found.what, "warning", f"{told}: within the error of the estimate", found.cure)
-    return Check(found.what, "failed", told, found.cure)
+    return Check(found.what, STATES[found.fits], str(found), found.cure)
 
 
 def lines(checks: Sequence[Check], *, colour: bool = False) -> list[str]:

@@ -176,7 +176,8 @@ class ServingConfig(Record):
 class ResourcesConfig(Record):
     """What is held: for each training rank, and for each serving replica.
 
-    `card` is the kind of GPU, for `plan` to reckon hours and cost with; it bears on nothing else.
+    `card` is the kind of GPU, for `plan` to reckon hours and cost with, and to
+    compare memory with where no GPU is seen; it bears on nothing else.
     """
 
     train_cpus: float = Field(default=1, gt=0)

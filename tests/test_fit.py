@@ -9,10 +9,12 @@ import pytest
 import yaml
 from small_sweep import plan, spec
 
+from cluster.session import local_totals
 from em.footprint import GIB, training_footprint
-from em.model_shape import known_models, shape_for
+from em.model_shape import known_models, shape_at_hand, shape_for
 from em.models import ModelConfig
 from em.training import TrainingConfig
+from sweeps import planning
 from sweeps.fit import NO_WAY, PLANNED_MIB, Cards, cards, memory, serving_memory, training_memory
 from sweeps.node_facts import NodeFacts
 from sweeps.store import Store
@@ -118,6 +120,33 @@ def test_where_no_card_is_seen_nothing_is_compared(coder: ModelConfig) -> None:
     ):
         assert (found.fits, found.card) == (None, "no GPU seen") and " GiB" in found.told
     assert H100[1] == PLANNED_MIB
+
+
+ON_HUB: dict[str, Any] = {
+    "models": [{"name": "coder", "hub": CODER, "revision": "0" * 40}],
+    "judges": [{"name": "self", "pool": "coder"}],
+    "training": {"gradient_checkpointing": True},
+}
+
+
+def test_where_no_card_is_seen_the_one_that_is_named_counts(tmp_path: Path, store: Store) -> None:
+    for card, fits in (("L4", "no"), ("H200", "yes")):
+        gpus = {"train_gpus": 1, "serve_gpus": 1, "card": card}
+        sweep = plan(tmp_path, resources=gpus, **ON_HUB)
+        todo = read_todo(sweep.cells, store)
+        for found in memory(sweep.spec, todo, [node()], shape_of=shape_at_hand):
+            assert found.fits == fits and f"smallest card: {card} (named in the spec)" in str(found)
+        seen = memory(sweep.spec, todo, [node(H100)], shape_of=shape_at_hand)
+        assert all(H100[0] in str(found) and "named" not in str(found) for found in seen)
+
+
+def test_a_plan_says_what_a_gpu_holds_and_the_way_out(tmp_path: Path, store: Store) -> None:
+    resources = {"train_gpus": 1, "serve_gpus": 1, "card": "A10G"}
+    sweep = plan(tmp_path, resources=resources, **ON_HUB)
+    lines = planning.lines(sweep, planning.describe(sweep, store, local_totals()))
+    at = next(n for n, line in enumerate(lines) if line.startswith("memory  training coder"))
+    assert "does not fit: " in lines[at] and "22.5 GiB" in lines[at]
+    assert lines[at + 1].strip().startswith("-> with training: {")
 
 
 def test_a_model_whose_memory_cannot_be_told_is_told_as_such(tmp_path: Path) -> None:

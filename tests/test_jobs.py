@@ -387,3 +387,19 @@ def test_a_cluster_that_wants_a_token(
     assert (len(cluster.jobs) == 1) == (code == 0)
     if code:
         assert "RAY_AUTH_TOKEN" in said
+
+
+def test_bad_data_that_are_here_are_told_before_anything_is_asked_or_sent(
+    run: Run, cluster: FakeDashboard, project: Path
+) -> None:
+    (project / "rows").mkdir()
+    rows = project / "rows" / "ours.jsonl"
+    rows.write_text('{"messages": [{"role": "narrator", "content": "x"}]}\n')
+    spec = SPEC | {"variants": [{"name": "ours", "dataset": str(rows)}]}
+    (project / "small.yaml").write_text(yaml.safe_dump(spec))
+    code, out, err = run("submit", "small.yaml", "--address", cluster.url)
+    assert (code, out, cluster.asked) == (2, "", [])
+    assert "ours.jsonl" in err and "narrator" in err and "Traceback" not in err
+    rows.unlink()  # then it may be at its place on the cluster alone
+    assert run("submit", "small.yaml", "--address", cluster.url)[0] == 0
+    assert posts(cluster) == 1
