@@ -102,6 +102,7 @@ def status(
     from sweeps.failure_kinds import CURES
     from sweeps.keeping import told
     from sweeps.sent import not_sent
+    from sweeps.wandb_settings import mode_of
 
     sweep, target = open_sweep(spec, store)
     found = statuses(sweep, target)
@@ -127,7 +128,10 @@ def status(
     if any(unsent) and sweep.spec.tracking.mode != "off":
         what = f"{unsent.cells} cell{'s' * (unsent.cells != 1)}" if unsent.cells else ""
         what += " and the report" if unsent.cells and unsent.report else ""
-        print(f"W&B has not, or not as it is now: {what or 'the report'}; 'emsweep sync {spec}'")
+        if mode_of(sweep.spec.tracking) == "online":
+            print(f"W&B has not, or not as now: {what or 'the report'}; 'emsweep sync {spec}'")
+        else:
+            print(f"kept for W&B, which this machine does not send to: {what or 'the report'}")
     for kind, cells_of in Counter(cell["kind"] for cell in cells if cell["kind"]).items():
         print(f"{cells_of} failed, {kind}: {CURES[kind]}")
 
