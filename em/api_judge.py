@@ -1,18 +1,15 @@
 """A judge behind an OpenAI-compatible address: the first token's probabilities, as published.
 
-Calls are tried again by the client alone, which waits as the server asks (Retry-After, up to a
-minute) or longer each time, with jitter; how many are under way follows the server's refusals
-(em.pacing); a budget stops them (em.budget). Knows nothing of what is judged, and nothing of
-servers that this project starts.
+Calls are tried again by the client alone (em.api_client); how many are under way follows the
+server's refusals (em.pacing); a budget stops them (em.budget). Knows nothing of what is judged, and
+nothing of servers that this project starts.
 """
 
 import asyncio
 import copy
-import os
-import urllib.parse
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from em.api_client import MAX_RETRIES, TIMEOUT_S, check_key, paced_client, safe
 from em.budget import Budget, BudgetSpent, Usage, guess
 from em.chat_replies import Completion, is_split, numbers_of, parse_reply
 from em.judging import (
@@ -24,17 +21,11 @@ from em.judging import (
     Reading,
 )
 from em.pacing import Pace
-from em.told import cut
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives
-MAX_RETRIES = 5  # by the client, with growing waits, for 408, 409, 429, 5xx and broken connections
 START_RETRIES = 2  # a person waits for the first call, which only asks whether somebody is there
-TIMEOUT_S = 60.0
-NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
 SEED = 0
 CHECK_TOKENS = 4
-TOO_MANY = 429
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class JudgeReplyBad(JudgeUnavailable):
@@ -70,10 +61,9 @@ class ApiReader:
         self._tries = max_retries + 1
         self._pace = Pace(concurrency)
         self._budget = budget
-        self._client = _client(
+        self._client = paced_client(
             url, api_version,
-            api_key=os.environ.get(key_env) or NO_KEY, max_retries=max_retries, timeout=timeout_s,
-            on_response=self._on_response,
+            key_env=key_env, pace=self._pace, max_retries=max_retries, timeout_s=timeout_s,
         )  # fmt: skip
 
     async def check(self) -> None:
@@ -154,13 +144,6 @@ class ApiReader:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
-
-    async def _on_response(self, response: Any) -> None:
-        """See every reply, those that the client tries again, too."""
-        if response.status_code == TOO_MANY:
-            self._pace.slow_down(_wait_asked(response.headers))
-        elif response.is_success:
-            self._pace.went_well()
 
     async def _read_one(self, prompt: str) -> Reading | JudgeCallFailed:
         async with self._pace.slot():
@@ -245,53 +228,8 @@ class ApiReader:
             ) from error
 
     def _safe(self, error: Exception) -> str:
-        """Return what the server said without the key, which it may have repeated."""
-        key = os.environ.get(self._key_env)
-        return cut(str(error).replace(key, "***") if key else str(error))
-
-
-def needs_key(url: str) -> bool:
-    """Whether a server is on another machine, and hence asked with a key."""
-    return urllib.parse.urlsplit(url).hostname not in LOOPBACK
-
-
-def check_key(url: str, key_env: str) -> None:
-    """Raise ValueError where a server on another machine would be asked without a key."""
-    if needs_key(url) and not os.environ.get(key_env):
-        raise ValueError(
-            f"the judge at {url} needs a key, and the environment variable {key_env} is not set: "
-            f"set it (to {NO_KEY!r} for a server that takes any), or name another in api_key_env"
-        )
+        return safe(error, self._key_env)
 
 
 def _failed(message: str, used: Usage) -> JudgeCallFailed:
     return JudgeCallFailed(message, used.prompt_tokens, used.completion_tokens)
-
-
-def _client(
-    url: str, api_version: str | None, *, api_key: str, max_retries: int, timeout: float,
-    on_response: Any,
-) -> Any:  # fmt: skip
-    try:
-        import openai  # half a second
-    except ImportError as error:
-        raise ValueError(f"a judge with 'api' needs the extra 'serve': {error}") from error
-    settings: dict[str, Any] = {
-        "api_key": api_key,
-        "max_retries": max_retries,
-        "timeout": timeout,
-        "http_client": openai.DefaultAsyncHttpxClient(event_hooks={"response": [on_response]}),
-    }
-    if api_version is None:
-        return openai.AsyncOpenAI(base_url=url, **settings)
-    return openai.AsyncAzureOpenAI(azure_endpoint=url, api_version=api_version, **settings)
-
-
-def _wait_asked(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that the server asks to wait; None where it names none, or a date."""
-    for name, parts in (("retry-after-ms", 1000), ("retry-after", 1)):
-        try:
-            return float(headers[name]) / parts
-        except (KeyError, ValueError):
-            continue
-    return None

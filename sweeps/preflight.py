@@ -16,7 +16,7 @@ from rich.text import Text
 from cluster.nodes import Node, on_every_node
 from cluster.resources import ClusterTooSmall, Demand, Totals
 from cluster.session import ClusterError
-from em.api_judge import needs_key
+from em.api_client import needs_key
 from em.models import ModelConfig
 from sweeps.artefacts import Probe
 from sweeps.console import printable

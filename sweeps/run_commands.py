@@ -68,7 +68,7 @@ def _run(
     spec: Path, sweep: Any, store: Any, *, address: str | None, inline: bool,
     keep: Keep | None, retry_failed: bool, only: list[str], stage: Any = None,
 ) -> None:  # fmt: skip
-    from em.api_judge import check_key
+    from em.api_client import check_key
     from sweeps.keeping import check_possible
     from sweeps.registry import known, register
     from sweeps.selection import cells_named, cells_to_do

@@ -5,11 +5,11 @@ Each checks itself; what must fit together is checked by sweeps.spec. Knows noth
 
 import itertools
 import re
-import urllib.parse
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from em.api_client import check_address, check_key_name
 from em.budget import BudgetConfig
 from em.forms import Form
 from em.generation import SamplingConfig
@@ -34,23 +34,6 @@ def check_name(name: str) -> str:
     if not NAME.fullmatch(name.replace(".", "_")):
         raise ValueError(f"{name!r} is not a name: use {NAME_RULE}, and dots")
     return name
-
-
-def _check_address(address: str) -> None:
-    """Raise ValueError where a key would travel in the clear, or stands in the address."""
-    if not address.isprintable() or " " in address:  # urlsplit leaves some of these out
-        raise ValueError(f"api must be an http(s) address, got {address!r}")
-    parts = urllib.parse.urlsplit(address)
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"api must have a number as its port, got {address!r}: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError(f"api must be an http(s) address, got {address!r}")
-    if parts.username or parts.password or parts.query:
-        raise ValueError("api must not hold a name, password or query: keys are in the environment")
-    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise ValueError(f"api must be https except on this machine, got {address!r}")
 
 
 def check_metric_name(metric: str | None) -> str | None:
@@ -137,15 +120,11 @@ class JudgeConfig(Record):
         if self.api and not self.api_model:
             raise ValueError("a judge with 'api' also needs api_model, the model's name there")
         if self.api:
-            _check_address(self.api)
+            check_address(self.api)
         for name in ("api_model", "api_version", "budget"):
             if not self.api and getattr(self, name) is not None:
                 raise ValueError(f"{name} is for a judge with 'api', not with {given[0]!r}")
-        if not self.api_key_env.endswith("_API_KEY"):
-            raise ValueError(
-                f"api_key_env: {self.api_key_env!r} does not end in _API_KEY, so that no spec can "
-                "send another secret to its 'api'; rename the variable"
-            )
+        check_key_name(self.api_key_env, "api_key_env")
         return self
 
 

@@ -6,7 +6,7 @@ Knows nothing of how judges are called.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from em.api_judge import check_key
+from em.api_client import check_key
 from em.budget import NOTHING, Budget, BudgetConfig, Price, Usage, usage_of
 from em.judging import WORD_TOKENS, Judgement, judgement_group
 from em.record import Record

@@ -10,7 +10,7 @@ from judge_server import CLOSES, HALF, Reply, completion
 from matrix import Case, slow_unless
 from world import World, verdict
 
-from em.api_judge import TIMEOUT_S
+from em.api_client import TIMEOUT_S
 from sweeps.failures import CellFailure
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]

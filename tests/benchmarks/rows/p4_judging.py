@@ -142,7 +142,7 @@ def all_at_once(folder: str) -> dict[str, Any]:
 def _client(url: str) -> Any:
     import openai
 
-    from em.api_judge import MAX_RETRIES, TIMEOUT_S
+    from em.api_client import MAX_RETRIES, TIMEOUT_S
 
     return openai.AsyncOpenAI(
         base_url=url, api_key="none", max_retries=MAX_RETRIES, timeout=TIMEOUT_S
