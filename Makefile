@@ -55,9 +55,10 @@ check: install-dev
 	$(BIN)/lint-imports
 
 # What starts Ray runs one after the other (two Rays on one machine disturb each other), and beside it
-# all else, whose output is shown at the end. No test in one of the two (5) is no error.
+# all else, whose output is shown at the end, with $(2) before its command. No test in one of the two
+# (5) is no error.
 define run_tests
-	$(BIN)/python -m pytest -m "($(1)) and not ray" $(PYTEST) >.venv/others.txt 2>&1 & \
+	$(2) $(BIN)/python -m pytest -m "($(1)) and not ray" $(PYTEST) >.venv/others.txt 2>&1 & \
 	others=$$!; \
 	$(BIN)/python -m pytest -m "($(1)) and ray" $(PYTEST); clusters=$$?; \
 	wait $$others; beside=$$?; cat .venv/others.txt; \
@@ -68,9 +69,10 @@ test: check
 	$(call run_tests,not faults)
 
 # Faults in the real parts (killed, stopped, full, torn, out of reach), with those that are slow to
-# plant, and the matrix of them: an hour. `test` has those of seconds.
+# plant, and the matrix of them: an hour. `test` has those of seconds. Ray's processes are of priority
+# 15, and most of it is theirs: what runs beside them is not to go before.
 faults: install-dev
-	$(call run_tests,faults or fault)
+	$(call run_tests,faults or fault,nice -n 15)
 
 # What the peers of the benchmark need besides; nothing else asks for it.
 .venv/installed-bench: .venv/installed-$(SETUP)
