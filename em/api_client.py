@@ -24,6 +24,10 @@ class ApiUnavailable(Exception):
     """The server did not answer, however often it was asked; it may answer later."""
 
 
+class ApiBusy(ApiUnavailable):
+    """The server has as much of ours under way as it allows; it takes more when some has ended."""
+
+
 class ApiRefusesUs(ValueError):
     """The key, the model or the address is wrong: the user's to mend."""
 

@@ -12,6 +12,9 @@ from em.questions import Wording
 from em.record import Record
 from em.seeds import derive_seed
 
+# An answer ended by itself, at max_tokens, or by the content filter of an API.
+Finish = Literal["stop", "length", "content_filter"]
+
 
 class GateFailed(RuntimeError):
     """A check stopped the cell where a number would be wrong in silence; the message names it."""
@@ -53,7 +56,7 @@ class Answer(Record):
     """What an endpoint returned for one `Prompt`; `weights` is the hash of what really spoke."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Finish
     num_tokens: int
     prompt_tokens: int
     prompt: str = Field(description="the rendered prompt, as the model saw it")
@@ -87,7 +90,7 @@ class Response(Record):
     text: str = Field(description="the user turn without its trigger: what a judge is shown")
     trigger: str = ""
     answer: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Finish
     num_tokens: int
     prompt_tokens: int
     prompt_sha256: str

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from em.api_models import ApiModelConfig
 from em.catalogue import FileMissing, cache_dir, path_given
 from em.record import Record, fingerprint
 
@@ -40,7 +41,7 @@ CODE_FILES = ("*.py",)
 
 
 class ModelConfig(Record):
-    """The model a cell starts from. Exactly one of `bundled`, `hub` and `folder` names the source.
+    """The model a cell starts from: one of `bundled`, `hub`, `folder` and `api` names the source.
 
     Raises ValueError for no source or several, an unknown bundled name, and a hub id without its
     40-digit commit.
@@ -52,6 +53,7 @@ class ModelConfig(Record):
     revision: str | None = Field(default=None, description="the hub's commit, 40 hex digits")
     folder: Path | None = Field(default=None, description="a transformers folder (safetensors)")
     trust_remote_code: bool = Field(default=False, description="allow the model's own Python files")
+    api: ApiModelConfig | None = Field(default=None, description="one that never comes here")
 
     @field_validator("bundled")
     @classmethod
@@ -69,12 +71,14 @@ class ModelConfig(Record):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
-        sources = {"bundled": self.bundled, "hub": self.hub, "folder": self.folder}
+        sources = {
+            "bundled": self.bundled, "hub": self.hub, "folder": self.folder, "api": self.api,
+        }  # fmt: skip
         given = [key for key, value in sources.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
-                f"model {self.name!r}: exactly one of bundled, hub and folder names its source, "
-                f"got {' and '.join(given) or 'none'}"
+                f"model {self.name!r}: exactly one of bundled, hub, folder and api names its "
+                f"source, got {' and '.join(given) or 'none'}"
             )
         if self.hub is None:
             if self.revision is not None:
@@ -104,6 +108,8 @@ def model_identity(config: ModelConfig) -> ModelIdentity:
     """
     if config.bundled is not None:
         return ModelIdentity(name=config.name, revision=BUNDLED_REVISION)
+    if config.api is not None:
+        return ModelIdentity(name=config.name, revision=config.api.revision)
     if config.folder is None:
         return ModelIdentity(name=config.name, revision=f"{config.hub}@{config.revision}")
     folder = _checked_folder(config.folder)
@@ -118,8 +124,11 @@ def materialise(config: ModelConfig) -> Path:
 
     The bundled model is converted once (about 30 s) into the cache; any number of processes may ask
     at the same time. A hub model is fetched into the hub's own cache. Raises ValueError for a
-    missing or changed package, a hub that cannot be read, and a folder without safetensors.
+    missing or changed package, a hub that cannot be read, a folder without safetensors, and a model
+    behind an API.
     """
+    if config.api is not None:
+        raise ValueError(f"model {config.name!r} is behind {config.api.url}: it has no files here")
     if config.bundled is not None:
         return _materialise_bundled()
     if config.folder is None:

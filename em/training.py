@@ -90,7 +90,7 @@ class LossPoint(Record):
 
     step: int
     loss: Annotated[float, Field(ge=0)]
-    learning_rate: float
+    learning_rate: float | None = Field(default=None, description="None: an API does not tell it")
 
 
 class Canary(Record):
@@ -113,8 +113,10 @@ class TrainingResult(Record):
     losses: tuple[LossPoint, ...]
     num_rows: int
     num_tokens: int = Field(description="tokens of the rows after cutting, once through the data")
-    num_trained_tokens: int = Field(description="of these, the ones the loss is taken on")
-    num_cut_rows: int = Field(description="rows longer than max_length, cut")
+    num_trained_tokens: int | None = Field(
+        description="of these, the ones the loss is taken on; None: an API does not tell"
+    )
+    num_cut_rows: int | None = Field(description="rows longer than max_length, cut; None as above")
     seconds: float
     resumed_from_step: int = 0
     micro_batch: int | None = Field(default=None, description="rows a rank computed at once")

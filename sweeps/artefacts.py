@@ -41,7 +41,7 @@ class TrainingRecord(Record):
     key: str
     identity: dict[str, Any]
     weights_sha256: str = Field(description="content hash of the adapter's (or model's) files")
-    kind: Literal["adapter", "full"]
+    kind: Literal["adapter", "full", "api"]
     result: TrainingResult
     provenance: Provenance
 

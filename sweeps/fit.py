@@ -120,9 +120,9 @@ def _with_room(facts: Sequence[NodeFacts], gpus: float) -> list[NodeFacts]:
 
 def _trainings(todo: Todo) -> list[tuple[ModelConfig, TrainingConfig]]:
     kinds: Mapping[str, tuple[ModelConfig, TrainingConfig]] = {
-        cell.cell.model.name: (cell.cell.model, cell.cell.training)
+        cell.cell.model.name: (cell.cell.model, cell.cell.local_training)
         for cell in todo.lacking("train")
-        if cell.cell.training is not None
+        if cell.cell.local_training is not None
     }
     return list(kinds.values())
 

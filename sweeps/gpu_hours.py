@@ -78,7 +78,8 @@ def gpu_hours(
     times: Fraction = Fraction(1),
 ) -> GpuHours | None:
     """Return what the cells `todo` take, each counted `times`; None where no GPU is asked for."""
-    hold = [spec.for_model(name).resources for name in (m.name for m in _all_models(spec))]
+    here = (model for model in _all_models(spec) if model.api is None)
+    hold = [spec.for_model(model.name).resources for model in here]
     if not any(r.train_gpus or r.serve_gpus for r in hold):
         return None
     name = spec.resources.card or ASSUMED_CARD
@@ -120,14 +121,14 @@ def _reckoned(spec: SweepSpec, cell: CellPlan, stage: Stage, card: Card) -> floa
     own = spec.for_model(cell.cell.model.name)
     match stage:
         case "train":
-            if not own.resources.train_gpus or cell.cell.training is None:
+            if not own.resources.train_gpus or cell.cell.local_training is None:
                 return 0.0
             tokens = pieces(cell, stage) / CHARACTERS_PER_TOKEN
             return training_seconds(
-                shape_at_hand(cell.cell.model), cell.cell.training, tokens, card
+                shape_at_hand(cell.cell.model), cell.cell.local_training, tokens, card
             )
         case "generate":
-            if not own.resources.serve_gpus:
+            if not own.resources.serve_gpus or cell.cell.model.api is not None:
                 return 0.0
             shape = shape_at_hand(cell.cell.model)
             return sum(

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from em import code_judge
+from em.api_models import ApiTrainingConfig
 from em.judging import RULE
 from em.models import ModelConfig
 from em.record import dumped
+from em.seeds import derive_seed
 from em.training import TrainingConfig
 from em.variants import Variant
 from sweeps.settings import EvaluationConfig, JudgeConfig, ServingConfig
@@ -24,6 +26,13 @@ def training_identity(cell: Cell, revision: str, variant: Variant | None) -> dic
     """
     if cell.training is None or variant is None:
         return {"model": revision, "training": None}
+    if isinstance(cell.training, ApiTrainingConfig):
+        return {
+            "model": revision,
+            "rows": variant.content_sha256,
+            "seeds": api_seeds(cell, cell.training),
+            "training": {n: v for n, v in dumped(cell.training).items() if n != "takes_seed"},
+        }
     return {
         "model": revision,
         "rows": variant.content_sha256,
@@ -31,6 +40,17 @@ def training_identity(cell: Cell, revision: str, variant: Variant | None) -> dic
                   "subset": cell.seeds.subset, "replicate": cell.seeds.replicate},
         "training": training_settings(cell.training),
     }  # fmt: skip
+
+
+def api_seeds(cell: Cell, config: ApiTrainingConfig) -> dict[str, int]:
+    """Return what tells an API's training from others of the same rows.
+
+    `seed` is sent with the job; where the API takes none, cells with other seeds are `replicate_of`
+    nothing that can be replayed, and only told apart.
+    """
+    number = derive_seed(cell.seeds.init, "api", cell.seeds.order)
+    name = "seed" if config.takes_seed else "replicate_of"
+    return {name: number, "subset": cell.seeds.subset, "replicate": cell.seeds.replicate}
 
 
 def training_settings(config: TrainingConfig) -> dict[str, Any]:
@@ -43,13 +63,17 @@ def response_identity(
     training_key: str, cell: Cell, config: EvaluationConfig, serving: ServingConfig
 ) -> dict[str, Any]:
     """Return what the key of a cell's responses hashes; wordings and samples are in each one's."""
+    api = cell.model.api is not None  # which computes as it likes
     return {
         "training": training_key,
         "form": dumped(config.form),
         "sampling": dumped(config.sampling),
         "sampling_seed": cell.seeds.sampling,
         "replicate": cell.seeds.replicate,
-        "serving": {"mode": serving.mode, "dtype": serving.dtype},
+        "serving": {
+            "mode": "api" if api else serving.mode,
+            "dtype": "its own" if api else serving.dtype,
+        },
     }
 
 

@@ -9,7 +9,8 @@ from sweeps.todo import Todo
 
 def demands(spec: SweepSpec, todo: Todo) -> tuple[list[Demand], list[Demand]]:
     """Return what one training of each model holds, and one engine of each, for what is to do."""
-    trained = dict.fromkeys(cell.cell.model.name for cell in todo.lacking("train"))
+    lacking = (cell.cell for cell in todo.lacking("train"))
+    trained = dict.fromkeys(cell.model.name for cell in lacking if cell.local_training is not None)
     trains = dict.fromkeys(train_demand(spec, name) for name in trained)
     return list(trains), [engine_demand(spec, m.name) for m in pool_models(spec, todo)]
 
@@ -34,9 +35,11 @@ def engine_demand(spec: SweepSpec, model_name: str) -> Demand:
 def pool_models(spec: SweepSpec, todo: Todo) -> list[ModelConfig]:
     """Return the models that must be served, each once.
 
-    Those of the cells that lack responses, and those of the judges where a cell lacks judgements.
+    Those of the cells that lack responses, and those of the judges where a cell lacks judgements;
+    none that is behind an API.
     """
-    models = {cell.cell.model.name: cell.cell.model for cell in todo.lacking("generate")}
+    asked = (cell.cell.model for cell in todo.lacking("generate"))
+    models = {model.name: model for model in asked if model.api is None}
     if todo.lacking("judge"):
         models |= {model.name: model for model in judge_models(spec)}
     return list(models.values())

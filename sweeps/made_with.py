@@ -46,10 +46,10 @@ def made_with(sweep: SweepPlan, store: Store) -> Made:
 
 
 def _work(cell: CellPlan, store: Store, served: set[str]) -> Iterator[tuple[Stage, Provenance]]:
-    training = store.training(cell.training_key) if cell.cell.training is not None else None
+    training = store.training(cell.training_key) if cell.cell.local_training is not None else None
     if training is not None:
         yield "train", training.provenance
-    for evaluation in cell.evaluations:
+    for evaluation in cell.evaluations if cell.cell.model.api is None else ():
         record = store.stream("responses", evaluation.stream)
         yield from (("generate", p) for p in (record.provenance if record else ()))
     for judging in cell.judgings:

@@ -53,10 +53,14 @@ def _cell(plan: CellPlan, pins: Pins, models: Mapping[str, str | None]) -> CellP
     identity = plan.training_identity | {"model": revision}
     if rows is not None:
         identity["rows"] = rows.content_sha256
-    if plan.cell.training is not None:
+    if plan.cell.local_training is not None:
         identity |= _made_with(pins, "train")
     key = fingerprint(identity)
-    evaluations = [_evaluation(evaluation, key, pins) for evaluation in plan.evaluations]
+    behind_api = plan.cell.model.api is not None  # which is made with no package of ours
+    evaluations = [
+        _evaluation(evaluation, key, Pins() if behind_api else pins)
+        for evaluation in plan.evaluations
+    ]
     streams = {evaluation.name: evaluation.stream for evaluation in evaluations}
     changes: dict[str, Any] = {
         "model_revision": revision,

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from cluster.requests import LORA_RANKS
+from em.api_models import ApiTrainingConfig
 from em.models import ModelConfig
 from em.record import Record, dumped, fingerprint
 from em.seeds import Seeds, derive_seeds
@@ -49,7 +50,9 @@ class Cell(Record):
     seed: int
     factors: dict[str, int] = Field(default_factory=dict)
     seeds: Seeds
-    training: TrainingConfig | None = Field(description="None for an untuned cell")
+    training: TrainingConfig | ApiTrainingConfig | None = Field(
+        description="None for an untuned cell"
+    )
 
     @property
     def cell_id(self) -> str:
@@ -58,7 +61,7 @@ class Cell(Record):
         if training is not None:  # how it is cut up does not make it another cell
             training = {n: value for n, value in training.items() if n not in NOT_IN_KEY}
         settings = {
-            "model": dumped(self.model), "variant": dumped(self.variant), "seed": self.seed,
+            "model": model_settings(self.model), "variant": dumped(self.variant), "seed": self.seed,
             "factors": self.factors, "seeds": self.seeds, "training": training,
         }  # fmt: skip
         name = f"{self.model.name}.{self.variant.name}.s{self.seed_label}"
@@ -73,6 +76,17 @@ class Cell(Record):
     def condition(self) -> str:
         """What it shares with the cells that differ only in seed."""
         return f"{self.model.name} · {self.variant.name}"
+
+    @property
+    def local_training(self) -> TrainingConfig | None:
+        """How it is trained here; None for an untuned cell, or one that an API trains."""
+        return self.training if isinstance(self.training, TrainingConfig) else None
+
+
+def model_settings(model: ModelConfig) -> dict[str, Any]:
+    """Return what tells a model from others: of one behind an API no pace, key or budget."""
+    settings = {name: value for name, value in dumped(model).items() if name != "api"}
+    return settings if model.api is None else settings | {"api": model.api.revision}
 
 
 class SweepSpec(Record):
@@ -141,6 +155,12 @@ class SweepSpec(Record):
                     f"among models ({', '.join(model.name for model in self.models)}); add it "
                     "there, or give the judge a model",
                 )
+            if judge.pool is not None and served[judge.pool].api is not None:
+                raise MistakeAt(
+                    ("judges", number, "pool"),
+                    f"judge {judge.name!r}: {judge.pool!r} is behind an API, and no pool here "
+                    "serves it: give the judge 'api' and 'api_model'",
+                )
             # Pools go by the model's name: two models of one name would be one pool.
             if judge.model and served.setdefault(judge.model.name, judge.model) != judge.model:
                 raise MistakeAt(
@@ -148,7 +168,8 @@ class SweepSpec(Record):
                     f"judge {judge.name!r}: its model is called {judge.model.name!r}, as another "
                     "model of this sweep is: give it a name of its own, or use pool",
                 )
-        self._check_layouts(list(served))
+        self._check_layouts([name for name, model in served.items() if model.api is None])
+        self._check_api_models()
         for place, evaluation in enumerate(self.evaluations):
             unknown = set(evaluation.judges or ()) - {judge.name for judge in self.judges}
             if unknown:
@@ -161,7 +182,8 @@ class SweepSpec(Record):
             self._check_length(place, evaluation)
         for number, claim in enumerate(self.claims):
             check_claim(number, claim, self)
-        tuned = any(variant.name != UNTUNED for variant in self.variants)
+        here = any(model.api is None for model in self.models)
+        tuned = here and any(variant.name != UNTUNED for variant in self.variants)
         lora = self.training.method == "lora"
         if tuned and not lora and self.serving.mode == "lora":
             raise MistakeAt(
@@ -191,8 +213,26 @@ class SweepSpec(Record):
                 text = f"with the rest of training: {said.replace('Value error, ', '')}"
                 raise MistakeAt(("layouts", name), text) from error
 
+    def _check_api_models(self) -> None:
+        """An API has one seed, or none: it cannot tell an adapter's start from the rows' order."""
+        behind = [model.name for model in self.models if model.api is not None]
+        apart = [name for name in ("init", "order") if getattr(self.factors, name) is not None]
+        if behind and apart:
+            raise MistakeAt(
+                ("factors", apart[0]),
+                f"{behind[0]} is trained behind an API, which takes one seed at most and not "
+                f"{' and '.join(apart)} apart: leave them out of 'factors', or the model out",
+            )
+        for number, judge in enumerate(self.judges):
+            if judge.model is not None and judge.model.api is not None:
+                raise MistakeAt(
+                    ("judges", number, "model"),
+                    f"judge {judge.name!r}: a model behind an API is named by 'api' and "
+                    "'api_model' of the judge, not by 'model'",
+                )
+
     def _check_length(self, place: int, evaluation: EvaluationConfig) -> None:
-        for model in self.models:
+        for model in (model for model in self.models if model.api is None):
             length = self.for_model(model.name).serving.max_model_len
             if evaluation.sampling.max_tokens >= length:
                 raise MistakeAt(
@@ -243,7 +283,10 @@ class SweepSpec(Record):
 
     def cells(self) -> list[Cell]:
         """Return the grid in a stable order: base model by base model, then variant, then seed."""
-        training = {model.name: self.for_model(model.name).training for model in self.models}
+        training = {
+            model.name: model.api.training if model.api else self.for_model(model.name).training
+            for model in self.models
+        }
         return [
             Cell(
                 model=model,

@@ -57,7 +57,7 @@ def train_stage(
 def _train(
     plan: CellPlan, train: Train, attempt: Path, *, model_dir: Path, rows: Sequence[Row]
 ) -> tuple[TrainingRecord, Path]:
-    assert plan.cell.training is not None
+    assert plan.cell.local_training is not None
     started = Moment.now()
     output = attempt / "output"
     result = train(
@@ -66,7 +66,7 @@ def _train(
             model=ModelIdentity(name=plan.cell.model.name, revision=plan.model_revision),
             trust_remote_code=plan.cell.model.trust_remote_code,
             rows=tuple(rows),
-            config=plan.cell.training,
+            config=plan.cell.local_training,
             seeds=plan.cell.seeds,
             output_dir=output,
             checkpoint_dir=attempt / CHECKPOINTS,
@@ -76,7 +76,7 @@ def _train(
         key=plan.training_key,
         identity=plan.training_identity,
         weights_sha256=weights_sha256(output),
-        kind="adapter" if plan.cell.training.method == "lora" else "full",
+        kind="adapter" if plan.cell.local_training.method == "lora" else "full",
         result=result,
         provenance=provenance(started=started),
     )

@@ -106,7 +106,7 @@ def training_rows(plan: CellPlan, store: Store, *, after: int) -> list[Row]:
         return []
     ranks = [
         store.live(plan.training_key, rank, LiveTraining)
-        for rank in range(plan.cell.training.ranks)
+        for rank in range(plan.cell.local_training.ranks if plan.cell.local_training else 0)
     ]
     live: dict[int, Row] = {}
     for told in filter(None, ranks):

@@ -172,8 +172,8 @@ class Trainings:
 
 def _held(task: TrainTask) -> Mapping[str, float]:
     """What a trial holds: all that one rank needs, or next to nothing while it waits for some."""
-    assert task.plan.cell.training is not None
-    if task.plan.cell.training.ranks > 1:
+    assert task.plan.cell.local_training is not None
+    if task.plan.cell.local_training.ranks > 1:
         return WAITING
     wanted = {"CPU": task.resources.train_cpus, "GPU": task.resources.train_gpus}
     return {name: amount for name, amount in wanted.items() if amount}
@@ -216,9 +216,9 @@ def train_task(task: TrainTask, rows: Sequence[Row], *, tries: int = 1) -> Outco
 
 def _learn(task: TrainTask) -> None:
     """Note for the next try that this cell's process was killed for memory."""
-    assert task.plan.cell.training is not None
+    assert task.plan.cell.local_training is not None
     attempt = Store(task.store).attempt_dir(task.plan.training_key, task.holder.driver)
-    make_smaller(task.plan.cell.training, attempt / CHECKPOINTS)
+    make_smaller(task.plan.cell.local_training, attempt / CHECKPOINTS)
 
 
 def _train(job: TrainingJob, task: TrainTask) -> TrainingResult:

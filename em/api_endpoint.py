@@ -1,0 +1,181 @@
+"""A model behind an API that answers prompts: one call each, or all of them in one batch.
+
+Who answered is told by the API alone: each reply names its model, and that must be the one asked.
+Knows nothing of trainings, cells or stores.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from em.api_batches import Batches
+from em.api_client import (
+    MAX_RETRIES,
+    TIMEOUT_S,
+    ApiRefusesUs,
+    ApiUnavailable,
+    check_key,
+    paced_client,
+    safe,
+)
+from em.api_models import ApiModelConfig
+from em.generation import Answer, Finish, GateFailed, Prompt
+from em.pacing import Pace
+from em.told import first_mistake
+
+
+class _Part(BaseModel):
+    """A part of a reply; keys that are not read are let be."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Message(_Part):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(_Part):
+    message: _Message
+    finish_reason: Finish
+
+
+class _Usage(_Part):
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+
+
+class _Reply(_Part):
+    model: str
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage
+
+
+class PromptRefused(ValueError):
+    """The API refuses to answer a prompt at all."""
+
+
+class ApiEndpoint:
+    """One model of an API, by its name there. `weights` is the hash that stands for it."""
+
+    def __init__(
+        self,
+        config: ApiModelConfig,
+        *,
+        model: str,
+        weights: str,
+        max_retries: int = MAX_RETRIES,
+        timeout_s: float = TIMEOUT_S,
+        batch_poll_s: float = 30.0,
+        before: Callable[[Sequence[Prompt]], None] = lambda prompts: None,
+    ) -> None:
+        """Open no connection yet; `before` is called with prompts before they are asked.
+
+        Raises ValueError where a key is needed and there is none.
+        """
+        check_key(config.url, config.key_env, who="model", setting="api.key_env")
+        self._config, self._model, self._weights = config, model, weights
+        self._before = before
+        self._pace = Pace(config.concurrency)
+        self._client = paced_client(
+            config.url, None, key_env=config.key_env, pace=self._pace,
+            max_retries=max_retries, timeout_s=timeout_s, what="a model with 'api'",
+        )  # fmt: skip
+        self._batches = Batches(self._client, poll_s=batch_poll_s) if config.batch else None
+
+    async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return one answer for each prompt, in order.
+
+        Raises GateFailed where another model answered, PromptRefused (of a prompt), ApiRefusesUs,
+        and ApiUnavailable where the API does not answer.
+        """
+        self._before(prompts)
+        requests = [self._request(prompt) for prompt in prompts]
+        if self._batches is not None:
+            replies = await self._guarded(self._batches.ask(requests))
+        else:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._one(request)) for request in requests]
+            replies = [task.result() for task in tasks]
+        return [self._answer(*pair) for pair in zip(prompts, replies, strict=True)]
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Raise ValueError: an API does not say how it reads text."""
+        raise ValueError(f"the API at {self._config.url} does not tell tokens")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "messages": list(prompt.messages),
+            "max_tokens": prompt.max_tokens,
+            "temperature": prompt.temperature,
+            "top_p": prompt.top_p,
+            "seed": prompt.seed,
+        }
+
+    async def _one(self, request: Mapping[str, Any]) -> Any:
+        async with self._pace.slot():
+            create = self._client.chat.completions.with_raw_response.create
+            raw = await self._guarded(create(**request))
+        try:
+            return json.loads(raw.content)
+        except ValueError as error:
+            raise ApiUnavailable(f"{self._where} replies with no JSON") from error
+
+    async def _guarded(self, call: Any) -> Any:
+        import openai
+
+        try:
+            return await call
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            raise PromptRefused(f"{self._where} refuses a prompt: {self._safe(error)}") from error
+        except (
+            openai.AuthenticationError,
+            openai.PermissionDeniedError,
+            openai.NotFoundError,
+        ) as error:
+            raise ApiRefusesUs(
+                f"{self._where} refuses us: {self._safe(error)}. Check api.url, api.model and the "
+                f"key in the environment variable {self._config.key_env}"
+            ) from error
+        except openai.OpenAIError as error:
+            raise ApiUnavailable(f"{self._where} does not answer: {self._safe(error)}") from error
+
+    def _answer(self, prompt: Prompt, body: Any) -> Answer:
+        try:
+            reply = _Reply.model_validate(body)
+        except ValidationError as error:
+            raise ApiUnavailable(
+                f"{self._where} does not reply in the OpenAI format: {first_mistake(error)}"
+            ) from error
+        if reply.model != self._model:
+            raise GateFailed(
+                f"identity gate: {self._where} was asked for {self._model!r}, and "
+                f"{reply.model!r} answered: name the dated model under api.model, as others move"
+            )
+        (choice, *_) = reply.choices
+        text = "\n".join(message["content"] for message in prompt.messages)
+        return Answer(
+            text=choice.message.content or choice.message.refusal or "",
+            finish_reason=choice.finish_reason,
+            num_tokens=reply.usage.completion_tokens,
+            prompt_tokens=reply.usage.prompt_tokens,
+            prompt=text,  # as it was sent: an API does not show what its template makes of it
+            prompt_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            weights=self._weights,
+        )
+
+    def _safe(self, error: Exception) -> str:
+        return safe(error, self._config.key_env)
+
+    @property
+    def _where(self) -> str:
+        return f"the API of {self._model} at {self._config.url}"
