@@ -57,7 +57,8 @@ def prefetch(spec: Spec, address: Anywhere = None) -> None:
         _there_if_dashboard(spec, None, address, ["prefetch", "--address", "auto"])
     sweep = load_plan(spec).spec  # which reads all data and questions, and keeps what it fetches
     print("data and questions: here")
-    models = list({m.name: m for m in (*sweep.models, *judge_models(sweep))}.values())
+    here = (model for model in sweep.models if model.api is None)
+    models = list({m.name: m for m in (*here, *judge_models(sweep))}.values())
     if address is None:
         for name, seconds in prefetch_here(models).items():
             print(f"{name}: here, after {seconds:.1f} s")

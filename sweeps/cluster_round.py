@@ -21,6 +21,7 @@ from cluster.schedule import Schedule
 from cluster.session import request_room, totals
 from em.datasets import Row
 from em.models import ModelConfig
+from sweeps.api_training import ApiTrainings
 from sweeps.engine_watch import EngineWatch
 from sweeps.estimate import START_S, seconds_left
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cells
@@ -43,6 +44,9 @@ MOST_FAILED_LOOKS = 24  # in a row: two minutes without a word of the cluster
 log = logging.getLogger(__name__)
 
 
+Beside = Callable[[Callable[[], None]], threading.Thread]
+
+
 @dataclass(frozen=True)
 class Tasks:
     """How the driver makes what its workers need of a cell."""
@@ -50,6 +54,7 @@ class Tasks:
     train: Callable[[CellPlan], TrainTask]
     evaluate: Callable[[CellPlan, Mapping[str, str]], EvaluationTask]
     rows: Callable[[Sequence[CellPlan]], dict[str, tuple[Row, ...]]]
+    by_api: Callable[[Callable[[CellPlan], None], Beside], ApiTrainings]
 
 
 class ClusterRound:
@@ -77,11 +82,16 @@ class ClusterRound:
         self._sharing: dict[str, list[CellPlan]] = {}
         for cell in todo.lacking("train"):
             self._sharing.setdefault(cell.training_key, []).append(cell)
-        self._first = [sharing[0] for sharing in self._sharing.values()]
+        first = [sharing[0] for sharing in self._sharing.values()]
+        self._first = [cell for cell in first if cell.cell.model.api is None]
+        # What an API trains holds nothing here: the schedule hears of it when it is trained.
+        self._first_by_api = [cell for cell in first if cell.cell.model.api is not None]
+        self._by_api = tasks.by_api(self._trained_by_api, self._beside)
         self._lock = threading.RLock()
         self._changed = threading.Event()
         self._released: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._asked: queue.Queue[EvaluationTask | None] = queue.Queue()
+        self._asked_of_apis: queue.Queue[EvaluationTask | None] = queue.Queue()
         self._stop = threading.Event()
         self._ended: Future[None] = Future()  # with the first error of a thread
         self._answered: set[str] = set()  # engines that have come up
@@ -116,7 +126,8 @@ class ClusterRound:
     def _job(self, cell: CellPlan) -> Job:
         left = self._left[cell.cell_id]
         seconds = seconds_left(cell, left)
-        needs = [cell.cell.model.name] if "generate" in left else []
+        is_here = cell.cell.model.api is None
+        needs = [cell.cell.model.name] if "generate" in left and is_here else []
         needs += self._judges if "judge" in left else ()
         return Job(
             job_id=cell.cell_id,
@@ -133,14 +144,18 @@ class ClusterRound:
         raises.
         """
         trainings = None
-        if self._first:
+        if self._first or self._first_by_api:
             self._progress.begin("train")
+        if self._first:
             rows = self._tasks.rows(self._first)
             tasks = [self._tasks.train(cell) for cell in self._first]
             trainings = Trainings(tasks, rows, retries=self._spec.retries)
         with self._threads():
+            rows = self._tasks.rows(self._first_by_api)
+            for cell in self._first_by_api:
+                self._by_api.start(cell, rows[cell.content_sha256 or ""])
             self._decide()
-            while not self._schedule.is_done:
+            while not (self._schedule.is_done and self._by_api.num_under_way == 0):
                 if trainings is not None and not self._released.empty():
                     trainings.run(self._release, self._trained, more=self._more_to_train)
                 self._changed.wait(LOOK_S)
@@ -156,19 +171,28 @@ class ClusterRound:
 
         An error of one of them ends the block: Tune, which is in it, waits for no one else.
         """
-        evaluating = self._beside(self._evaluate)
+        self._progress.begin("generate")
+        self._progress.begin("judge")
+        evaluating = [
+            self._beside(lambda: self._evaluate(self._asked, self._at_once)),
+            self._beside(lambda: self._evaluate(self._asked_of_apis, self._at_once_of_apis)),
+        ]
         self._beside(self._watch)
         try:
             with _ended_by(self._ended):
                 yield
-                self._asked.put(None)
-                evaluating.join()
+                for asked, thread in zip(
+                    (self._asked, self._asked_of_apis), evaluating, strict=True
+                ):
+                    asked.put(None)
+                    thread.join()
         except BaseException:
             self._stop.set()  # before what is asked finds its engines gone
             self._pools.give_up()
             raise
         finally:
             self._stop.set()
+            self._by_api.stop()
             with contextlib.suppress(Exception):  # Ray may be gone, and is not what to tell of
                 self._tell_autoscaler([])
 
@@ -187,12 +211,10 @@ class ClusterRound:
         thread.start()
         return thread
 
-    def _evaluate(self) -> None:
-        self._progress.begin("generate")
-        self._progress.begin("judge")
+    def _evaluate(self, asked: "queue.Queue[EvaluationTask | None]", at_once: int) -> None:
         evaluate_cells(
-            self._asked,
-            at_once=self._at_once,
+            asked,
+            at_once=at_once,
             retries=self._spec.retries,
             on_answered=lambda cell: self._progress.done("generate", cell.cell_id),
             on_done=self._evaluated,
@@ -209,6 +231,14 @@ class ClusterRound:
         budgets = any(judge.budget is not None for judge in self._spec.judges)
         engines = sum(kind.most for kind in self._kinds())
         return 1 if budgets else self._spec.serving.concurrency * max(1, engines)
+
+    @property
+    def _at_once_of_apis(self) -> int:
+        """The same of models behind APIs, each of which counts as an engine."""
+        behind = [model.api for model in self._spec.models if model.api is not None]
+        budgets = any(judge.budget is not None for judge in self._spec.judges)
+        limits = any(api.budget_usd is not None for api in behind)
+        return 1 if budgets or limits else self._spec.serving.concurrency * max(1, len(behind))
 
     def _watch(self) -> None:
         from ray.exceptions import RayError
@@ -282,6 +312,16 @@ class ClusterRound:
             self._take_up(there)
         self._decide()
 
+    def _trained_by_api(self, first: CellPlan) -> None:
+        """Take down the end of a training that an API did, for all cells that it was for."""
+        with self._lock:
+            sharing = self._sharing[first.training_key]
+            there = [cell for cell in sharing if self._outcomes.trained(cell, by=first.cell_id)]
+            for cell in there:
+                self._left[cell.cell_id] = [s for s in self._left[cell.cell_id] if s != "train"]
+            self._take_up(there)
+        self._decide()
+
     def _evaluated(self, cell: CellPlan, outcome: Outcome) -> None:
         with self._lock:
             if self._may_ask_again(cell, outcome):
@@ -322,7 +362,9 @@ class ClusterRound:
                 self._pause.forget()
                 pools = {kind: self._pools.name(engine) for kind, engine in engines.items()}
                 self._asked_of[job_id] = tuple(engines.values())
-                self._asked.put(self._tasks.evaluate(self._cells[job_id], pools))
+                cell = self._cells[job_id]
+                asked = self._asked if cell.cell.model.api is None else self._asked_of_apis
+                asked.put(self._tasks.evaluate(cell, pools))
             case Start(kind, engine):
                 self._progress.say(f"starting an engine of {kind}")
                 model = self._models[kind]

@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,12 @@ from cluster.serving import connect_pool
 from em.api_judge import ApiReader
 from em.budget import Budget
 from em.code_judge import BanditReader
+from em.generation import Endpoint
 from em.judging import JudgeUnavailable, Reader
 from em.pattern_judge import PatternReader
 from em.pool_judge import choose_reader
+from sweeps.api_spend import PaidEndpoint, Purse, PursePlan
+from sweeps.api_training import tuned_model
 from sweeps.artefacts import TrainingRecord
 from sweeps.endpoints import Model, ModelEndpoint, weights_of
 from sweeps.failures import OnStage, Outcome, attempt_cell, outcome_of
@@ -50,6 +53,7 @@ class EvaluationTask:
     holder: Holder
     pools: Mapping[str, str]
     budgets: tuple[BudgetPlan, ...] = ()
+    purse: PursePlan | None = None  # of a model behind an API
     work: "Callable[[EvaluationTask], Outcome] | None" = None  # else its pools are asked
 
 
@@ -121,7 +125,7 @@ def evaluate_cell(
     store = Store(task.store)
     plan = task.plan
 
-    def speak(trained: TrainingRecord | None) -> ModelEndpoint:
+    def speak(trained: TrainingRecord | None) -> Endpoint:
         weights = None
         if trained is not None:
             if task.pools and not store.files.is_local:
@@ -134,12 +138,41 @@ def evaluate_cell(
         return ModelEndpoint(models[plan.cell.model.name], weights)
 
     def work(on_stage: OnStage) -> None:
-        _answer_and_judge(task, store, speak, models, runner, on_stage)
+        if plan.cell.model.api is None:
+            _answer_and_judge(task, store, speak, models, runner, on_stage)
+            return
+        with _open_speaker(task, store, runner) as ask_api:
+            _answer_and_judge(task, store, ask_api, models, runner, on_stage)
 
     return attempt_cell(
         store, task.holder.sweep, plan.cell_id, task.holder.driver, work,
         first_stage="generate", tries=tries,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _open_speaker(task: EvaluationTask, store: Store, runner: asyncio.Runner) -> Iterator[Speak]:
+    """Give what speaks to a cell's model behind its API, and close its connections afterwards."""
+    from em.api_endpoint import ApiEndpoint
+
+    api, purse_of = task.plan.cell.model.api, task.purse
+    assert api is not None and purse_of is not None
+    opened: list[ApiEndpoint] = []
+
+    def speak(trained: TrainingRecord | None) -> Endpoint:
+        model, weights = api.model, ""
+        if trained is not None:
+            folder = store.adapter_dir(trained)
+            check_same_weights(folder, trained)
+            model, weights = tuned_model(folder), trained.weights_sha256
+        opened.append(ApiEndpoint(api, model=model, weights=weights))
+        return PaidEndpoint(opened[-1], Purse(purse_of, store), tuned=trained is not None)
+
+    try:
+        yield speak
+    finally:
+        for endpoint in opened:
+            runner.run(endpoint.close())
 
 
 def _answer_and_judge(

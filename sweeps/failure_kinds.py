@@ -21,6 +21,9 @@ FailureKind = Literal[
     "disk or store",
     "judge unavailable",
     "judge budget",
+    "model budget",
+    "data refused",
+    "job failed",
     "gate",
     "data",
     "unknown",
@@ -51,6 +54,11 @@ CURES: Mapping[FailureKind, str] = {
     "judged is kept.",
     "judge budget": "Raise the judge's budget in the spec, then emsweep resume: what was judged "
     "is kept.",
+    "model budget": "Raise api.budget_usd of the model in the spec, then emsweep resume: what was "
+    "paid for is kept.",
+    "data refused": "The API will not train on this data set, and says why: take the variant out "
+    "of the grid for this model, or settle it with the provider; emsweep resume asks again.",
+    "job failed": "The API's job came to nothing, and says why: emsweep resume makes another.",
     "gate": "A number would be wrong in silence: correct what the gate names before emsweep "
     "resume, because the same again fails again.",
     "data": "Correct what the error names in the spec or the data, then emsweep resume.",
@@ -63,6 +71,13 @@ KIND_OF_CLASS: Mapping[str, FailureKind] = {
     "GateFailed": "gate",
     "TrainingFailed": "gate",
     "BudgetSpent": "judge budget",
+    "ApiBudgetSpent": "model budget",
+    "DatasetRefused": "data refused",
+    "JobFailed": "job failed",
+    "JobLost": "job failed",
+    "ApiUnavailable": "network",
+    "ApiBusy": "network",
+    "ApiRefusesUs": "data",
     "JudgeRefusesUs": "data",  # a key, a model's name or an address
     "JudgingStopped": "judge unavailable",
     "JudgeUnavailable": "judge unavailable",

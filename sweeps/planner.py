@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from em.api_models import check_trainable, known_api_model
 from em.budget import Price, load_prices
 from em.catalogue import find_file
 from em.downloads import asked_once, not_at_hand
@@ -112,6 +113,8 @@ class _Resolver:
             for config, evaluation in zip(self._spec.evaluations, evaluations, strict=True)
             for judge in self._spec.judges_of(config)
         )
+        with at("models", self._spec.models.index(cell.model)):
+            self._check_api(cell, variant)
         warnings = (*variant.warnings, *self._trained_on(cell, variant)) if variant else ()
         return CellPlan(
             cell=cell,
@@ -128,6 +131,21 @@ class _Resolver:
             evaluations=evaluations,
             judgings=judgings,
         )
+
+    def _check_api(self, cell: Cell, variant: Variant | None) -> None:
+        """Raise ValueError where an API is known not to train, or answer, as the cell asks."""
+        api = cell.model.api
+        if api is None:
+            return
+        known = known_api_model(api)
+        if known is None and api.budget_usd is not None:
+            raise ValueError(
+                f"api.budget_usd: no price is known for {api.model!r} at {api.url}, so that no "
+                "money can be counted: leave the budget out"
+            )
+        if variant is not None:
+            num_bytes = sum(len(row.line) for row in variant.rows)
+            check_trainable(api, len(variant.rows), num_bytes)
 
     def _trained_on(self, cell: Cell, variant: Variant) -> list[str]:
         """Say which held-out rows this cell is asked although it is trained on them."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.resources import ClusterTooSmall, Totals
 from em.model_shape import shape_at_hand
+from sweeps.api_spend import foreseen_of_models
 from sweeps.attempts import statuses
 from sweeps.console import printable
 from sweeps.estimate import REFERENCE_BASIS, estimate
@@ -34,7 +35,7 @@ def describe(sweep: SweepPlan, store: Store, totals: Totals | None) -> dict[str,
 
     `num_cells`, `cells` (of all seeds, or of a few that stand for them), `unresolved`, `held`,
     `changes`, `drift`, `warnings`, `holds`, `layout`, `memory` (of what asks for GPUs, where
-    nothing looks at the GPUs themselves), `api_judges`, `estimate` and `gpu_hours`.
+    nothing looks at the GPUs themselves), `api_models`, `api_judges`, `estimate` and `gpu_hours`.
     """
     told = statuses(sweep, store)
     todo = todo_of(sweep.cells, told)
@@ -64,6 +65,7 @@ def describe(sweep: SweepPlan, store: Store, totals: Totals | None) -> dict[str,
         "layout": fits,
         "memory": [asdict(found) for found in needed],
         "api_judges": foreseen(sweep, todo.cells, store),
+        "api_models": foreseen_of_models(sweep, todo.cells, store),
         "estimate": estimate(
             todo, sweep.cells, store, train_slots=slots, times=times(sweep)
         ).model_dump(),
@@ -116,7 +118,7 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     said += [f"holds  {line}" for line in told["holds"]]
     said.append(f"layout: {told['layout']}")
     said += [line for found in told["memory"] for line in _memory(Memory(**found))]
-    said += told["api_judges"]
+    said += told["api_models"] + told["api_judges"]
     return said + _times(told)
 
 

@@ -17,6 +17,7 @@ from cluster.nodes import Node, on_every_node
 from cluster.resources import ClusterTooSmall, Demand, Totals
 from cluster.session import ClusterError
 from em.api_client import needs_key
+from em.api_models import ApiModelConfig
 from em.models import ModelConfig
 from sweeps.artefacts import Probe
 from sweeps.console import printable
@@ -62,7 +63,12 @@ def preflight(
         answers=answers,
         keys=tuple(sorted(keys_needed(spec, todo))),
         models=tuple(models_needed(spec, todo)),
-        apis=tuple(dict.fromkeys(j.api for j in _api_judges(spec, todo) if j.api)),
+        apis=tuple(
+            dict.fromkeys(
+                [j.api for j in _api_judges(spec, todo) if j.api]
+                + [api.url for api in _api_models(todo)]
+            )
+        ),
     )
     try:
         if joined:
@@ -95,7 +101,8 @@ def demanded(spec: SweepSpec, todo: Todo) -> list[Demand]:
 
 def models_needed(spec: SweepSpec, todo: Todo) -> list[ModelConfig]:
     """Return the models that are trained or served for the cells, each once."""
-    trained = [cell.cell.model for cell in todo.lacking("train")]
+    lacking = (cell.cell.model for cell in todo.lacking("train"))
+    trained = [model for model in lacking if model.api is None]
     both = [*trained, *pool_models(spec, todo)]
     return list({model.name: model for model in both}.values())
 
@@ -103,7 +110,14 @@ def models_needed(spec: SweepSpec, todo: Todo) -> list[ModelConfig]:
 def keys_needed(spec: SweepSpec, todo: Todo) -> set[str]:
     """Return the environment variables that must hold a key wherever answers are judged."""
     judges = _api_judges(spec, todo)
-    return {judge.api_key_env for judge in judges if judge.api and needs_key(judge.api)}
+    keys = {judge.api_key_env for judge in judges if judge.api and needs_key(judge.api)}
+    return keys | {api.key_env for api in _api_models(todo) if needs_key(api.url)}
+
+
+def _api_models(todo: Todo) -> list[ApiModelConfig]:
+    """Return the models behind an API that are trained or asked."""
+    cells = [*todo.lacking("train"), *todo.lacking("generate")]
+    return list({c.cell.model.api: None for c in cells if c.cell.model.api is not None})
 
 
 def _api_judges(spec: SweepSpec, todo: Todo) -> list[JudgeConfig]:

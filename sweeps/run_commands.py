@@ -81,6 +81,9 @@ def _run(
     for asked in sweep.spec.judges if todo else ():  # before anything is written
         if asked.api is not None:
             check_key(asked.api, asked.api_key_env)
+    for model in {cell.cell.model for cell in todo}:
+        if model.api is not None:
+            check_key(model.api.url, model.api.key_env, who="model", setting="api.key_env")
     # What `keep` answers holds from now on, also where nothing is left to do; and a sweep whose
     # cells other sweeps have made is known from now on.
     if keep is not None or not (todo or known(sweep, store)):

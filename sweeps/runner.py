@@ -7,13 +7,17 @@ sweeps.stages. Knows nothing of the command line.
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cluster.resources import Totals
 from cluster.session import local_totals, session
+from em.api_finetune import FineTuning
 from em.datasets import Row
+from sweeps.api_spend import Purse, purse_plans
+from sweeps.api_training import ApiTrainings, train_by_api
 from sweeps.attempts import Beat, live_drivers
 from sweeps.cluster_round import ClusterRound, Tasks
 from sweeps.console import QUIET
@@ -83,6 +87,7 @@ class _Driver:
         self._plan, self._store, self._progress = plan, store, progress
         self._spec, self._relative_to = plan.spec, relative_to
         self._budgets = budget_plans(plan)
+        self._purses = {purse.model: purse for purse in purse_plans(plan)}
         self._joined = False
         self.beat = Beat(store, plan.spec.name)
         self._holder = self.beat.holder
@@ -123,7 +128,8 @@ class _Driver:
             self._check(totals)
             for _ in self._rounds():
                 if self._joined:  # before training, which may need what they hold
-                    models = [*self._spec.models, *judge_models(self._spec)]
+                    own = (model for model in self._spec.models if model.api is None)
+                    models = [*own, *judge_models(self._spec)]
                     stop_left_behind(self._spec, self._store, models)
                 layout = feasible(self._spec, self._todo, totals)
                 self._progress.say(str(layout))
@@ -145,7 +151,12 @@ class _Driver:
         return any(beat.driver != self.beat.driver for beat in live)
 
     def _round(self) -> None:
-        tasks = Tasks(train=self._train_task, evaluate=self._evaluation_task, rows=self._rows)
+        tasks = Tasks(
+            train=self._train_task,
+            evaluate=self._evaluation_task,
+            rows=self._rows,
+            by_api=self._api_trainings,
+        )
         pools = Pools(self._spec, self._store, self.beat, joined=self._joined)
         ClusterRound(
             self._spec,
@@ -194,7 +205,35 @@ class _Driver:
             holder=self._holder,
             pools=pools,
             budgets=self._budgets,
+            purse=self._purses.get(cell.cell.model.name),
         )
+
+    def _api_trainings(
+        self,
+        on_done: Callable[[CellPlan], None],
+        beside: Callable[[Callable[[], None]], threading.Thread],
+    ) -> ApiTrainings:
+        return ApiTrainings(
+            self._store,
+            self._holder,
+            tries=self._spec.retries + 1,
+            purses=tuple(self._purses.values()),
+            say=self._progress.say,
+            on_done=on_done,
+            beside=beside,
+        )
+
+    def _by_api_here(self, cell: CellPlan, rows: Sequence[Row], tries: int) -> None:
+        assert cell.cell.model.api is not None
+        tuning = FineTuning(cell.cell.model.api)
+        try:
+            train_by_api(
+                cell, self._store, tuning, rows=rows, stopped=threading.Event(),
+                purse=Purse(self._purses[cell.cell.model.name], self._store),
+                say=self._progress.say, holder=self._holder, tries=tries,
+            )  # fmt: skip
+        finally:
+            tuning.close()
 
     # In this process -----------------------------------------------------------------------------
 
@@ -224,7 +263,10 @@ class _Driver:
         if "train" in stages_to_run(cell, self._store):
             assert cell.content_sha256 is not None
             self._progress.begin("train")
-            train_task(self._train_task(cell), rows[cell.content_sha256], tries=tries)
+            if cell.cell.model.api is not None:
+                self._by_api_here(cell, rows[cell.content_sha256], tries)
+            else:
+                train_task(self._train_task(cell), rows[cell.content_sha256], tries=tries)
             if not self._outcomes.trained(cell, by=cell.cell_id):
                 return
         engines.start(

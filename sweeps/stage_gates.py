@@ -32,6 +32,8 @@ async def adapter_gate(
     trained: TrainingRecord, evaluation: EvaluationPlan, endpoint: Endpoint
 ) -> str:
     """Return how near what is served is to what was trained. Raises GateFailed as check_applied."""
+    if trained.kind == "api":
+        return "the API names the tuned model in each reply"
     applied = await check_applied(endpoint, trained.result.canaries, dtype=evaluation.dtype)
     if applied is None:
         return f"{WEAK}its training recorded no canaries"

@@ -116,7 +116,9 @@ def training_rows(plan: CellPlan, store: Store, *, after: int) -> list[Row]:
     record = store.training(plan.training_key)
     for last in record.result.losses if record else ():
         row = live.setdefault(last.step, {"train/step": last.step})
-        row |= {"train/loss": last.loss, "train/learning_rate": last.learning_rate}
+        row["train/loss"] = last.loss
+        if last.learning_rate is not None:
+            row["train/learning_rate"] = last.learning_rate
     steps = []
     expected = after + 1
     while expected in live:
