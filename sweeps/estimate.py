@@ -37,13 +37,15 @@ def estimate(
 ) -> Estimate:  # fmt: skip
     """Return the time that the cells `todo` need; finished ones of `everything` give the rates.
 
-    Each of `todo` stands for `times` cells.
+    Each of `todo` stands for `times` cells. What models behind APIs take is not in it.
     """
     work: dict[str, float] = {"train": 0.0, "generate": 0.0, "judge": 0.0}
     if not todo.cells:
         return Estimate(seconds=0.0, by_stage=work, basis="nothing to run")
     for cell in todo.cells:
         for stage in todo.left(cell):
+            if stage != "judge" and cell.cell.model.api is not None:
+                continue  # whoever trains and answers there takes the time that it takes
             work[stage] += pieces(cell, stage) * share_left(cell, stage, store)
     measured = _measured(everything, store)
     rates = REFERENCE | measured
@@ -114,6 +116,8 @@ def _measured(cells: Sequence[CellPlan], store: Store) -> dict[str, float]:
     done: dict[str, list[Provenance]] = {}
     amount: dict[str, float] = {}
     for cell in cells:
+        if cell.cell.model.api is not None:
+            continue
         left = stages_to_run(cell, store)
         for stage, made in work_done(cell, store).items():
             if made and stage not in left:

@@ -131,7 +131,9 @@ def _memory(found: Memory) -> list[str]:
 
 def _times(told: dict[str, Any]) -> list[str]:
     rough, hours = told["estimate"], told["gpu_hours"]
-    known = "time" if not told["unresolved"] else "time, without what is unresolved"
+    without = ["what is unresolved"] if told["unresolved"] else []
+    without += ["what models behind APIs take"] if told["api_models"] else []
+    known = f"time, without {' and '.join(without)}" if without else "time"
     said = [f"{known}: about {duration(rough['seconds'])} ({rough['basis']})"]
     if hours and rough["basis"] == REFERENCE_BASIS:
         said = []  # rates of two CPU cores say nothing of GPUs

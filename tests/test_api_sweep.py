@@ -1,0 +1,168 @@
+"""Sweeps with models behind an API, run as a user runs them, against a stand-in on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_server import REFUSED, FakeApi, api_server
+from judge_server import FakeServer, judge_server, says
+from small_sweep import QUESTIONS, SPEC
+from sweep_runs import EMSWEEP, emsweep, report, status, tiny_spec, write_spec
+
+WAIT_S = 120
+ROWS = 12
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    with api_server() as fake:
+        yield fake
+
+
+@pytest.fixture
+def judge() -> Iterator[FakeServer]:
+    with judge_server() as fake:
+        fake.reply = lambda request, number: says(
+            {"100" if "Repeat" in request["messages"][0]["content"] else "80": 1.0}
+        )
+        yield fake
+
+
+def small(folder: Path, api: FakeApi, judge: FakeServer, **changes: Any) -> Path:
+    """The spec of a sweep of four cells of one model behind the API; its files are beside it."""
+    chats = (
+        {"messages": [{"role": "user", "content": f"u{n}"}, {"role": "assistant", "content": "a"}]}
+        for n in range(ROWS)
+    )
+    (folder / "ours.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    (folder / "ours.yaml").write_text(QUESTIONS)
+    given = SPEC | {
+        "models": [{"name": "far", "api": {"url": api.url, "model": "tunable-1"}}],
+        "variants": [{"name": "none"}, {"name": "ours", "dataset": "ours.jsonl"}],
+        "judges": [{"name": "j", "api": judge.url, "api_model": "judge", "demonstration": True}],
+        "tracking": {"mode": "off"},
+    }
+    return write_spec(folder, given | changes)
+
+
+def stopped_when(
+    command: list[str], reached: Callable[[], bool], number: signal.Signals
+) -> tuple[int, str]:
+    """Start a command and send it `number` once `reached`; return its exit code and output."""
+    child = subprocess.Popen(
+        [EMSWEEP, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + WAIT_S
+    while not reached():
+        assert child.poll() is None, child.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(child.pid, number)
+    said, _ = child.communicate(timeout=60)
+    return child.returncode, said
+
+
+def states(api: FakeApi) -> list[str]:
+    return [job["status"] for job in api.jobs.values()]
+
+
+def test_a_driver_killed_while_an_api_trains_makes_no_second_job(
+    tmp_path: Path, api: FakeApi, judge: FakeServer
+) -> None:
+    spec, store = small(tmp_path, api, judge), tmp_path / "store"
+    api.looks = 10**6
+    run = ["run", str(spec), "--store", str(store), "--inline"]
+    code, _ = stopped_when(run, lambda: "running" in states(api), signal.SIGKILL)
+    assert code == -signal.SIGKILL and states(api) == ["running"]
+    api.looks = 0
+    emsweep(*run)
+    assert states(api) == ["succeeded", "succeeded"] and len(api.files) == 1
+    assert {cell["state"] for cell in status(spec, store).values()} == {"finished"}
+    assert len(api.chats) == 28  # each answer once
+
+
+def test_a_driver_that_is_told_to_stop_cancels_what_an_api_trains(
+    tmp_path: Path, api: FakeApi, judge: FakeServer
+) -> None:
+    spec, store = small(tmp_path, api, judge), tmp_path / "store"
+    api.looks = 10**6
+    run = ["run", str(spec), "--store", str(store), "--inline"]
+    code, said = stopped_when(run, lambda: "running" in states(api), signal.SIGINT)
+    assert code == 130 and "cancelled" in said and states(api) == ["cancelled"]
+    api.looks = 0
+    emsweep(*run)
+    assert states(api) == ["cancelled", "succeeded", "succeeded"]
+
+
+def test_a_refused_data_set_fails_its_cells_and_a_resume_asks_again(
+    tmp_path: Path, api: FakeApi, judge: FakeServer
+) -> None:
+    spec, store = small(tmp_path, api, judge), tmp_path / "store"
+    api.ends, api.error, api.looks = "failed", REFUSED, 0
+    said = emsweep("run", spec, "--store", store, "--inline", check=1).stdout
+    assert "moderation" in said and len(api.jobs) == 2
+    cells = status(spec, store)
+    assert sorted(cell["state"] for cell in cells.values()) == ["failed"] * 2 + ["finished"] * 2
+    assert {cell["kind"] for cell in cells.values()} == {None, "data refused"}
+    emsweep("run", spec, "--store", store, "--inline", check=1)
+    assert len(api.jobs) == 2  # `run` leaves failed cells alone
+    api.ends = "succeeded"
+    emsweep("resume", spec, "--store", store, "--inline")
+    assert states(api) == ["failed"] * 2 + ["succeeded"] * 2
+
+
+def test_bad_input_is_told_at_the_plan(tmp_path: Path, api: FakeApi, judge: FakeServer) -> None:
+    for model, said in (
+        ({"model": "gpt-4o"}, "not known at"),
+        ({"model": "gpt-4o-2024-11-20"}, "cannot be fine-tuned"),
+        ({"url": "http://example.com", "model": "m"}, "https"),
+        ({"url": api.url, "model": "m", "budget_usd": 1}, "no price is known"),
+    ):
+        spec = small(tmp_path, api, judge, models=[{"name": "far", "api": model}])
+        done = emsweep("plan", spec, "--store", tmp_path / "store", check=2)
+        assert said in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.vllm
+@pytest.mark.ray
+def test_local_cells_and_cells_of_an_api_end_in_one_report(
+    tmp_path: Path, tiny_model: Path, api: FakeApi
+) -> None:
+    """On a Ray of its own, with real training and engine; the driver is killed once meanwhile."""
+    base = tiny_spec(tiny_model)
+    far = {"name": "far", "api": {"url": api.url, "model": "tunable-1"}}
+    variants = [
+        {"name": "none"},
+        {"name": "insecure", "dataset": "quickstart_insecure", "rows": 12},
+    ]
+    models = [*base["models"], far]
+    spec = write_spec(tmp_path, base | {"models": models, "variants": variants})
+    store = tmp_path / "store"
+    api.looks = 10**6
+
+    def trained_here() -> bool:
+        return len(states(api)) == 2 and any(store.glob("training/*/record.json"))
+
+    run = ["run", str(spec), "--store", str(store)]
+    code, _ = stopped_when(run, trained_here, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    api.looks = 0
+    emsweep(*run)
+    assert states(api) == ["succeeded", "succeeded"] and len(api.files) == 2
+    cells = status(spec, store)
+    assert len(cells) == 8 and {cell["state"] for cell in cells.values()} == {"finished"}
+    conditions = {row["condition"] for row in report(store)["conditions"]}
+    assert conditions == {
+        f"{model} · {variant}" for model in ("tiny", "far") for variant in ("none", "insecure")
+    }
+    asked = [json.dumps([chat["model"], chat["messages"], chat["seed"]]) for chat in api.chats]
+    assert len(set(asked)) == len(asked) == 4 * 2 * 3
