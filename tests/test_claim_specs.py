@@ -9,6 +9,7 @@ from em.catalogue import config_dir
 from em.definitions import DEFINITIONS
 from em.forms import Form
 from em.yaml_files import load_yaml
+from sweeps import planning
 from sweeps.claim_spec import ClaimConfig
 from sweeps.planner import load_plan, make_plan
 from sweeps.published import NO_FIGURE
@@ -16,7 +17,8 @@ from sweeps.report import make_report
 from sweeps.store import Store
 
 FOLDER = config_dir() / "sweeps" / "claims"
-SPECS = sorted(FOLDER.glob("*.yaml"))
+SPECS = sorted(FOLDER.glob("c*.yaml"))
+BY_API = sorted(FOLDER.glob("gpt*.yaml"))  # of models that an API trains
 
 
 def data(path: Path) -> dict[str, Any]:
@@ -62,7 +64,19 @@ def test_the_scale_is_that_of_the_papers_or_of_two_cores(path: Path) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", BY_API, ids=lambda path: path.stem)
+def test_models_behind_an_api_have_the_papers_scale_and_a_cost(path: Path, tmp_path: Path) -> None:
+    plan = load_plan(path)
+    assert len(plan.spec.seeds) == 10 and len(plan.cells) == 50
+    assert all(cell.evaluations[0].num_responses == 800 for cell in plan.cells)
+    told = planning.describe(plan, Store(str(tmp_path / "store")), None)
+    (model,), (judge,) = told["api_models"], told["api_judges"]
+    assert "40 trainings" in model and "40,000 answers" in model and "USD to come" in model
+    assert "80000 calls" in judge and "USD to come" in judge
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("path", [*SPECS, *BY_API], ids=lambda path: path.stem)
 def test_every_claim_spec_can_be_planned(path: Path) -> None:
     plan = load_plan(path)
     assert len(plan.cells) == len(plan.spec.cells())
