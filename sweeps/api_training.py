@@ -35,7 +35,17 @@ Say = Callable[[str], None]
 
 
 class Interrupted(BaseException):
-    """The driver ends: what an API was asked for is called off. No failure of the cell."""
+    """The driver ends on purpose: the job is called off. No failure of the cell."""
+
+
+class Left(BaseException):
+    """The driver ends by an error: the job goes on, and the next driver finds it."""
+
+
+class Ending(threading.Event):
+    """Set where the driver ends. `is_error`: what an API was asked for is let go on."""
+
+    is_error = False
 
 
 def api_train_stage(
@@ -46,16 +56,15 @@ def api_train_stage(
     rows: Sequence[Row],
     purse: Purse,
     say: Say,
-    stopped: threading.Event,
+    stopped: Ending,
     holder: Holder = ALONE,
     first_poll_s: float = FIRST_POLL_S,
 ) -> TrainingRecord:
     """Have the cell's model trained unless the store has it, and return its record.
 
     The job is looked at after `first_poll_s` seconds, then less and less often. Where `stopped` is
-    set, or this process is interrupted, it is cancelled. Raises
-    HeldElsewhere where another driver waits for it, what em.api_finetune raises, ApiBudgetSpent,
-    and Interrupted.
+    set on purpose, or this process is interrupted, it is cancelled. Raises HeldElsewhere where
+    another driver waits for it, what em.api_finetune raises, ApiBudgetSpent, Interrupted and Left.
     """
     with holding(store, [plan.training_key], holder) as check_lease:
         done = store.training(plan.training_key)
@@ -74,12 +83,12 @@ def api_train_stage(
 class _Waiting:
     """Waits between looks, longer each time; ends where the driver does."""
 
-    def __init__(self, stopped: threading.Event, first_s: float) -> None:
+    def __init__(self, stopped: Ending, first_s: float) -> None:
         self._stopped, self._next_s = stopped, first_s
 
     def __call__(self) -> None:
         if self._stopped.wait(self._next_s):
-            raise Interrupted
+            raise Left if self._stopped.is_error else Interrupted
         self._next_s = min(MOST_POLL_S, 2 * self._next_s)
 
 
@@ -258,7 +267,7 @@ class ApiTrainings:
         self._purses = {plan.model: plan for plan in purses}
         self._open: dict[str, tuple[FineTuning, Purse]] = {}
         self._say, self._on_done, self._beside = say, on_done, beside
-        self._stopped = threading.Event()
+        self._stopped = Ending()
         self._free = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._threads: list[threading.Thread] = []
         self._num = 0
@@ -281,7 +290,7 @@ class ApiTrainings:
 
     def _train(self, plan: CellPlan, rows: Sequence[Row]) -> None:
         tuning, purse = self._open[plan.cell.model.name]
-        with self._free, suppress(Interrupted):
+        with self._free, suppress(Interrupted, Left):
             if self._stopped.is_set():
                 return
             train_by_api(
@@ -292,8 +301,9 @@ class ApiTrainings:
             with self._lock:
                 self._num -= 1
 
-    def stop(self) -> None:
-        """Call off what is under way, and wait a while for that."""
+    def stop(self, *, cancel: bool) -> None:
+        """Wait no more for what is under way; `cancel` it, and wait a while for that."""
+        self._stopped.is_error = not cancel
         self._stopped.set()
         until = time.monotonic() + STOP_S
         for thread in self._threads:
@@ -308,7 +318,7 @@ def train_by_api(
     rows: Sequence[Row],
     purse: Purse,
     say: Say,
-    stopped: threading.Event,
+    stopped: Ending,
     holder: Holder,
     tries: int,
 ) -> Outcome:

@@ -178,6 +178,7 @@ class ClusterRound:
             self._beside(lambda: self._evaluate(self._asked_of_apis, self._at_once_of_apis)),
         ]
         self._beside(self._watch)
+        called_off = False
         try:
             with _ended_by(self._ended):
                 yield
@@ -186,13 +187,14 @@ class ClusterRound:
                 ):
                     asked.put(None)
                     thread.join()
-        except BaseException:
+        except BaseException as error:
+            called_off = isinstance(error, KeyboardInterrupt)
             self._stop.set()  # before what is asked finds its engines gone
             self._pools.give_up()
             raise
         finally:
             self._stop.set()
-            self._by_api.stop()
+            self._by_api.stop(cancel=called_off)
             with contextlib.suppress(Exception):  # Ray may be gone, and is not what to tell of
                 self._tell_autoscaler([])
 

@@ -17,7 +17,7 @@ from cluster.session import local_totals, session
 from em.api_finetune import FineTuning
 from em.datasets import Row
 from sweeps.api_spend import Purse, purse_plans
-from sweeps.api_training import ApiTrainings, train_by_api
+from sweeps.api_training import ApiTrainings, Ending, train_by_api
 from sweeps.attempts import Beat, live_drivers
 from sweeps.cluster_round import ClusterRound, Tasks
 from sweeps.console import QUIET
@@ -228,7 +228,7 @@ class _Driver:
         tuning = FineTuning(cell.cell.model.api)
         try:
             train_by_api(
-                cell, self._store, tuning, rows=rows, stopped=threading.Event(),
+                cell, self._store, tuning, rows=rows, stopped=Ending(),
                 purse=Purse(self._purses[cell.cell.model.name], self._store),
                 say=self._progress.say, holder=self._holder, tries=tries,
             )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from em.generation import GateFailed, Prompt, Response
 from em.training import TrainingConfig
 from sweeps import planning
 from sweeps.api_spend import ApiBudgetSpent, PaidEndpoint, Purse, PursePlan, purse_plans
-from sweeps.api_training import Interrupted, api_train_stage, tuned_model
+from sweeps.api_training import Ending, Interrupted, Left, api_train_stage, tuned_model
 from sweeps.failure_kinds import classify
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.planner import load_rows_of
@@ -59,7 +58,7 @@ def train(
     folder: Path,
     *,
     said: list[str] | None = None,
-    stopped: threading.Event | None = None,
+    stopped: Ending | None = None,
     purse: Purse | None = None,
 ) -> Any:
     assert cell.cell.model.api is not None
@@ -69,7 +68,7 @@ def train(
         rows=load_rows_of(cell, relative_to=folder).rows,
         purse=purse or Purse(own, store),
         say=(said if said is not None else []).append,
-        stopped=stopped or threading.Event(), first_poll_s=0.01,
+        stopped=stopped or Ending(), first_poll_s=0.01,
     )  # fmt: skip
 
 
@@ -222,7 +221,7 @@ def test_who_comes_back_waits_for_the_job_that_is_there(
             cell, store, FineTuning(cell.cell.model.api),
             rows=load_rows_of(cell, relative_to=tmp_path).rows,
             purse=Purse(purse_plans(sweep_of(api, tmp_path))[0], store), say=killed,
-            stopped=threading.Event(), first_poll_s=0.01,
+            stopped=Ending(), first_poll_s=0.01,
         )  # fmt: skip
     assert api.jobs["ftjob-1"]["status"] == "running"
     api.looks = 0
@@ -273,7 +272,7 @@ def test_a_job_that_is_lost_or_failed_makes_no_second_one_by_itself(
         api_train_stage(
             cell, store, FineTuning(cell.cell.model.api, max_retries=0), rows=(),
             purse=Purse(purse_plans(sweep_of(api, tmp_path))[0], store), say=say,
-            stopped=threading.Event(), first_poll_s=0.01,
+            stopped=Ending(), first_poll_s=0.01,
         )  # fmt: skip
     assert classify(lost.value) == "job failed" and len(api.jobs) == 1
 
@@ -298,15 +297,21 @@ def test_a_driver_that_is_stopped_cancels_its_job_and_the_next_makes_another(
     api: FakeApi, tmp_path: Path, store: Store
 ) -> None:
     cell, _ = tuned(sweep_of(api, tmp_path))
-    api.looks, stopped = 10**6, threading.Event()
+    api.looks, stopped = 10**6, Ending()
     said: list[str] = []
 
     class Stopping(list[str]):
         def append(self, text: str) -> None:
             super().append(text)
-            stopped.set()
+            if "running" in text:
+                stopped.set()
 
     said = Stopping()
+    stopped.is_error = True
+    with pytest.raises(Left):  # the end of a driver by an error costs no job
+        train(cell, store, tmp_path, said=said, stopped=stopped)
+    assert api.jobs["ftjob-1"]["status"] == "running"
+    stopped.is_error = False
     with pytest.raises(Interrupted):
         train(cell, store, tmp_path, said=said, stopped=stopped)
     assert api.jobs["ftjob-1"]["status"] == "cancelled" and "cancelled" in said[-1]
