@@ -16,20 +16,17 @@ from dataclasses import dataclass
 
 from cluster.actions import Action, Ask, EngineKind, Start, Stop, Train
 from cluster.jobs import Job
-from cluster.resources import Demand
 from cluster.schedule import Schedule
-from cluster.session import request_room, totals
+from cluster.session import totals
 from em.datasets import Row
 from em.models import ModelConfig
 from sweeps.api_training import ApiTrainings
-from sweeps.engine_watch import EngineWatch
+from sweeps.cluster_looks import Looks
 from sweeps.estimate import START_S, seconds_left
 from sweeps.evaluation_pass import EvaluationTask, evaluate_cells
 from sweeps.failures import CellFailure, Outcome
-from sweeps.files import StoreError
 from sweeps.layout import engine_demand, judge_models, pool_models, train_demand
 from sweeps.outcomes import Outcomes
-from sweeps.pause import Pause
 from sweeps.plan import CellPlan
 from sweeps.pools import Pools
 from sweeps.progress import SweepProgress
@@ -38,7 +35,6 @@ from sweeps.todo import Todo
 from sweeps.training_pass import Trainings, TrainTask
 
 LOOK_S = 5.0  # at nodes that come and go, and at other drivers
-MOST_ASKED_FOR = 512  # pieces of room that an autoscaler is told of
 MOST_FAILED_LOOKS = 24  # in a row: two minutes without a word of the cluster
 
 log = logging.getLogger(__name__)
@@ -73,7 +69,7 @@ class ClusterRound:
     ) -> None:
         """Start nothing yet. `is_crowded` says whether another driver wants room, too."""
         self._spec, self._tasks, self._pools = spec, tasks, pools
-        self._outcomes, self._progress, self._is_crowded = outcomes, progress, is_crowded
+        self._outcomes, self._progress = outcomes, progress
         self._cells = {cell.cell_id: cell for cell in todo.cells}
         self._left = dict(todo.stages)
         self._models = {model.name: model for model in pool_models(spec, todo)}
@@ -95,11 +91,13 @@ class ClusterRound:
         self._stop = threading.Event()
         self._ended: Future[None] = Future()  # with the first error of a thread
         self._answered: set[str] = set()  # engines that have come up
-        self._pause, self._engines = Pause(), EngineWatch()
         self._asked_of: dict[str, Collection[str]] = {}
         self._asked_again: Counter[str] = Counter()
-        self._totals = totals()
-        self._schedule = Schedule([], self._kinds(), self._totals)
+        self._schedule = Schedule([], self._kinds(), totals())
+        self._looks = Looks(
+            self._schedule, pools, self._lock,
+            answered=self._answered, is_crowded=is_crowded, say=progress.say,
+        )  # fmt: skip
         trained = [cell for cell in todo.cells if "train" not in todo.left(cell)]
         self._take_up(trained + self._first)
 
@@ -196,7 +194,7 @@ class ClusterRound:
             self._stop.set()
             self._by_api.stop(cancel=called_off)
             with contextlib.suppress(Exception):  # Ray may be gone, and is not what to tell of
-                self._tell_autoscaler([])
+                self._looks.tell_autoscaler([])
 
     def _beside(self, work: Callable[[], None]) -> threading.Thread:
         """Do it in a thread, which nobody waits for when the run is interrupted."""
@@ -249,42 +247,14 @@ class ClusterRound:
         failed = 0  # in a row
         while not self._stop.wait(LOOK_S):
             try:
-                self._look()
+                self._looks.look()
+                self._decide()
                 failed = 0
             except (RayError, RayServeException) as error:
                 failed += 1
                 if failed == MOST_FAILED_LOOKS:
                     raise
                 log.warning("the cluster could not be looked at: %s", error)
-
-    def _look(self) -> None:
-        """See whether nodes or engines have come or gone, and tell an autoscaler what is wanted."""
-        found, engines = totals(), self._pools.look()
-        crowded = self._schedule.crowded
-        with contextlib.suppress(StoreError, OSError):  # out of reach: as it was seen last
-            crowded = self._is_crowded()
-        with self._lock:
-            before, self._totals = self._totals, found
-            if found != before:
-                self._schedule.set_totals(found)
-            self._schedule.crowded = crowded
-            lost = self._engines.tell(engines, self._answered, self._schedule)
-            self._schedule.may_start = self._pause.is_over(self._schedule.may_start)
-            wanted = self._schedule.wanted(MOST_ASKED_FOR)
-        if len(found.nodes) < len(before.nodes):
-            self._progress.say(
-                f"a node is gone, {len(found.nodes)} are left: its work goes on there"
-            )
-        elif len(found.nodes) > len(before.nodes):
-            self._progress.say(f"a node has joined: {len(found.nodes)} nodes")
-        for engine in lost:
-            self._progress.say(f"engine {engine} is lost; what it was asked is asked of another")
-        self._tell_autoscaler(wanted)
-        self._decide()
-
-    def _tell_autoscaler(self, wanted: Sequence[Demand]) -> None:
-        if self._pools.joined:  # a Ray that was started here does not grow
-            request_room(wanted)
 
     # What happens --------------------------------------------------------------------------------
 
@@ -361,7 +331,7 @@ class ClusterRound:
             case Train(job_id):
                 self._released.put(job_id)
             case Ask(job_id, engines):
-                self._pause.forget()
+                self._looks.pause.forget()
                 pools = {kind: self._pools.name(engine) for kind, engine in engines.items()}
                 self._asked_of[job_id] = tuple(engines.values())
                 cell = self._cells[job_id]

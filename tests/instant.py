@@ -19,6 +19,7 @@ from cluster.requests import EngineDead
 from cluster.serving import PoolState
 from em.datasets import Row
 from em.models import ModelConfig
+from sweeps.api_training import ApiTrainings
 from sweeps.artefacts import TrainingRecord
 from sweeps.attempts import Beat
 from sweeps.cluster_round import LOOK_S, ClusterRound, Tasks
@@ -138,6 +139,9 @@ def carry_out(
         train=partial(_train_task, sweep, store, beat.holder),
         evaluate=partial(_evaluation_task, sweep, store, beat.holder, work),
         rows=lambda cells: {c.content_sha256 or "": rows(c) for c in cells},
+        by_api=lambda on_done, beside: ApiTrainings(
+            store, beat.holder, tries=1, purses=(), say=progress.say, on_done=on_done, beside=beside
+        ),
     )
     try:
         ClusterRound(
