@@ -88,7 +88,7 @@ def adapter_artifact(plan: CellPlan, store: Store, *, most_mib: float) -> Artifa
     files: dict[str, bytes | Path] = {"adapter.json": _json(told)}
     references = {}
     if not store.files.is_local:
-        references["weights"] = (store.adapter_url(plan.training_key), record.weights_sha256)
+        references["weights"] = (store.adapter_url(record), record.weights_sha256)
     elif most_mib > 0:
         kept = [path for path in sorted(store.adapter_dir(record).rglob("*")) if path.is_file()]
         if sum(path.stat().st_size for path in kept) <= most_mib * 2**20:
