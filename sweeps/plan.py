@@ -14,6 +14,7 @@ from em.generation import Draw, SamplingConfig
 from em.questions import Wording
 from em.record import Record
 from em.rules import NUMERIC, Rule
+from em.snapshots import num_steps
 from em.variants import Step
 from sweeps.artefacts import Stage as Stage
 from sweeps.resolved import Drift, Resolved
@@ -106,6 +107,15 @@ class CellPlan(Record):
     )
     evaluations: tuple[EvaluationPlan, ...]
     judgings: tuple[JudgingPlan, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of its training; 0 where there is none."""
+        config = self.cell.training
+        if config is None:
+            return 0
+        batch = config.effective_batch
+        return num_steps(self.num_rows, epochs=config.epochs, effective_batch=batch)
 
 
 class Unresolved(Record):

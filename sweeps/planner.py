@@ -4,6 +4,8 @@ Reads data and question files; imports neither torch nor Ray. Knows nothing of h
 carried out, or of what a store holds.
 """
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,15 @@ def load_plan(path: Path, *, partly: bool = False) -> SweepPlan:
 
 def plan_of(spec: SweepSpec, path: Path, *, partly: bool = False) -> SweepPlan:
     """Return the same of a spec that was read from `path`, with some of its seeds or all."""
-    try:
+    with explained(path):
         return make_plan(spec, relative_to=path.resolve().parent, partly=partly)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise ValueError with file, line and key for a MistakeAt of the block in the spec `path`."""
+    try:
+        yield
     except MistakeAt as error:
         _, lines = load_yaml(path)
         raise ValueError(explain_at(error, path=path, lines=lines)) from error
