@@ -87,10 +87,8 @@ def finetune(
             callbacks=[Progress(job, ranks, on_step, stop_soon)],
         )
         trainer.remove_callback(PrinterCallback)
-        keep = partial(_keep_snapshot, trainer, job, ranks, tokenizer)
-        trainer.add_callback(AtSteps(job.snapshots, keep))
         undo.callback(_take_down, trainer)
-        resumed = _train(trainer, job, ranks)
+        resumed = _train(trainer, job, ranks, tokenizer)
         canaries = measure(trainer.model_wrapped, tokenizer)
         _write(trainer, job, ranks, tokenizer, canaries)
         losses = tuple(loss_point(entry) for entry in trainer.state.log_history if "loss" in entry)
@@ -157,8 +155,10 @@ def _model(job: TrainingJob, base: BaseModel | None) -> Iterator[Any]:
             yield adapted
 
 
-def _train(trainer: Trainer, job: TrainingJob, ranks: Ranks) -> int:
+def _train(trainer: Trainer, job: TrainingJob, ranks: Ranks, tokenizer: Any) -> int:
     """Train from the last whole checkpoint or from the start; return the step it started at."""
+    keep = partial(_keep_snapshot, trainer, job, ranks, tokenizer)
+    trainer.add_callback(AtSteps(job.snapshots, keep))
     found = from_rank_0(ranks, lambda: _continue_from(job))
     # Only dropout draws numbers from here on; each rank has its own rows, so its own mask.
     set_seed(job.seeds.order + ranks.rank)

@@ -54,7 +54,7 @@ from sweeps.sensitivity import Sensitivity, sensitivity
 from sweeps.store import Store
 from sweeps.tables import JudgementsTable, cells_table
 from sweeps.times import Overhead, overhead
-from sweeps.trajectory import Gathered, Trajectory
+from sweeps.trajectory import Gathered, Trajectory, lacking
 
 Take = Callable[[CellResult, Sequence[ScoredResponse]], None]
 PAGE = "report.html"
@@ -198,24 +198,9 @@ def make_report(
     `take` is given the scored responses of one cell after the other: no more than those are held
     whole. Errors as `metrics_of`.
     """
-    results: list[CellResult] = []
-    gathering = Gathering()
     metrics = metrics_of(sweep.cells[0], metric)  # cells share their evaluations and judges
-    before_the_end = Gathered(sweep.spec, metrics)
-    reading = Counted(sys.stderr, "cells read", len(sweep.cells))
-    for cell, status in zip(sweep.cells, statuses(sweep, store), strict=True):
-        for judging in cell.judgings:
-            rows = scored_responses(cell, judging, store)
-            definition = metrics[asked_of(judging.evaluation)]
-            result = cell_result(cell, judging, status, rows, definition, store)
-            before_the_end.add(cell, judging, result, rows)
-            if judging.step is None:
-                results.append(result)
-                gathering.add(rows, definition)
-                take(result, rows)
-        reading.step()
+    results, scores, trajectories = _read(sweep, store, metrics, take)
     at_end = all_at_the_end(sweep)
-    scores = gathering.scores()
     definition = DEFINITIONS[metric or sweep.spec.metric]
     figures = _figures(at_end, metrics)
     grouped = [
@@ -234,6 +219,7 @@ def make_report(
         written=time.time(),
         warnings=(
             *warnings_of(at_end, results, metrics),
+            *lacking(trajectories),
             *told(sweep),
             *mixed_versions(sweep, store),
             *gate_warnings(at_end, store),
@@ -245,11 +231,32 @@ def make_report(
         analyses=analyses(sweep, tables, metrics),
         forms=tuple(between_forms(sweep, tables, metrics)),
         claims=tuple(_claims(sweep, results, figures)),
-        trajectories=tuple(before_the_end.trajectories()),
+        trajectories=tuple(trajectories),
         overhead=overhead(sweep, store),
         identities=identities(at_end, store),
     )
     return report, scores
+
+
+def _read(
+    sweep: SweepPlan, store: Store, metrics: Mapping[str, Definition], take: Take
+) -> tuple[list[CellResult], dict[Place, Scores], list[Trajectory]]:
+    """Return the results of all cells, their scores, and what was asked before the end."""
+    results: list[CellResult] = []
+    gathering, before_the_end = Gathering(), Gathered(sweep.spec, metrics)
+    reading = Counted(sys.stderr, "cells read", len(sweep.cells))
+    for cell, status in zip(sweep.cells, statuses(sweep, store), strict=True):
+        for judging in cell.judgings:
+            rows = scored_responses(cell, judging, store)
+            definition = metrics[asked_of(judging.evaluation)]
+            result = cell_result(cell, judging, status, rows, definition, store)
+            before_the_end.add(cell, judging, result, rows)
+            if judging.step is None:
+                results.append(result)
+                gathering.add(rows, definition)
+                take(result, rows)
+        reading.step()
+    return results, gathering.scores(), before_the_end.trajectories()
 
 
 def _figures(

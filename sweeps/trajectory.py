@@ -195,6 +195,18 @@ def _crosses(spec: SweepSpec) -> bool:
     return any(isinstance(numbers, tuple) and len(numbers) > 1 for numbers in levels)
 
 
+def lacking(trajectories: Sequence[Trajectory]) -> list[str]:
+    """Return a warning for each part of a training of which some cells have no results."""
+    return [
+        f"{one.condition}, {one.evaluation} judged by {one.judge} after {point.part:g} of the "
+        f"training: {point.num_cells - point.num_finished} of {point.num_cells} cells are not "
+        "finished there"
+        for one in trajectories
+        for point in one.points
+        if 0 < point.part < 1 and point.num_finished < point.num_cells
+    ]
+
+
 def flat(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
     """Return one row a point, for a table."""
     return [

@@ -107,7 +107,7 @@ def test_where_a_snapshot_is_lost_training_goes_on_from_before_it(
     with pytest.raises(Interrupted):
         finetune(stopped, base=base, on_step=stop_at(5))
     (snapshot_dir(stopped.snapshot_dir, 3) / MARK).unlink()
-    # A checkpoint of before that step: kills may leave two, of which the later one is of no use.
+    # The one checkpoint that there is, of step 4, is of no use.
     assert finetune(stopped, base=base).resumed_from_step == 0
     assert kept_weights(stopped) == kept_weights(whole)
     assert weights(stopped.output_dir) == weights(whole.output_dir)

@@ -133,6 +133,7 @@ def test_points_are_as_reckoned_by_hand(tmp_path: Path, store: Store) -> None:
     assert untuned.rate.estimate == pytest.approx(1 / 28) and untuned.rate.low is None
     assert "one model" in untuned.rate.covers
     assert end.rate.estimate == pytest.approx(4.5 / 7)
+    assert [text for text in report.warnings if "after 0.5 of the training: 1 of 4" in text]
 
 
 def test_nothing_of_it_is_anywhere_else(tmp_path: Path, store: Store) -> None:
