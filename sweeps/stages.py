@@ -50,6 +50,7 @@ def train_stage(
         attempt = store.attempt_dir(plan.training_key, holder.driver)
         fetch_checkpoint(store, plan.training_key, attempt / CHECKPOINTS)
         record = _train(plan, train, attempt, model_dir=model_dir, rows=rows)
+        _check_kept(record, plan)
         check_lease()
         finished = store.finish_training(
             record,

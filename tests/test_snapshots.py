@@ -264,6 +264,7 @@ def test_a_trainer_that_kept_nothing_fails_the_cell(tmp_path: Path, store: Store
     (cell,) = tuned(plan(tmp_path, seeds=[0], **asked(0.5)).cells)
     with pytest.raises(ValueError, match="nothing was kept of step 2"):
         finish_cell(cell, store, Asked(), forgetful)
+    assert store.training(cell.training_key) is None
 
 
 def test_a_plan_says_what_is_added(tmp_path: Path) -> None:
