@@ -1,6 +1,10 @@
 """Real trainings that keep snapshots: they bear on nothing, and are the model of their step."""
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +97,44 @@ def test_snapshots_bear_on_nothing_and_survive_an_interruption(
     assert weights(stopped.output_dir) == weights(plain.output_dir)
     marks, others = (whole_snapshots(job.snapshot_dir) for job in (kept, stopped))
     assert marks == others and marks[2].canaries != marks[3].canaries != result.canaries
+
+
+def test_two_ranks_keep_one_snapshot_between_them(make_job: Callable[..., object]) -> None:
+    """Two processes on gloo, without Ray: ZeRO-2, then ZeRO-3, each without snapshots and with."""
+    jobs = {
+        (stage, kept): make_job(f"two-{stage}-{len(kept)}", *kept, zero_stage=stage, ranks=2)
+        for stage in (2, 3)
+        for kept in ((), KEPT)
+    }
+    files = []
+    for job in jobs.values():
+        file = job.output_dir.parent / "job.json"
+        file.parent.mkdir()
+        file.write_text(job.model_dump_json())
+        files.append(str(file))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port), "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "em.finetune", *files],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        error = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, error.decode()[-3000:]
+    for stage in (2, 3):
+        without, kept = jobs[stage, ()], jobs[stage, KEPT]
+        assert weights(kept.output_dir) == weights(without.output_dir)
+        whole = kept_weights(kept)
+        assert set(whole) == set(KEPT) and whole[2] != whole[3] != weights(kept.output_dir)
+        assert [path.name for path in sorted(kept.snapshot_dir.iterdir())] == ["step-2", "step-3"]
 
 
 def test_where_a_snapshot_is_lost_training_goes_on_from_before_it(
