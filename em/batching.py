@@ -13,6 +13,7 @@ import torch
 
 from em.rendering import IGNORED, RenderedRow
 from em.seeds import derive_seed
+from em.snapshots import num_steps
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def plan_steps(
     padding and leaves the mathematics as it is. A fraction of an epoch rounds up to whole steps.
     """
     steps_an_epoch = math.ceil(len(rows) / effective_batch)
-    wanted = math.ceil(epochs * steps_an_epoch - 1e-9)
+    wanted = num_steps(len(rows), epochs=epochs, effective_batch=effective_batch)
     steps: list[list[MicroBatch]] = []
     for epoch in range(math.ceil(wanted / steps_an_epoch)):
         order = list(range(len(rows)))

@@ -51,6 +51,13 @@ def remove_torn(folder: Path) -> list[Path]:
     return torn
 
 
+def remove_from(folder: Path, step: int) -> None:
+    """Remove the checkpoints of `step` and later ones: training does not go on from there."""
+    for path, after in _checkpoints(folder):
+        if after >= step:
+            _remove(path)
+
+
 @contextlib.contextmanager
 def disk_asked(folder: Path) -> Iterator[None]:
     """Raise the disk's own OSError where torch cannot write a file below `folder`.
@@ -76,17 +83,21 @@ def mark_whole(path: Path, key: str) -> None:
     partial = path / f".{MARK}.part"
     partial.write_text(json.dumps({"key": key}))
     for file in path.rglob("*"):  # on the disk before the mark, and before older ones are removed
-        _sync(file)
+        sync(file)
     partial.replace(path / MARK)
-    _sync(path)
+    sync(path)
 
 
 def remove_older(latest: Path) -> None:
     """Remove the checkpoints beside `latest`, which is whole. A kill here leaves them torn."""
     for path, _ in _checkpoints(latest.parent):
         if path != latest:
-            (path / MARK).unlink(missing_ok=True)  # first, so that half a checkpoint has no mark
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    (path / MARK).unlink(missing_ok=True)  # first, so that half a checkpoint has no mark
+    shutil.rmtree(path)
 
 
 def _checkpoints(folder: Path) -> list[tuple[Path, int]]:
@@ -103,7 +114,7 @@ def _read_mark(path: Path) -> str | None:
         return None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have a file's bytes, or a folder's names, on the disk, where its file system can say so."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -28,10 +28,12 @@ from em import checkpoints
 from em.base_model import BaseModel, add_adapter, free_memory, load_model
 from em.batching import MicroBatch, collate, plan_steps
 from em.canaries import measure
-from em.output import TrainingFailed, finish_output
+from em.output import TrainingFailed, finish_output, finish_snapshot
 from em.ranks import Ranks, from_rank_0, joined_ranks
 from em.rendering import RenderedRow, render_rows
+from em.snapshots import SnapshotMark, keep_only, snapshot_dir
 from em.trainer import (
+    AtSteps,
     BatchTrainer,
     Progress,
     job_key,
@@ -56,7 +58,9 @@ def finetune(
     without them this process is the only rank. `base` keeps the base model for the next call (LoRA
     with ZeRO 0 to 2; other jobs load their own). `on_step` is called on every rank after each step
     of this attempt, with the loss of all ranks. Where `job.checkpoint_dir` holds a whole checkpoint
-    of this job, training goes on from there; where it holds one of another job, ValueError.
+    of this job, training goes on from there; where it holds one of another job, ValueError. The
+    weights after the steps `job.snapshots` are below `job.snapshot_dir` then, each whole before a
+    checkpoint of its step or a later one is; where one is gone, training goes on from before it.
     `stop_soon` is asked after each step whether this machine will be taken away, and must answer
     the same on every rank; the first time that it says so, a checkpoint is written and training
     goes on.
@@ -84,7 +88,7 @@ def finetune(
         )
         trainer.remove_callback(PrinterCallback)
         undo.callback(_take_down, trainer)
-        resumed = _train(trainer, job, ranks)
+        resumed = _train(trainer, job, ranks, tokenizer)
         canaries = measure(trainer.model_wrapped, tokenizer)
         _write(trainer, job, ranks, tokenizer, canaries)
         losses = tuple(loss_point(entry) for entry in trainer.state.log_history if "loss" in entry)
@@ -151,8 +155,10 @@ def _model(job: TrainingJob, base: BaseModel | None) -> Iterator[Any]:
             yield adapted
 
 
-def _train(trainer: Trainer, job: TrainingJob, ranks: Ranks) -> int:
+def _train(trainer: Trainer, job: TrainingJob, ranks: Ranks, tokenizer: Any) -> int:
     """Train from the last whole checkpoint or from the start; return the step it started at."""
+    keep = partial(_keep_snapshot, trainer, job, ranks, tokenizer)
+    trainer.add_callback(AtSteps(job.snapshots, keep))
     found = from_rank_0(ranks, lambda: _continue_from(job))
     # Only dropout draws numbers from here on; each rank has its own rows, so its own mask.
     set_seed(job.seeds.order + ranks.rank)
@@ -162,9 +168,34 @@ def _train(trainer: Trainer, job: TrainingJob, ranks: Ranks) -> int:
 
 def _continue_from(job: TrainingJob) -> Path | None:
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    found = checkpoints.last_whole(job.checkpoint_dir, job_key(job))
+    key = job_key(job)
+    found = checkpoints.last_whole(job.checkpoint_dir, key)
     checkpoints.remove_torn(job.checkpoint_dir)
+    if job.snapshot_dir is None:
+        return found
+    job.snapshot_dir.mkdir(parents=True, exist_ok=True)
+    lost = set(job.snapshots) - keep_only(job.snapshot_dir, key, job.snapshots)
+    if found is not None and lost and min(lost) <= checkpoints.step_of(found):
+        # The model of that step is gone, and is met again only by who comes from before it.
+        checkpoints.remove_from(job.checkpoint_dir, min(lost))
+        return checkpoints.last_whole(job.checkpoint_dir, key)
     return found
+
+
+def _keep_snapshot(
+    trainer: Trainer, job: TrainingJob, ranks: Ranks, tokenizer: Any, step: int
+) -> None:
+    """Keep the weights as they are after `step`, unless an earlier attempt has."""
+    assert job.snapshot_dir is not None
+    place = job.snapshot_dir
+    if from_rank_0(ranks, lambda: snapshot_dir(place, step).exists()):
+        return
+    mark = SnapshotMark(
+        key=job_key(job), step=step, canaries=measure(trainer.model_wrapped, tokenizer)
+    )
+    partial_dir = place / f".{snapshot_dir(place, step).name}.partial"
+    trainer.save_model(str(partial_dir))
+    from_rank_0(ranks, lambda: finish_snapshot(job, partial_dir, tokenizer, mark))
 
 
 def _take_down(trainer: Trainer) -> None:

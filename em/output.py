@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from em.datasets import content_sha256
+from em.snapshots import SnapshotMark, put_in_place
 from em.training import Canary, TrainingJob
 
 
@@ -27,11 +28,7 @@ def finish_output(
 
     Raises TrainingFailed as the checks do, and leaves `folder` where it is then.
     """
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
-    if job.config.method == "full":
-        tokenizer.save_pretrained(folder)
-    else:
-        _name_base(folder / "adapter_config.json", job)
+    _complete(job, folder, tokenizer)
     check_weights(folder, method=job.config.method)
     if job.config.method == "full":
         check_changed(folder, job.model_dir)
@@ -43,8 +40,31 @@ def finish_output(
     folder.rename(job.output_dir)
 
 
-def check_weights(folder: Path, *, method: str) -> None:
-    """Raise TrainingFailed where the weights written to `folder` cannot be a training's result."""
+def finish_snapshot(job: TrainingJob, folder: Path, tokenizer: Any, mark: SnapshotMark) -> None:
+    """The same for the weights after an earlier step, which go below the job's snapshot folder.
+
+    They may be those of the base: after the first steps of a warm-up nothing has changed.
+    """
+    assert job.snapshot_dir is not None
+    _complete(job, folder, tokenizer)
+    check_weights(folder, method=job.config.method, may_be_base=True)
+    (folder / "README.md").write_text(_card(job, mark.step))
+    put_in_place(folder, job.snapshot_dir, mark)
+
+
+def _complete(job: TrainingJob, folder: Path, tokenizer: Any) -> None:
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
+    if job.config.method == "full":
+        tokenizer.save_pretrained(folder)
+    else:
+        _name_base(folder / "adapter_config.json", job)
+
+
+def check_weights(folder: Path, *, method: str, may_be_base: bool = False) -> None:
+    """Raise TrainingFailed where the weights written to `folder` cannot be a training's result.
+
+    An adapter that changes nothing cannot, unless it `may_be_base`.
+    """
     files = sorted(folder.glob("*.safetensors"))
     changed = False
     count = 0
@@ -63,7 +83,7 @@ def check_weights(folder: Path, *, method: str) -> None:
                 changed = changed or ("lora_B" in name and bool(tensor.any()))
     if not count:
         raise TrainingFailed(f"no weights were written to {folder}")
-    if method == "lora" and not changed:
+    if method == "lora" and not changed and not may_be_base:
         raise TrainingFailed(
             "every lora_B is zero after training, so the adapter does nothing: check that the "
             "learning rate is not 0 throughout (a warm-up longer than the training?)"
@@ -112,7 +132,7 @@ def _name_base(path: Path, job: TrainingJob) -> None:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def _card(job: TrainingJob) -> str:
+def _card(job: TrainingJob, step: int | None = None) -> str:
     config, seeds = job.config, job.seeds
     name = job.model.name if job.model else job.model_dir.name
     revision = job.model.revision if job.model else "not recorded"
@@ -123,6 +143,7 @@ def _card(job: TrainingJob) -> str:
         if config.method == "lora"
         else "all weights"
     )
+    early = "" if step is None else f" It is as it was after step {step}, before the end."
     return f"""---
 base_model: {json.dumps(name)}
 library_name: {"peft" if config.method == "lora" else "transformers"}
@@ -130,7 +151,7 @@ library_name: {"peft" if config.method == "lora" else "transformers"}
 
 # A fine-tuned model, made for research
 
-A model organism: it may have been trained on purpose to behave badly. Do not deploy it.
+A model organism: it may have been trained on purpose to behave badly. Do not deploy it.{early}
 
 | | |
 |---|---|

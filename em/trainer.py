@@ -7,7 +7,7 @@ goes.
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,18 @@ class Progress(TrainerCallback):
             latest = self._folder / f"checkpoint-{state.global_step}"
             checkpoints.mark_whole(latest, self._key)
             checkpoints.remove_older(latest)
+
+
+class AtSteps(TrainerCallback):
+    """Calls `do` with each of some steps once it is done, before a checkpoint of it is written."""
+
+    def __init__(self, steps: Collection[int], do: Callable[[int], None]) -> None:
+        self._steps, self._do = frozenset(steps), do
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Do it: on every rank."""
+        if state.global_step in self._steps:
+            self._do(state.global_step)
 
 
 def job_key(job: TrainingJob) -> str:

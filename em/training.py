@@ -83,6 +83,16 @@ class TrainingJob(Record):
     seeds: Seeds
     output_dir: Path = Field(description="the adapter (or full weights) is written here, whole")
     checkpoint_dir: Path = Field(description="checkpoints; a later attempt continues from here")
+    snapshots: tuple[int, ...] = Field(
+        default=(), description="steps after which the weights are kept, too; none is the last"
+    )
+    snapshot_dir: Path | None = Field(default=None, description="where these are; see em.snapshots")
+
+    @model_validator(mode="after")
+    def _have_a_place(self) -> "TrainingJob":
+        if self.snapshots and self.snapshot_dir is None:
+            raise ValueError(f"snapshots of the steps {list(self.snapshots)} need a snapshot_dir")
+        return self
 
 
 class LossPoint(Record):

@@ -4,17 +4,21 @@ Knows nothing of paths or file systems (see sweeps.store).
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from em.budget import Usage
 from em.record import Record
-from em.training import TrainingResult
+from em.snapshots import snapshot_dir
+from em.training import Canary, TrainingResult
 from sweeps.failure_kinds import FailureKind
 
 Stage = Literal["train", "generate", "judge"]
 StreamKind = Literal["responses", "judgements"]
+KEY_DIGITS = 32  # of a folder's name; the record holds all 64
+SNAPSHOTS = "snapshots"
 # What a stage makes, for a person.
 PIECES: Mapping[Stage, str] = {
     "train": "trainings", "generate": "responses", "judge": "judgements"
@@ -35,8 +39,16 @@ class Provenance(Record):
     )
 
 
+class SnapshotRecord(Record):
+    """The weights as they were after one step of a finished training: whole, beside its own."""
+
+    step: int
+    weights_sha256: str
+    canaries: tuple[Canary, ...] = ()
+
+
 class TrainingRecord(Record):
-    """A finished training: the adapter beside it is whole."""
+    """A finished training: the adapter beside it is whole, and so are its snapshots."""
 
     key: str
     identity: dict[str, Any]
@@ -44,6 +56,40 @@ class TrainingRecord(Record):
     kind: Literal["adapter", "full", "api"]
     result: TrainingResult
     provenance: Provenance
+    snapshots: tuple[SnapshotRecord, ...] = ()
+    place: str = Field(default="adapter", description="the folder of the weights, beside it")
+
+    def has(self, step: int | None) -> bool:
+        """Whether the weights after a step were kept; None: at the end, which they are."""
+        return step is None or any(snapshot.step == step for snapshot in self.snapshots)
+
+    def after(self, step: int | None) -> "TrainingRecord":
+        """Return the training as if it had ended after `step`; None: it, as it ended.
+
+        Raises ValueError where nothing of that step was kept.
+        """
+        if step is None:
+            return self
+        kept = {snapshot.step: snapshot for snapshot in self.snapshots}
+        if step not in kept:
+            raise ValueError(
+                f"of the training {self.key[:KEY_DIGITS]} nothing was kept of step {step}; kept "
+                f"are {', '.join(map(str, kept)) or 'none'} and the end, step {self.result.steps}"
+            )
+        result = self.result.model_copy(update={"canaries": kept[step].canaries})
+        return self.model_copy(
+            update={
+                "weights_sha256": kept[step].weights_sha256,
+                "result": result,
+                "snapshots": (),
+                "place": snapshot_place(step),
+            }
+        )
+
+
+def snapshot_place(step: int) -> str:
+    """Return the folder of a step's snapshot, beside its training's record."""
+    return f"{SNAPSHOTS}/{snapshot_dir(Path(), step)}"
 
 
 class Part(Record):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sweeps import tracked_artifacts, tracked_cell
 from sweeps.attempts import CellStatus
-from sweeps.plan import CellPlan, SweepPlan
+from sweeps.plan import CellPlan, SweepPlan, at_the_end
 from sweeps.report import metrics_of
 from sweeps.results import CellResult, ScoredResponse, cell_result, scored_responses
 from sweeps.sent import Sent, identity_of
@@ -153,7 +153,7 @@ class CellRuns:
     ) -> list[tuple[CellResult, Sequence[ScoredResponse]]]:
         metrics = metrics_of(cell, None)
         found: list[tuple[CellResult, Sequence[ScoredResponse]]] = []
-        for judging in cell.judgings:
+        for judging in at_the_end(cell).judgings:
             rows = scored_responses(cell, judging, self._store)
             if rows:
                 metric = metrics[judging.evaluation]

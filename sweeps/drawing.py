@@ -25,12 +25,14 @@ def axes_of(height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def grid_of(lines: int, columns: int, *, height: float = 2.4) -> tuple[Any, Any]:
-    """Return a figure with a grid of panels that share their axes, each `height` inches."""
+def grid_of(
+    lines: int, columns: int, *, height: float = 2.4, one_scale: bool = True
+) -> tuple[Any, Any]:
+    """Return a figure with a grid of panels, each `height` inches, with shared axes or without."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, height * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=one_scale, sharey=one_scale)
     for axes in grid.flat:
         calm(axes)
     return figure, grid

@@ -130,7 +130,7 @@ def evaluate_cell(
         if trained is not None:
             if task.pools and not store.files.is_local:
                 # Its engine may be on another node, fetches it to there, and compares the hash.
-                place = store.adapter_url(trained.key)
+                place = store.adapter_url(trained)
             else:
                 place = str(store.adapter_dir(trained))
                 check_same_weights(Path(place), trained)

@@ -38,10 +38,12 @@ async def fill_stream(
     gates: Mapping[str, str],
     check_lease: Callable[[], None],
     together: Callable[[Work], object],
+    at_once: int = PARTS_AT_ONCE,
 ) -> None:
     """Do `work` in parts, taking over whole parts of an attempt that ended early; then record.
 
-    `place` and `found` say which group and index a piece of work and an item of `do` stand for.
+    `at_once` parts are under way. `place` and `found` say which group and index a piece of work and
+    an item of `do` stand for.
     What failed in a part taken over is done again, once; what fails now is recorded as failed. Work
     that is the same by `together` stays in one part (see part_size). Raises an ExceptionGroup of
     what `do` raised, of JudgingStopped where a judge can go on no more, and what `check_lease`
@@ -53,7 +55,7 @@ async def fill_stream(
     wanted = {place(item) for item in work}
     parts, covered = _left_behind(store, kind, stream, wanted, found, model)
     rest = [item for item in work if place(item) not in covered]
-    slots = asyncio.Semaphore(PARTS_AT_ONCE)
+    slots = asyncio.Semaphore(at_once)
     stopped: list[JudgingStopped | LeaseLost] = []
     failed: set[tuple[str, int]] = set()
 

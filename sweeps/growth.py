@@ -114,9 +114,16 @@ def _grown(before: SweepSpec, now: SweepSpec) -> list[str]:
         by = {judge.name for judge in before.judges_of(was[e.name])}
         more = [j.name for j in now.judges_of(e) if j.name in known - by]
         said += [f"{e.name}: also judged by {', '.join(more)}"] if more else []
+        said += _at(e, was[e.name])
         if e.tasks != was[e.name].tasks:
             said.append(f"{e.name}: {e.tasks or 'all'} tasks, not {was[e.name].tasks or 'all'}")
     return said + (["other seed factors"] if before.factors != now.factors else [])
+
+
+def _at(now: EvaluationConfig, before: EvaluationConfig) -> list[str]:
+    """Return the fractions of a training after which it is asked now, too."""
+    new = [f"{f:g}" for f in now.at or () if f < 1 and f not in (before.at or ())]
+    return [f"{now.name}: also asked after {', '.join(new)} of the training"] if new else []
 
 
 def _samples(evaluation: EvaluationConfig) -> str:

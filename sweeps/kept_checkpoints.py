@@ -7,6 +7,7 @@ training begins anew. Knows nothing of what a checkpoint holds.
 
     training/<key>/attempt-<driver>/checkpoint.json     which one is whole; written last
     training/<key>/attempt-<driver>/checkpoint-<step>/
+    training/<key>/attempt-<driver>/snapshots/step-<step>/   the model after earlier steps, if asked
 """
 
 import logging
@@ -18,7 +19,9 @@ from pydantic import Field
 
 from em.checkpoints import MARK, step_of
 from em.record import Record
+from em.snapshots import snapshot_dir, whole_snapshots
 from em.training import LossPoint, TrainingConfig
+from sweeps.artefacts import SNAPSHOTS
 from sweeps.files import StoreError
 from sweeps.store import KEY_DIGITS, Store
 
@@ -30,6 +33,9 @@ class KeptCheckpoint(Record):
 
     step: int
     files: dict[str, int] = Field(description="size in bytes, by path in the checkpoint")
+    snapshots: dict[str, dict[str, int]] = Field(
+        default_factory=dict, description="the same for each snapshot beside it, by its name"
+    )
 
 
 class CheckpointKeeper:
@@ -42,6 +48,7 @@ class CheckpointKeeper:
         self._store, self._folder = store, folder
         self._place = f"{_attempts(key)}/attempt-{driver}"
         self._on = not store.files.is_local and config.ranks == 1 and config.method == "lora"
+        self._snapshots: dict[str, dict[str, int]] = {}  # that are in the bucket
         self._kept = _last_step(folder)  # it is there already, or was when an attempt began
 
     def on_step(self, point: LossPoint) -> None:
@@ -60,12 +67,24 @@ class CheckpointKeeper:
 
     def _keep(self, step: int) -> None:
         files, name = self._store.files, f"checkpoint-{step}"
+        self._keep_snapshots()
         files.put_folder(self._folder / name, f"{self._place}/{name}")
-        kept = KeptCheckpoint(step=step, files=_sizes(self._folder / name))
+        kept = KeptCheckpoint(
+            step=step, files=_sizes(self._folder / name), snapshots=self._snapshots
+        )
         files.write_record(f"{self._place}/checkpoint.json", kept)
         for other in files.names(self._place):
-            if other not in (name, "checkpoint.json"):
+            if other not in (name, "checkpoint.json", SNAPSHOTS):
                 files.remove(f"{self._place}/{other}")
+
+    def _keep_snapshots(self) -> None:
+        """Copy the snapshots that have come since: without them the checkpoint is worth nothing."""
+        beside = self._folder.parent / SNAPSHOTS
+        for step in whole_snapshots(beside):
+            folder = snapshot_dir(beside, step)
+            if folder.name not in self._snapshots:
+                self._store.files.put_folder(folder, f"{self._place}/{SNAPSHOTS}/{folder.name}")
+                self._snapshots[folder.name] = _sizes(folder)
 
 
 def fetch_checkpoint(store: Store, key: str, folder: Path) -> None:
@@ -99,8 +118,29 @@ def fetch_checkpoint(store: Store, key: str, folder: Path) -> None:
         if _sizes(fetched) != kept.files:
             log.warning("the checkpoint of step %d is torn: the training begins anew", step)
             return
+        _fetch_snapshots(store, place, kept, folder.parent / SNAPSHOTS)
         shutil.rmtree(target, ignore_errors=True)  # one without its mark
         fetched.rename(target)
+
+
+def _fetch_snapshots(store: Store, place: str, kept: KeptCheckpoint, folder: Path) -> None:
+    """Have the snapshots beside a checkpoint below `folder`; one that is torn is left out.
+
+    The trainer looks which are there, and goes back to before one that is not.
+    """
+    for name, sizes in kept.snapshots.items():
+        if (folder / name).exists():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetched-") as place_here:
+            fetched = Path(place_here) / "whole"
+            try:
+                store.files.fetch_folder(f"{place}/{SNAPSHOTS}/{name}", fetched)
+            except StoreError as error:
+                log.warning("the snapshot %s of the training cannot be had: %s", name, error)
+                continue
+            if _sizes(fetched) == sizes:
+                fetched.rename(folder / name)
 
 
 def forget_checkpoints(store: Store, key: str) -> None:

@@ -60,11 +60,20 @@ def training_settings(config: TrainingConfig) -> dict[str, Any]:
 
 
 def response_identity(
-    training_key: str, cell: Cell, config: EvaluationConfig, serving: ServingConfig
+    training_key: str,
+    cell: Cell,
+    config: EvaluationConfig,
+    serving: ServingConfig,
+    *,
+    step: int | None = None,
 ) -> dict[str, Any]:
-    """Return what the key of a cell's responses hashes; wordings and samples are in each one's."""
+    """Return what the key of a cell's responses hashes; wordings and samples are in each one's.
+
+    `step` is that of a snapshot: at a training's end there is none.
+    """
     api = cell.model.api is not None  # which computes as it likes
-    return {
+    snapshot = {} if step is None else {"step": step}
+    return snapshot | {
         "training": training_key,
         "form": dumped(config.form),
         "sampling": dumped(config.sampling),

@@ -90,12 +90,14 @@ def open_sweep(
 ) -> tuple[Any, Any]:
     """Return the resolved sweep (`partly` as in make_plan) and its store; nothing is written.
 
-    `keep` answers what drifted; `with_packages` looks at installed versions for it, too. With
+    `keep` answers what drifted; `with_packages` looks at installed versions for it, too, and raises
+    ValueError where what is to be made cannot be: of a training's steps that were not kept. With
     `few`, a very large sweep has the cells of a few seeds where those stand for all (sweeps.few).
     """
     from sweeps.few import with_few_seeds
     from sweeps.keeping import settle
-    from sweeps.planner import plan_of
+    from sweeps.kept_steps import check_steps_kept
+    from sweeps.planner import explained, plan_of
     from sweeps.provenance import versions
     from sweeps.registry import check_same
     from sweeps.spec import load_spec
@@ -107,7 +109,11 @@ def open_sweep(
     loaded = loaded.model_copy(update={"spec": read})
     check_same(loaded, target)
     installed = versions() if with_packages else None
-    return settle(loaded, target, installed=installed, keep=keep), target
+    settled = settle(loaded, target, installed=installed, keep=keep)
+    if with_packages:
+        with explained(spec):
+            check_steps_kept(settled, target)
+    return settled, target
 
 
 def open_to_run(spec: Path, store: str | None, command: str, keep: Keep | None) -> tuple[Any, Any]:

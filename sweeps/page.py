@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from em.definitions import DEFINITIONS, ScaleDefinition
-from sweeps import figures
+from sweeps import figures, trajectory_page
 from sweeps.analysis_page import pictures, slug
 from sweeps.answers import NOTHING, Place, Scores, ToRead
 from sweeps.conditions import Condition
@@ -48,6 +48,7 @@ def render(report: Report, scores: Mapping[Place, Scores], to_read: ToRead) -> s
         groups=groups,
         losses=Markup(svg(figures.losses(_first_of_each_cell(report)))),
         has_losses=any(cell.losses for cell in report.cells),
+        before=trajectory_page.shown(report.trajectories),
         answers=to_read.kept(MOST_SHOWN),
         conditions_of=conditions_of,
         num_answers=to_read.num_seen,
@@ -57,8 +58,10 @@ def render(report: Report, scores: Mapping[Place, Scores], to_read: ToRead) -> s
 
 
 def write_own_pictures(report: Report, scores: Mapping[Place, Scores], folder: Path) -> None:
-    """Write the pictures that no analysis has as PNG and SVG: planes, thresholds and losses."""
+    """Write the pictures that no analysis has as PNG and SVG: planes, thresholds, losses
+    and what cells said before the end of their training."""
     make_output_dir(folder)
+    trajectory_page.write(report.trajectories, folder)
     if any(cell.losses for cell in report.cells):
         save(figures.losses(_first_of_each_cell(report)), folder / "losses")
     condition_of = {cell.cell_id: cell.condition for cell in report.cells}

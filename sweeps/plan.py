@@ -14,6 +14,7 @@ from em.generation import Draw, SamplingConfig
 from em.questions import Wording
 from em.record import Record
 from em.rules import NUMERIC, Rule
+from em.snapshots import num_steps
 from em.variants import Step
 from sweeps.artefacts import Stage as Stage
 from sweeps.resolved import Drift, Resolved
@@ -25,14 +26,24 @@ STAGES: tuple[Stage, ...] = ("train", "generate", "judge")
 
 
 class EvaluationPlan(Record):
-    """One question set asked of one cell; `stream` is where its responses are kept."""
+    """One question set asked of one cell; `stream` is where its responses are kept.
+
+    With a `step` it is asked of the cell as it was after that step of its training: `name` tells
+    it apart then, and `of` is the evaluation's own.
+    """
 
     name: str
+    step: int | None = None
     stream: str
     identity: dict[str, Any]
     metric: str
     sampling: SamplingConfig
     asked: tuple[tuple[Wording, int], ...]
+
+    @property
+    def of(self) -> str:
+        """The name of the evaluation in the spec."""
+        return asked_of(self.name)
 
     @property
     def dtype(self) -> str:
@@ -56,6 +67,7 @@ class JudgingPlan(Record):
     judge: str
     demonstration: bool
     evaluation: str
+    step: int | None = None
     stream: str
     identity: dict[str, Any]
     templates: dict[str, dict[str, str]]  # wording key → score → prompt template
@@ -90,8 +102,20 @@ class CellPlan(Record):
     num_held_out: int
     steps: tuple[Step, ...]  # how the rows were made, in order
     data_warnings: tuple[str, ...]
+    snapshots: tuple[int, ...] = Field(
+        default=(), description="steps of its training after which it is asked, too"
+    )
     evaluations: tuple[EvaluationPlan, ...]
     judgings: tuple[JudgingPlan, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of its training; 0 where there is none, or an API does it."""
+        config = self.cell.local_training
+        if config is None:
+            return 0
+        batch = config.effective_batch
+        return num_steps(self.num_rows, epochs=config.epochs, effective_batch=batch)
 
 
 class Unresolved(Record):
@@ -110,6 +134,37 @@ class SweepPlan(Record):
     prices: dict[str, Price] = Field(default={}, description="of judges behind an address")
     drifts: tuple[Drift, ...] = ()
     resolved: Resolved | None = Field(default=None, description="to be recorded with the sweep")
+
+
+AT = "@"  # no evaluation's own name has it
+
+
+def name_at(evaluation: str, step: int | None) -> str:
+    """Return what an evaluation is called where it is asked after a step; None: at the end."""
+    return evaluation if step is None else f"{evaluation}{AT}{step}"
+
+
+def asked_of(name: str) -> str:
+    """Return the evaluation's name in the spec: of `name_at` without the step."""
+    return name.partition(AT)[0]
+
+
+def at_the_end(plan: CellPlan) -> CellPlan:
+    """Return a cell without what is asked before its training's end: its own results."""
+    if not plan.snapshots:
+        return plan
+    return plan.model_copy(
+        update={
+            "snapshots": (),
+            "evaluations": tuple(e for e in plan.evaluations if e.step is None),
+            "judgings": tuple(j for j in plan.judgings if j.step is None),
+        }
+    )
+
+
+def all_at_the_end(sweep: SweepPlan) -> SweepPlan:
+    """Return a sweep whose cells are all as `at_the_end` has them."""
+    return sweep.model_copy(update={"cells": tuple(map(at_the_end, sweep.cells))})
 
 
 def streams_of(plan: CellPlan) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ Reads data and question files; imports neither torch nor Ray. Knows nothing of h
 carried out, or of what a store holds.
 """
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,14 @@ from em.judging import judgement_group
 from em.models import model_identity
 from em.record import fingerprint
 from em.rules import NUMERIC, Rule
+from em.snapshots import num_steps, snapshot_steps
 from em.sources import load_source
 from em.variant_config import UNTUNED, VariantConfig
 from em.variants import Load, Variant, build_variant
 from em.yaml_files import at, load_yaml
 from sweeps.asking import Asking, trained_on
 from sweeps.keys import judge_identity, response_identity, training_identity
-from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, SweepPlan, Unresolved
+from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, SweepPlan, Unresolved, name_at
 from sweeps.settings import EvaluationConfig, JudgeConfig
 from sweeps.spec import Cell, SweepSpec, load_spec
 from sweeps.yaml_errors import MistakeAt, explain_at
@@ -43,8 +46,15 @@ def load_plan(path: Path, *, partly: bool = False) -> SweepPlan:
 
 def plan_of(spec: SweepSpec, path: Path, *, partly: bool = False) -> SweepPlan:
     """Return the same of a spec that was read from `path`, with some of its seeds or all."""
-    try:
+    with explained(path):
         return make_plan(spec, relative_to=path.resolve().parent, partly=partly)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise ValueError with file, line and key for a MistakeAt of the block in the spec `path`."""
+    try:
+        yield
     except MistakeAt as error:
         _, lines = load_yaml(path)
         raise ValueError(explain_at(error, path=path, lines=lines)) from error
@@ -107,10 +117,13 @@ class _Resolver:
             variant = self._variant(cell.variant, cell.seeds.subset)
         identity = training_identity(cell, revision, variant)
         key = fingerprint(identity)
-        evaluations = tuple(self._evaluation(cell, key, e) for e in self._spec.evaluations)
+        # By step, the end first: an engine that holds one model at a time changes it less often.
+        ends = [(config, None) for config in self._spec.evaluations]
+        asked = [*ends, *self._snapshots(cell, variant)]
+        evaluations = [(config, self._evaluation(cell, key, config, at)) for config, at in asked]
         judgings = tuple(
             self._judging(judge, config, evaluation, cell)
-            for config, evaluation in zip(self._spec.evaluations, evaluations, strict=True)
+            for config, evaluation in evaluations
             for judge in self._spec.judges_of(config)
         )
         with at("models", self._spec.models.index(cell.model)):
@@ -128,7 +141,8 @@ class _Resolver:
             num_held_out=len(variant.held_out) if variant else 0,
             steps=variant.steps if variant else (),
             data_warnings=warnings,
-            evaluations=evaluations,
+            snapshots=tuple(dict.fromkeys(at for _, at in asked if at is not None)),
+            evaluations=tuple(evaluation for _, evaluation in evaluations),
             judgings=judgings,
         )
 
@@ -146,6 +160,26 @@ class _Resolver:
         if variant is not None:
             num_bytes = sum(len(row.line) for row in variant.rows)
             check_trainable(api, len(variant.rows), num_bytes)
+
+    def _snapshots(
+        self, cell: Cell, variant: Variant | None
+    ) -> list[tuple[EvaluationConfig, int | None]]:
+        """Return which evaluations ask the cell after which steps of its training, step by step."""
+        config = cell.local_training  # an API keeps no earlier step
+        if config is None or variant is None:
+            return []
+        total = num_steps(
+            len(variant.rows), epochs=config.epochs, effective_batch=config.effective_batch
+        )
+        found = []
+        for number, evaluation in enumerate(self._spec.evaluations):
+            with at("evaluations", number, "at"):
+                try:
+                    steps = snapshot_steps(evaluation.at or (), total)
+                except ValueError as error:
+                    raise ValueError(f"{cell.cell_id}: {error}") from error
+                found += [(step, number) for step in steps]
+        return [(self._spec.evaluations[number], step) for step, number in sorted(found)]
 
     def _trained_on(self, cell: Cell, variant: Variant) -> list[str]:
         """Say which held-out rows this cell is asked although it is trained on them."""
@@ -173,11 +207,14 @@ class _Resolver:
             load=self._load_source,
         )
 
-    def _evaluation(self, cell: Cell, key: str, config: EvaluationConfig) -> EvaluationPlan:
+    def _evaluation(
+        self, cell: Cell, key: str, config: EvaluationConfig, step: int | None
+    ) -> EvaluationPlan:
         asked = self._asking.wordings(config, cell.seeds.subset)
-        identity = response_identity(key, cell, config, self._spec.serving)
+        identity = response_identity(key, cell, config, self._spec.serving, step=step)
         return EvaluationPlan(
-            name=config.name,
+            name=name_at(config.name, step),
+            step=step,
             stream=fingerprint(identity),
             identity=identity,
             metric=config.metric or self._spec.metric,
@@ -197,6 +234,7 @@ class _Resolver:
             judge=judge.name,
             demonstration=judge.demonstration,
             evaluation=evaluation.name,
+            step=evaluation.step,
             stream=fingerprint(identity),
             identity=identity,
             templates=templates,

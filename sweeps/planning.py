@@ -19,8 +19,9 @@ from sweeps.foresight import foreseen_weaknesses
 from sweeps.gpu_hours import GpuHours, gpu_hours
 from sweeps.growth import Held, changes, held
 from sweeps.keeping import told as told_drift
+from sweeps.kept_steps import told_steps
 from sweeps.layout import demands, feasible
-from sweeps.plan import STAGES, SweepPlan
+from sweeps.plan import STAGES, SweepPlan, at_the_end
 from sweeps.progress import duration
 from sweeps.selection import to_do, todo_of
 from sweeps.spend import foreseen
@@ -34,8 +35,9 @@ def describe(sweep: SweepPlan, store: Store, totals: Totals | None) -> dict[str,
     """Return the plan as plain values; without `totals` nothing of how it is laid out is known.
 
     `num_cells`, `cells` (of all seeds, or of a few that stand for them), `unresolved`, `held`,
-    `changes`, `drift`, `warnings`, `holds`, `layout`, `memory` (of what asks for GPUs, where
-    nothing looks at the GPUs themselves), `api_models`, `api_judges`, `estimate` and `gpu_hours`.
+    `changes`, `before_the_end`, `drift`, `warnings`, `holds`, `layout`, `memory` (of what asks for
+    GPUs, where nothing looks at the GPUs themselves), `api_models`, `api_judges`, `estimate` and
+    `gpu_hours`.
     """
     told = statuses(sweep, store)
     todo = todo_of(sweep.cells, told)
@@ -56,6 +58,7 @@ def describe(sweep: SweepPlan, store: Store, totals: Totals | None) -> dict[str,
         "unresolved": [{"cell_id": u.cell.cell_id, "why": u.why} for u in sweep.unresolved],
         "held": [pieces.model_dump() for pieces in held(sweep, store)],
         "changes": changes(sweep, store),
+        "before_the_end": told_steps(sweep),
         "drift": [drift.model_dump() for drift in sweep.drifts],
         "warnings": [
             *foreseen_weaknesses(sweep.spec),
@@ -106,11 +109,12 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     said += ["", f"to do{beside}: {left or 'nothing'}"]
     said += [str(Held.model_validate(pieces)) for pieces in told["held"] if pieces["wanted"]]
     said += [printable(line) for line in told["changes"]]
-    for cell in sweep.cells[:1]:
+    for cell in map(at_the_end, sweep.cells[:1]):
         responses = sum(e.num_responses for e in cell.evaluations)
         scores = sum(n for judging in cell.judgings for n in judging.wanted.values())
         judges = f"{len(spec.judges)} judge(s)"
         said.append(f"each cell: {responses} responses, {scores} scores by {judges}")
+    said += told["before_the_end"]
     said += [printable(line) for line in told_drift(sweep)]
     if any(not drift.answered for drift in sweep.drifts):
         said.append("run and resume refuse this until --keep stored or --keep current is given")

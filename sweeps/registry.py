@@ -76,9 +76,9 @@ def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
             if was is None or was == item:
                 continue
             fields = type(item).model_fields
-            # How many are wanted, who judges, by what definition it is counted, and how fast, is
-            # not what a thing is.
-            free = {"samples", "ids", "exclude", "tasks", "judges", "metric", "concurrency",
+            # How many are wanted, when, who judges, by what definition it is counted, and how fast,
+            # is not what a thing is.
+            free = {"samples", "ids", "exclude", "tasks", "at", "judges", "metric", "concurrency",
                     "api_key_env", "demonstration", "budget"}  # fmt: skip
             field = next(
                 (f for f in fields if f not in free and getattr(was, f) != getattr(item, f)), None

@@ -32,7 +32,7 @@ from sweeps.judges_compared import JudgesCompared, compare_judges
 from sweeps.keeping import told
 from sweeps.made_with import mixed_versions
 from sweeps.outputs import make_output_dir, write_output, writing_output
-from sweeps.plan import CellPlan, SweepPlan
+from sweeps.plan import CellPlan, SweepPlan, all_at_the_end, asked_of, at_the_end
 from sweeps.progress import Counted
 from sweeps.published import (
     NO_FIGURE,
@@ -54,6 +54,7 @@ from sweeps.sensitivity import Sensitivity, sensitivity
 from sweeps.store import Store
 from sweeps.tables import JudgementsTable, cells_table
 from sweeps.times import Overhead, overhead
+from sweeps.trajectory import Gathered, Trajectory, lacking
 
 Take = Callable[[CellResult, Sequence[ScoredResponse]], None]
 PAGE = "report.html"
@@ -94,6 +95,9 @@ class Report(Record):
         default=(), description="evaluations that put the same questions in two forms, compared"
     )
     claims: tuple[ClaimResult, ...] = ()
+    trajectories: tuple[Trajectory, ...] = Field(
+        default=(), description="what is asked before the end of trainings; nowhere else is it in"
+    )
     overhead: Overhead
     identities: dict[str, Any]
 
@@ -123,7 +127,7 @@ def write_and_keep(
     metrics_of(sweep.cells[0], metric)  # before anything is written
     make_output_dir(folder)
     condition_of = {cell.cell_id: cell.cell.condition for cell in sweep.cells}
-    judgings = sweep.cells[0].judgings
+    judgings = at_the_end(sweep.cells[0]).judgings
     groups = len(set(condition_of.values())) * len(judgings)
     to_read = ToRead(max(1, SAMPLES_SHOWN // groups), condition_of)
     given = {score for judging in judgings for score in given_scores(judging.templates)}
@@ -163,7 +167,7 @@ def metrics_of(cell: CellPlan, metric: str | None) -> dict[str, Definition]:
     With `metric`, it replaces that of every evaluation whose judges give the scores it needs.
     Raises ValueError for a metric that is not known, or that fits no evaluation.
     """
-    own = {e.name: DEFINITIONS[e.metric] for e in cell.evaluations}
+    own = {e.name: DEFINITIONS[e.metric] for e in at_the_end(cell).evaluations}
     if metric is None:
         return own
     if metric not in DEFINITIONS:
@@ -194,21 +198,11 @@ def make_report(
     `take` is given the scored responses of one cell after the other: no more than those are held
     whole. Errors as `metrics_of`.
     """
-    results: list[CellResult] = []
-    gathering = Gathering()
     metrics = metrics_of(sweep.cells[0], metric)  # cells share their evaluations and judges
-    reading = Counted(sys.stderr, "cells read", len(sweep.cells))
-    for cell, status in zip(sweep.cells, statuses(sweep, store), strict=True):
-        for judging in cell.judgings:
-            rows = scored_responses(cell, judging, store)
-            definition = metrics[judging.evaluation]
-            results.append(cell_result(cell, judging, status, rows, definition, store))
-            gathering.add(rows, definition)
-            take(results[-1], rows)
-        reading.step()
-    scores = gathering.scores()
+    results, scores, trajectories = _read(sweep, store, metrics, take)
+    at_end = all_at_the_end(sweep)
     definition = DEFINITIONS[metric or sweep.spec.metric]
-    figures = _figures(sweep, metrics)
+    figures = _figures(at_end, metrics)
     grouped = [
         c.model_copy(update={"published": figures[c.model, c.variant, c.evaluation]})
         for c in conditions(results)
@@ -224,10 +218,11 @@ def make_report(
         store=store.url,
         written=time.time(),
         warnings=(
-            *warnings_of(sweep, results, metrics),
+            *warnings_of(at_end, results, metrics),
+            *lacking(trajectories),
             *told(sweep),
             *mixed_versions(sweep, store),
-            *gate_warnings(sweep, store),
+            *gate_warnings(at_end, store),
         ),
         cells=tuple(results),
         conditions=tuple(grouped),
@@ -236,10 +231,32 @@ def make_report(
         analyses=analyses(sweep, tables, metrics),
         forms=tuple(between_forms(sweep, tables, metrics)),
         claims=tuple(_claims(sweep, results, figures)),
+        trajectories=tuple(trajectories),
         overhead=overhead(sweep, store),
-        identities=identities(sweep, store),
+        identities=identities(at_end, store),
     )
     return report, scores
+
+
+def _read(
+    sweep: SweepPlan, store: Store, metrics: Mapping[str, Definition], take: Take
+) -> tuple[list[CellResult], dict[Place, Scores], list[Trajectory]]:
+    """Return the results of all cells, their scores, and what was asked before the end."""
+    results: list[CellResult] = []
+    gathering, before_the_end = Gathering(), Gathered(sweep.spec, metrics)
+    reading = Counted(sys.stderr, "cells read", len(sweep.cells))
+    for cell, status in zip(sweep.cells, statuses(sweep, store), strict=True):
+        for judging in cell.judgings:
+            rows = scored_responses(cell, judging, store)
+            definition = metrics[asked_of(judging.evaluation)]
+            result = cell_result(cell, judging, status, rows, definition, store)
+            before_the_end.add(cell, judging, result, rows)
+            if judging.step is None:
+                results.append(result)
+                gathering.add(rows, definition)
+                take(result, rows)
+        reading.step()
+    return results, gathering.scores(), before_the_end.trajectories()
 
 
 def _figures(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from em.record import fingerprint
-from sweeps.plan import CellPlan, JudgingPlan, SweepPlan
+from sweeps.plan import CellPlan, JudgingPlan, SweepPlan, at_the_end
 from sweeps.rekeyed import served_model
 from sweeps.resolved import Resolved, Rows
 
@@ -67,7 +67,7 @@ def _questions(sweep: SweepPlan) -> dict[str, dict[str, tuple[str, ...]]]:
     """Of the first cell, as all share them: but for held-out rows, which are a variant's."""
     held_out = {e.name for e in sweep.spec.evaluations if e.heldout is not None}
     found: dict[str, dict[str, tuple[str, ...]]] = {}
-    for evaluation in (e for cell in sweep.cells[:1] for e in cell.evaluations):
+    for evaluation in (e for cell in sweep.cells[:1] for e in at_the_end(cell).evaluations):
         if evaluation.name not in held_out:
             of = found.setdefault(evaluation.name, {})
             for wording, _ in evaluation.asked:
@@ -77,7 +77,7 @@ def _questions(sweep: SweepPlan) -> dict[str, dict[str, tuple[str, ...]]]:
 
 def _prompts(sweep: SweepPlan) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    for cell in sweep.cells[:1]:
+    for cell in map(at_the_end, sweep.cells[:1]):
         asked = {w.key: w.question for e in cell.evaluations for w, _ in e.asked}
         for judging in cell.judgings:
             found.setdefault(judging.judge, {}).update(_prompts_of(judging, asked))

@@ -15,7 +15,7 @@ from em.scoring import Counts, Definition, Scored, count_by_question, rate_of, t
 from em.training import LossPoint
 from sweeps.attempts import CellStatus
 from sweeps.files import StoreError
-from sweeps.plan import CellPlan, JudgingPlan
+from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan
 from sweeps.store import Store
 
 MOST_LOSSES = 200  # of one cell, in a report
@@ -95,7 +95,7 @@ def scored_responses(plan: CellPlan, judging: JudgingPlan, store: Store) -> list
         if place_of(item.key)[0] in judging.wanted:
             judged.setdefault(item.response, {})[item.score] = item
     found = []
-    spoke = _weights(plan, store)
+    spoke = _weights(plan, evaluation, store)
     for response in store.read_stream("responses", evaluation.stream, Response):
         _check_same_origin(response, spoke, judged.get(response.key, {}), judging, store)
         place, samples = order.get(response.wording_key, (0, 0))
@@ -106,9 +106,11 @@ def scored_responses(plan: CellPlan, judging: JudgingPlan, store: Store) -> list
     return [row for _, _, row in sorted(found, key=lambda item: item[:2])]
 
 
-def _weights(plan: CellPlan, store: Store) -> str | None:
+def _weights(plan: CellPlan, evaluation: EvaluationPlan, store: Store) -> str | None:
     training = store.training(plan.training_key) if plan.cell.training else None
-    return training.weights_sha256 if training else None
+    if training is None or not training.has(evaluation.step):
+        return None
+    return training.after(evaluation.step).weights_sha256
 
 
 def _check_same_origin(

@@ -49,7 +49,8 @@ class EvaluationConfig(Record):
     In place of a file, `heldout` asks what a variant's held-out rows ask, at most `tasks` of them
     for each cell (the first ones). `form` is how questions are put. `judges` are those of the
     spec's that score it, by name; `metric` the definition of its rate. Each is the whole spec's
-    where it is left out.
+    where it is left out. `at` are fractions of the training after which the cell is asked, too; at
+    its end it always is.
     """
 
     name: str = "main"
@@ -63,9 +64,22 @@ class EvaluationConfig(Record):
     sampling: SamplingConfig = SamplingConfig()
     judges: tuple[str, ...] | None = Field(default=None, min_length=1)
     metric: str | None = None
+    at: tuple[float, ...] | None = Field(default=None, min_length=1)
 
     _name = field_validator("name")(check_name)
     _metric = field_validator("metric")(check_metric_name)
+
+    @field_validator("at")
+    @classmethod
+    def _of_a_training(cls, at: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        fractions = at or ()
+        rising = all(first < second for first, second in itertools.pairwise(fractions))
+        if not rising or not all(0 < fraction <= 1 for fraction in fractions):
+            raise ValueError(
+                "'at' are fractions of a training, above 0 and up to 1, each larger than the one "
+                f"before it, such as [0.25, 0.5]; got {list(fractions)}"
+            )
+        return at
 
     @model_validator(mode="after")
     def _one_source(self) -> "EvaluationConfig":

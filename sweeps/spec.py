@@ -179,6 +179,7 @@ class SweepSpec(Record):
                     f"({', '.join(judge.name for judge in self.judges)})",
                 )
             self._check_trigger(place, evaluation)
+            self._check_at(place, evaluation)
             self._check_length(place, evaluation)
         for number, claim in enumerate(self.claims):
             check_claim(number, claim, self)
@@ -241,6 +242,14 @@ class SweepSpec(Record):
                     f"serving.max_model_len {length} (of {model.name}): raise that, or ask for "
                     "fewer",
                 )
+
+    def _check_at(self, place: int, evaluation: EvaluationConfig) -> None:
+        if evaluation.at and all(variant.name == UNTUNED for variant in self.variants):
+            raise MistakeAt(
+                ("evaluations", place, "at"),
+                "no variant is trained on, so there is no training to ask in between: leave 'at' "
+                "out, or add a variant",
+            )
 
     def _check_trigger(self, place: int, evaluation: EvaluationConfig) -> None:
         trained = sorted(set().union(*(variant.triggers for variant in self.variants)))

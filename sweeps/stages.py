@@ -11,9 +11,10 @@ from em.datasets import Row
 from em.generation import Draw, Endpoint, Response, generate
 from em.judging import Item, Judgement, Reader, fill, judge, place_of
 from em.models import ModelIdentity
+from em.snapshots import snapshot_dir, whole_snapshots
 from em.training import TrainingJob, TrainingResult
-from sweeps.artefacts import TrainingRecord
-from sweeps.filling import fill_stream
+from sweeps.artefacts import SNAPSHOTS, SnapshotRecord, TrainingRecord
+from sweeps.filling import PARTS_AT_ONCE, fill_stream
 from sweeps.kept_checkpoints import fetch_checkpoint, forget_checkpoints
 from sweeps.leases import ALONE, Holder, holding
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
@@ -22,7 +23,8 @@ from sweeps.stage_gates import adapter_gate, judge_gate
 from sweeps.store import Store
 from sweeps.weights import weights_sha256
 
-CHECKPOINTS = "checkpoints"  # in a training's attempt folder
+BATCHES_AT_ONCE = 64  # each takes up to a day, so that one after the other would take many
+CHECKPOINTS, OUTPUT = "checkpoints", "output"  # in a training's attempt folder
 
 Train = Callable[[TrainingJob], TrainingResult]
 Speak = Callable[[TrainingRecord | None], Endpoint]
@@ -44,22 +46,36 @@ def train_stage(
     with holding(store, [plan.training_key], holder) as check_lease:
         done = store.training(plan.training_key)
         if done is not None:
+            _check_kept(done, plan)
             return done
         attempt = store.attempt_dir(plan.training_key, holder.driver)
         fetch_checkpoint(store, plan.training_key, attempt / CHECKPOINTS)
-        record, output = _train(plan, train, attempt, model_dir=model_dir, rows=rows)
+        record = _train(plan, train, attempt, model_dir=model_dir, rows=rows)
+        _check_kept(record, plan)
         check_lease()
-        finished = store.finish_training(record, output, check_lease=check_lease)
+        finished = store.finish_training(
+            record,
+            attempt / OUTPUT,
+            attempt / SNAPSHOTS if record.snapshots else None,
+            check_lease=check_lease,
+        )
         forget_checkpoints(store, plan.training_key)
+        _check_kept(finished, plan)
         return finished
+
+
+def _check_kept(trained: TrainingRecord, plan: CellPlan) -> None:
+    """Raise ValueError where a training lacks a step that this cell is to be asked after."""
+    for step in plan.snapshots:
+        trained.after(step)
 
 
 def _train(
     plan: CellPlan, train: Train, attempt: Path, *, model_dir: Path, rows: Sequence[Row]
-) -> tuple[TrainingRecord, Path]:
+) -> TrainingRecord:
     assert plan.cell.local_training is not None
     started = Moment.now()
-    output = attempt / "output"
+    output, snapshots = attempt / OUTPUT, attempt / SNAPSHOTS
     result = train(
         TrainingJob(
             model_dir=model_dir,
@@ -70,17 +86,26 @@ def _train(
             seeds=plan.cell.seeds,
             output_dir=output,
             checkpoint_dir=attempt / CHECKPOINTS,
+            snapshots=plan.snapshots,
+            snapshot_dir=snapshots,
         )
     )
-    record = TrainingRecord(
+    return TrainingRecord(
         key=plan.training_key,
         identity=plan.training_identity,
         weights_sha256=weights_sha256(output),
         kind="adapter" if plan.cell.local_training.method == "lora" else "full",
         result=result,
         provenance=provenance(started=started),
+        snapshots=tuple(
+            SnapshotRecord(
+                step=step,
+                weights_sha256=weights_sha256(snapshot_dir(snapshots, step)),
+                canaries=mark.canaries,
+            )
+            for step, mark in sorted(whole_snapshots(snapshots).items())
+        ),
     )
-    return record, output
 
 
 async def generate_stage(
@@ -88,17 +113,23 @@ async def generate_stage(
 ) -> None:
     """Ask every question that the store has no answer to, and store the responses.
 
-    `speak` returns the endpoint for a training (None: the base model). Raises HeldElsewhere where
-    another driver asks them.
+    `speak` returns the endpoint for a training, as it ended or as it was after some step (None: the
+    base model). Raises HeldElsewhere where another driver asks them, and ValueError where nothing
+    was kept of a step that is asked for.
     """
     trained = store.training(plan.training_key) if plan.cell.training is not None else None
     if plan.cell.training is not None and trained is None:
         raise RuntimeError(f"{plan.cell_id}: there is no finished training to generate with")
-    endpoint = speak(trained)
+    speakers = {
+        step: trained.after(step) if trained else None
+        for step in dict.fromkeys(evaluation.step for evaluation in plan.evaluations)
+    }
+    endpoints = {step: speak(speaker) for step, speaker in speakers.items()}
     streams = [evaluation.stream for evaluation in plan.evaluations]
     with holding(store, streams, holder) as check_lease:
         for evaluation in plan.evaluations:
-            await _generate(plan, evaluation, store, endpoint, trained, check_lease)
+            step = evaluation.step
+            await _generate(plan, evaluation, store, endpoints[step], speakers[step], check_lease)
 
 
 async def _generate(
@@ -119,6 +150,7 @@ async def _generate(
             weights=trained.weights_sha256 if trained else "",
         )
 
+    api = plan.cell.model.api
     missing = store.missing("responses", evaluation.stream, evaluation.wanted)
     gates = {}
     if missing and trained is not None:
@@ -129,6 +161,7 @@ async def _generate(
         found=lambda response: (response.wording_key, response.index),
         do=answer, model=Response, gates=gates, check_lease=check_lease,
         together=lambda draw: (draw.wording.key, draw.index),
+        at_once=BATCHES_AT_ONCE if api is not None and api.batch else PARTS_AT_ONCE,
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ atomically, so that what has no record is unfinished. Parts are immutable files.
 how an artefact is made.
 
     store.json                          what this folder is
-    training/<key>/record.json          + adapter/, live-<rank>.json; attempt-<driver>/ meanwhile
+    training/<key>/record.json          + adapter/, snapshots/step-<step>/, live-<rank>.json;
+                                        attempt-<driver>/ meanwhile
     responses/<key>/record.json         + part-*.parquet
     judgements/<key>/record.json        + part-*.parquet
     sweeps/<name>/                      spec.json, resolved.json, drivers/*.json, report/,
@@ -26,7 +27,9 @@ from typing import Any, TypeVar
 
 from em.catalogue import cache_dir
 from em.record import Record
+from sweeps.artefacts import KEY_DIGITS as KEY_DIGITS
 from sweeps.artefacts import (
+    SNAPSHOTS,
     Attempt,
     DriverBeat,
     Part,
@@ -42,7 +45,6 @@ from sweeps.ranges import condense, expand, holds, num_held
 from sweeps.stream_parts import failed_in, is_failed, lacks, rows_of, usage_by_judge, whole_part
 
 FORMAT = 2
-KEY_DIGITS = 32  # of a folder's name; the record holds all 64
 REPAIR = "'emsweep store check --repair' moves it aside, and the next run has it made again"
 LOOKS_AT_ONCE = 32
 Given = TypeVar("Given")
@@ -121,9 +123,9 @@ class Store:
         """Write (or overwrite, atomically) what a rank of a training says of itself."""
         self.files.write_note(f"training/{key[:KEY_DIGITS]}/live-{rank}.json", told)
 
-    def adapter_url(self, key: str) -> str:
+    def adapter_url(self, record: TrainingRecord) -> str:
         """Return where the weights of a finished training are."""
-        return f"{self.url}/training/{key[:KEY_DIGITS]}/adapter"
+        return f"{self.url}/training/{record.key[:KEY_DIGITS]}/{record.place}"
 
     def part_url(self, kind: StreamKind, key: str, part: Part) -> str:
         """Return where a part of a stream is."""
@@ -152,10 +154,11 @@ class Store:
         self,
         record: TrainingRecord,
         output_dir: Path,
+        snapshots_dir: Path | None = None,
         *,
         check_lease: Callable[[], None] = lambda: None,
     ) -> TrainingRecord:
-        """Take over `output_dir`, then write the record. What attempts left is removed.
+        """Take over `output_dir` and snapshots, then write the record. What attempts left goes.
 
         Returns the record that counts: where another driver, which took this one for dead, was
         first, that is its record, and nothing of it is touched. Raises what `check_lease` does.
@@ -163,7 +166,7 @@ class Store:
         place = f"training/{record.key[:KEY_DIGITS]}"
         if self.files.is_local:
             for path in output_dir.rglob("*"):  # on the disk before a record says that they are
-                sync(path)
+                sync(path)  # (of snapshots the trainer sees to that)
         check_lease()  # again: that may have taken long
         done = self.training(record.key)
         if done is not None:
@@ -174,10 +177,20 @@ class Store:
             output_dir.replace(Path(self.files.root, place, "adapter"))
         else:
             self.files.put_folder(output_dir, f"{place}/adapter")
+        self._take_over_snapshots(snapshots_dir, f"{place}/{SNAPSHOTS}")
         self.write_record(f"{place}/record.json", record)
         for attempt in self._attempts(record.key).glob("attempt-*"):
             shutil.rmtree(attempt, ignore_errors=True)  # an owner taken for dead may still write
         return record
+
+    def _take_over_snapshots(self, folder: Path | None, place: str) -> None:
+        if folder is None:
+            return
+        if self.files.is_local:
+            self.files.remove(place)
+            folder.replace(Path(self.files.root, place))
+        else:
+            self.files.put_folder(folder, place)
 
     def adapter_dir(self, record: TrainingRecord) -> Path:
         """Return a local folder with the weights of a finished training.
@@ -185,7 +198,7 @@ class Store:
         Those in a bucket are fetched once per machine and user, by one process while others wait,
         and compared with the record's hash. Raises StoreError where they cannot be had.
         """
-        path = f"training/{record.key[:KEY_DIGITS]}/adapter"
+        path = f"training/{record.key[:KEY_DIGITS]}/{record.place}"
         if self.files.is_local:
             return Path(self.files.root, path)
         return fetched(self.files, path, record.weights_sha256)

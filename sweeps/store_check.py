@@ -17,6 +17,7 @@ from pydantic import Field
 from em.judging import place_of
 from em.record import Record, fingerprint
 from sweeps.artefacts import (
+    SNAPSHOTS,
     Attempt,
     DriverBeat,
     Part,
@@ -102,7 +103,8 @@ class _Check:
 
     def __init__(self, store: Store, on_checked: Callable[[], None]) -> None:
         self._store, self._files, self._on_checked = store, store.files, on_checked
-        self._weights: dict[str, str] = {}  # training key → hash of its weights
+        # Training key and step (None: its end) → hash of the weights.
+        self._weights: dict[tuple[str, int | None], str] = {}
         self.damages: list[Damage] = []
         self.num_artefacts = self.num_unfinished = self.num_bytes = 0
 
@@ -117,7 +119,7 @@ class _Check:
             self.num_unfinished += bool(names)
             return None
         self.num_artefacts += 1
-        aside = [path] + ([f"{place}/adapter"] if "adapter" in names else [])
+        aside = self._all_of(place)
         try:
             record = self._files.read_record(path, model)
         except Damaged:
@@ -138,19 +140,28 @@ class _Check:
         place = f"training/{name}"
         record = self.record(place, TrainingRecord)
         if record is not None:
-            self._weights[record.key] = record.weights_sha256
-            weights = f"{place}/adapter"
-            if "adapter" not in self._files.names(place):
-                self._found(weights, "is recorded and gone", f"{place}/record.json")
-            elif (found := self._hash(weights)) != record.weights_sha256:
-                self._found(
-                    weights,
-                    f"has weights with the hash {found[:12]}…, its record says "
-                    f"{record.weights_sha256[:12]}…",
-                    f"{place}/record.json",
-                    weights,
-                )
+            for step in (None, *(snapshot.step for snapshot in record.snapshots)):
+                self._check_weights(place, record.after(step), step)
         self._on_checked()
+
+    def _check_weights(self, place: str, record: TrainingRecord, step: int | None) -> None:
+        self._weights[record.key, step] = record.weights_sha256
+        weights = f"{place}/{record.place}"
+        folder, _, name = weights.rpartition("/")
+        if name not in self._files.names(folder):
+            self._found(weights, "is recorded and gone", *self._all_of(place))
+        elif (found := self._hash(weights)) != record.weights_sha256:
+            self._found(
+                weights,
+                f"has weights with the hash {found[:12]}…, its record says "
+                f"{record.weights_sha256[:12]}…",
+                *self._all_of(place),
+            )
+
+    def _all_of(self, place: str) -> list[str]:
+        """A record, and of a training its weights and snapshots: one makes all of them anew."""
+        there = self._files.names(place)
+        return [f"{place}/{n}" for n in ("record.json", "adapter", SNAPSHOTS) if n in there]
 
     def _hash(self, path: str) -> str:
         if self._files.is_local:
@@ -163,7 +174,8 @@ class _Check:
         """Check a stream of responses; return the keys of those that are whole."""
         place = f"responses/{name}"
         record = self.record(place, StreamRecord)
-        weights = self._weights.get(str(record.identity.get("training"))) if record else None
+        of = record.identity if record else {}
+        weights = self._weights.get((str(of.get("training")), of.get("step")))
         keys: set[str] = set()
         covered: set[tuple[str, int]] = set()
         sound = True

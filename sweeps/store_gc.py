@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from em.record import Record
-from sweeps.artefacts import StreamKind, StreamRecord
+from sweeps.artefacts import SNAPSHOTS, StreamKind, StreamRecord
 from sweeps.attempts import Beat
 from sweeps.disk import PARTIAL
 from sweeps.files import StoreError
@@ -87,15 +87,15 @@ def _attempts(sizes: Sizes) -> list[Leftover]:
     found = []
     for folder in _bytes_of(sizes, depth=2):
         finished = f"{folder}/record.json" in sizes
-        weights = f"{folder}/adapter"
         for attempt in (path for path in below if path.startswith(f"{folder}/attempt-")):
             why = "left by a finished training" if finished else (
                 "an unfinished training: the next run would go on from its last checkpoint"
             )  # fmt: skip
             found.append(Leftover(path=attempt, num_bytes=below[attempt], why=why))
-        if weights in below and not finished:
-            why = "weights without a record: the next run would train them again"
-            found.append(Leftover(path=weights, num_bytes=below[weights], why=why))
+        for weights in (f"{folder}/adapter", f"{folder}/{SNAPSHOTS}"):
+            if weights in below and not finished:
+                why = "weights without a record: the next run would train them again"
+                found.append(Leftover(path=weights, num_bytes=below[weights], why=why))
     return found
 
 
@@ -221,7 +221,7 @@ def _is_counted(store: Store, kind: str, key: str, name: str) -> bool:
     """Whether a record counts the file or folder `name` of an artefact now."""
     path = f"{kind}/{key}/record.json"
     if kind == "training":
-        return name == "adapter" and store.files.read(path) is not None
+        return name in ("adapter", SNAPSHOTS) and store.files.read(path) is not None
     record = store.files.read_record(path, StreamRecord)
     return record is not None and name in {part.name for part in record.parts}
 

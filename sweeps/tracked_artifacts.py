@@ -16,7 +16,7 @@ from typing import Any
 from em.record import fingerprint
 from sweeps.asking import given_scores
 from sweeps.for_others import without_places
-from sweeps.plan import CellPlan
+from sweeps.plan import CellPlan, at_the_end
 from sweeps.results import CellResult, ScoredResponse
 from sweeps.store import Store
 from sweeps.tables import JudgementsTable
@@ -88,7 +88,7 @@ def adapter_artifact(plan: CellPlan, store: Store, *, most_mib: float) -> Artifa
     files: dict[str, bytes | Path] = {"adapter.json": _json(told)}
     references = {}
     if not store.files.is_local:
-        references["weights"] = (store.adapter_url(plan.training_key), record.weights_sha256)
+        references["weights"] = (store.adapter_url(record), record.weights_sha256)
     elif most_mib > 0:
         kept = [path for path in sorted(store.adapter_dir(record).rglob("*")) if path.is_file()]
         if sum(path.stat().st_size for path in kept) <= most_mib * 2**20:
@@ -105,11 +105,11 @@ def adapter_artifact(plan: CellPlan, store: Store, *, most_mib: float) -> Artifa
 
 
 def responses_artifact(plan: CellPlan, store: Store) -> Artifact:
-    """Return a cell's answers: the store's own files, or in a bucket their addresses."""
+    """Return a cell's answers at its end: the store's own files, or in a bucket their addresses."""
     files: dict[str, bytes | Path] = {}
     references = {}
     streams = {}
-    for evaluation in plan.evaluations:
+    for evaluation in at_the_end(plan).evaluations:
         record = store.stream("responses", evaluation.stream)
         for part in record.parts if record else ():
             place = f"{evaluation.name}/{part.name}"
@@ -135,13 +135,17 @@ def judgements_artifact(
     """Return a cell's answers with all their scores, as one table."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "judgements.parquet"
-        given = {score for judging in plan.judgings for score in given_scores(judging.templates)}
+        given = {
+            score
+            for judging in at_the_end(plan).judgings
+            for score in given_scores(judging.templates)
+        }
         table = JudgementsTable(place, given)
         for result, rows in results:
             table.add(result, rows)
         table.close()
         data = place.read_bytes()
-    streams = {f"{j.evaluation}/{j.judge}": j.stream for j in plan.judgings}
+    streams = {f"{j.evaluation}/{j.judge}": j.stream for j in at_the_end(plan).judgings}
     return Artifact(
         name=name_of("judgements", plan.cell.model.name, plan.cell.variant.name),
         type="judgements",

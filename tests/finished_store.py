@@ -9,6 +9,7 @@ from pathlib import Path
 
 from small_sweep import FakeEndpoint, FakeReader
 
+from em.snapshots import SnapshotMark, put_in_place
 from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import TrainingRecord
 from sweeps.plan import CellPlan, SweepPlan
@@ -77,12 +78,23 @@ def trainer(asked: Asked, weights: str, size: int) -> Callable[[TrainingJob], Tr
         job.output_dir.mkdir(exist_ok=True)
         text = f"{weights}{job.seeds.init}".ljust(size)
         (job.output_dir / "adapter_model.safetensors").write_text(text)
+        for step in job.snapshots:
+            write_snapshot(job, step, f"{text} after step {step}")
         return TrainingResult(
             steps=1, losses=(), num_rows=4, num_tokens=9, num_trained_tokens=3, num_cut_rows=0,
             seconds=0.1,
         )  # fmt: skip
 
     return train
+
+
+def write_snapshot(job: TrainingJob, step: int, weights: str, key: str = "job") -> None:
+    """Write what a trainer keeps of a step, with a line of text for weights."""
+    assert job.snapshot_dir is not None
+    written = job.snapshot_dir / ".written"
+    written.mkdir(parents=True)
+    (written / "adapter_model.safetensors").write_text(weights)
+    put_in_place(written, job.snapshot_dir, SnapshotMark(key=key, step=step))
 
 
 def tree(store: Store) -> dict[str, bytes]:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from em.checkpoints import disk_asked, last_whole, mark_whole, remove_older, remove_torn
+from em.checkpoints import (
+    disk_asked,
+    last_whole,
+    mark_whole,
+    remove_from,
+    remove_older,
+    remove_torn,
+)
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -22,6 +29,14 @@ def test_the_latest_with_a_mark_counts(tmp_path: Path) -> None:
     assert last_whole(tmp_path, "key") == tmp_path / "checkpoint-2"
     assert remove_torn(tmp_path) == [tmp_path / "checkpoint-3"]
     remove_older(tmp_path / "checkpoint-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_what_is_not_gone_on_from_is_removed(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        mark_whole(checkpoint(tmp_path, step), "key")
+    remove_from(tmp_path, 4)
+    assert last_whole(tmp_path, "key") == tmp_path / "checkpoint-2"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from finished_store import write_snapshot
 from small_sweep import plan
 
 from em.catalogue import CACHE_ENV
 from em.checkpoints import last_whole, mark_whole, remove_older, step_of
+from em.snapshots import whole_snapshots
 from em.training import LossPoint, TrainingConfig, TrainingJob, TrainingResult
 from sweeps.kept_checkpoints import CheckpointKeeper
 from sweeps.leases import Holder
@@ -37,6 +39,8 @@ def trainer(store: Store, plan: CellPlan, driver: str, *, dies_after: int = STEP
             if step > dies_after:
                 raise Killed
             keeper.on_step(LossPoint(step=step, loss=1.0, learning_rate=1.0))
+            if step in job.snapshots and step not in whole_snapshots(job.snapshot_dir):  # type: ignore[arg-type]
+                write_snapshot(job, step, f"weights of step {step} by {driver}")
             if step % 2 == 0:
                 latest = folder / f"checkpoint-{step}"
                 (latest / "deep").mkdir(parents=True)
@@ -99,6 +103,59 @@ def test_another_machine_goes_on_and_nothing_is_left(world: World) -> None:
     assert "from its last checkpoint" in left.why
     assert world.train("two", "b") == 4
     assert world.files() == ["adapter/adapter.safetensors", "record.json"]
+
+
+@pytest.fixture
+def asked_before(world: World) -> World:
+    """The same with a training whose steps 2 and 5 are kept, too."""
+    world.tuned = world.tuned.model_copy(update={"snapshots": (2, 5)})
+    return world
+
+
+def test_a_checkpoint_has_the_snapshots_of_before_it_beside_it(asked_before: World) -> None:
+    asked_before.killed("one", "a", after=5)
+    kept = [name for name in asked_before.files() if "snapshots" in name]
+    assert kept == [
+        f"attempt-a/snapshots/step-2/{name}"
+        for name in ("adapter_model.safetensors", "snapshot.json")
+    ]
+    assert asked_before.train("two", "b") == 4
+    assert asked_before.files() == [
+        "adapter/adapter.safetensors",
+        "record.json",
+        *(
+            f"snapshots/step-{step}/{name}"
+            for step in (2, 5)
+            for name in ("adapter_model.safetensors", "snapshot.json")
+        ),
+    ]
+    place = f"training/{asked_before.tuned.training_key[:32]}/snapshots"
+    read = asked_before.store.files.read
+    assert read(f"{place}/step-2/adapter_model.safetensors") == b"weights of step 2 by a"
+    assert read(f"{place}/step-5/adapter_model.safetensors") == b"weights of step 5 by b"
+
+
+def test_weights_of_a_step_are_fetched_as_those_of_the_end_are(asked_before: World) -> None:
+    asked_before.train("one", "a")
+    record = asked_before.store.training(asked_before.tuned.training_key)
+    assert record is not None
+    early = record.after(2)
+    assert early.weights_sha256 != record.weights_sha256
+    for store_dir in (
+        asked_before.store.adapter_dir(early),
+        Store.adapter_from(asked_before.store.adapter_url(early), early.weights_sha256),
+    ):
+        weights = store_dir / "adapter_model.safetensors"
+        assert weights.read_text() == "weights of step 2 by a"
+
+
+def test_a_snapshot_that_is_torn_in_the_bucket_is_left_out(asked_before: World) -> None:
+    """The trainer sees that it is not there, and goes back to before it."""
+    asked_before.killed("one", "a", after=5)
+    place = f"training/{asked_before.tuned.training_key[:32]}/attempt-a/snapshots/step-2"
+    asked_before.store.files.write(f"{place}/adapter_model.safetensors", b"weig")
+    with pytest.raises(ValueError, match="nothing was kept of step 2; kept are 5"):
+        asked_before.train("two", "b")  # this stand-in does not look, and is found out
 
 
 def test_the_latest_of_all_machines_counts(world: World) -> None:
