@@ -30,6 +30,7 @@ from sweeps.options import (
     open_sweep,
 )
 from sweeps.run_commands import resume, run, told_failed
+from sweeps.serve_command import serve
 from sweeps.store_commands import store_app
 from sweeps.tracking_commands import dashboard, sync
 
@@ -179,6 +180,7 @@ app.command()(jobs)
 app.command()(logs)
 app.command()(stop)
 app.command()(prefetch)
+app.command()(serve)
 app.command()(sync)
 app.command()(dashboard)
 
