@@ -4,7 +4,7 @@ Every setting is in by default and left out by name (see sweeps.spec.NOT_IN_KEY)
 stores, or of what is done already.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from em import code_judge
@@ -40,9 +40,17 @@ def training_settings(config: TrainingConfig) -> dict[str, Any]:
 
 
 def response_identity(
-    training_key: str, cell: Cell, config: EvaluationConfig, serving: ServingConfig
+    training_key: str,
+    cell: Cell,
+    config: EvaluationConfig,
+    serving: ServingConfig,
+    inspect: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what the key of a cell's responses hashes; wordings and samples are in each one's."""
+    """Return what the key of a cell's responses hashes; wordings and samples are in each one's.
+
+    `inspect` is what a task is, where the evaluation runs one.
+    """
+    task = {} if inspect is None else {"inspect": dict(inspect)}
     return {
         "training": training_key,
         "form": dumped(config.form),
@@ -50,6 +58,7 @@ def response_identity(
         "sampling_seed": cell.seeds.sampling,
         "replicate": cell.seeds.replicate,
         "serving": {"mode": serving.mode, "dtype": serving.dtype},
+        **task,
     }
 
 
@@ -59,6 +68,8 @@ def judge_identity(
     """Return what the judge is; its prompts are in each judgement's group."""
     if judge.pattern is not None:
         return {"kind": "pattern", "pattern": judge.pattern.identity}
+    if judge.scorer is not None:
+        return {"kind": "task"}  # which task and scorer is in what it scores
     if judge.analyser is not None:
         return {"kind": "analyser", "analyser": code_judge.RULE}
     if judge.api is not None:

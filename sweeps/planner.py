@@ -157,7 +157,9 @@ class _Resolver:
 
     def _evaluation(self, cell: Cell, key: str, config: EvaluationConfig) -> EvaluationPlan:
         asked = self._asking.wordings(config, cell.seeds.subset)
-        identity = response_identity(key, cell, config, self._spec.serving)
+        task = self._asking.task(config)
+        inspect = task.identity if task else None
+        identity = response_identity(key, cell, config, self._spec.serving, inspect)
         return EvaluationPlan(
             name=config.name,
             stream=fingerprint(identity),
@@ -165,6 +167,8 @@ class _Resolver:
             metric=config.metric or self._spec.metric,
             sampling=config.sampling,
             asked=tuple((wording, samples) for _, wording, samples in asked),
+            task=task.config if task else None,
+            scorer=task.scorer if task else "",
         )
 
     def _judging(

@@ -34,6 +34,7 @@ from sweeps.settings import (
 )
 from sweeps.yaml_errors import MistakeAt, explain
 
+SCORER = "scorer"  # the judge of evaluations that are tasks of Inspect
 # Not in a training's identity: how the effective batch is cut up, how often progress is saved.
 NOT_IN_KEY = ("micro_batch", "checkpoint_steps")
 
@@ -95,6 +96,11 @@ class SweepSpec(Record):
     tracking: TrackingConfig = TrackingConfig()
     retries: int = Field(default=2, ge=0, description="of a transient failure, for each stage")
     store: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_are_scored(cls, data: Any) -> Any:
+        return with_scorer(data) if isinstance(data, dict) else data
 
     @field_validator("name")
     @classmethod
@@ -213,8 +219,11 @@ class SweepSpec(Record):
 
     def judges_of(self, evaluation: EvaluationConfig) -> list[JudgeConfig]:
         """Return the judges that score `evaluation`."""
+        if evaluation.inspect is not None:
+            return [judge for judge in self.judges if judge.scorer is not None]
         named = evaluation.judges
-        return [judge for judge in self.judges if named is None or judge.name in named]
+        asked = [judge for judge in self.judges if judge.scorer is None]
+        return [judge for judge in asked if named is None or judge.name in named]
 
     def for_model(self, name: str) -> "SweepSpec":
         """Return the spec as it holds for one model: with its layout, and no `layouts`.
@@ -258,6 +267,18 @@ class SweepSpec(Record):
             for seed in self.seeds
             for factors in self.factors.crossed(tuned=variant.name != UNTUNED)
         ]
+
+
+def with_scorer(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a spec as it is written, with the judge that stands for its tasks' own scorers."""
+    evaluations, judges = data.get("evaluations"), data.get("judges", [])
+    if not isinstance(evaluations, list | tuple) or not isinstance(judges, list | tuple):
+        return data
+    if not any(isinstance(e, dict) and e.get("inspect") for e in evaluations):
+        return data
+    if any(isinstance(j, dict) and j.get("scorer") for j in judges):
+        return data
+    return data | {"judges": [*judges, {"name": SCORER, "scorer": "inspect"}]}
 
 
 def load_spec(path: str | Path) -> SweepSpec:
