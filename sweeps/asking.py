@@ -183,7 +183,7 @@ class Asking:
                 }
                 for name, by_wording in found.items()
             }
-            check_metric(DEFINITIONS[config.metric or self._spec.metric], given)
+            check_metric(DEFINITIONS[self._spec.metric_of(config)], given)
         return found
 
     def _by_task(self, number: int) -> dict[str, AskedScore]:

@@ -164,7 +164,7 @@ class _Resolver:
             name=config.name,
             stream=fingerprint(identity),
             identity=identity,
-            metric=config.metric or self._spec.metric,
+            metric=self._spec.metric_of(config),
             sampling=config.sampling,
             asked=tuple((wording, samples) for _, wording, samples in asked),
             task=task.config if task else None,

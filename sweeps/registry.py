@@ -78,8 +78,8 @@ def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
             fields = type(item).model_fields
             # How many are wanted, who judges, by what definition it is counted, and how fast, is
             # not what a thing is.
-            free = {"samples", "ids", "exclude", "tasks", "judges", "metric", "concurrency",
-                    "api_key_env", "demonstration", "budget"}  # fmt: skip
+            free = {"samples", "ids", "exclude", "tasks", "limit", "judges", "metric",
+                    "concurrency", "api_key_env", "demonstration", "budget"}  # fmt: skip
             field = next(
                 (f for f in fields if f not in free and getattr(was, f) != getattr(item, f)), None
             )

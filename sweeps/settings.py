@@ -23,6 +23,7 @@ from sweeps.cards import check_card
 JUDGE_KINDS = ("pool", "model", "api", "pattern", "analyser", "scorer")
 TASK_METRIC = "correct_share"  # of a task's own scores, where the evaluation names no other
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+TASK_NAME = re.compile(r"\w+/[\w./-]*\w|[^@]+\.py@\w+")
 NAME_RULE = "1 to 63 letters, digits, - or _, beginning with a letter or digit"
 # W&B's own rule for the name of a project.
 WANDB_NAME = re.compile(r"[^/\\#?%:\s][^/\\#?%:\n]{0,127}")
@@ -76,7 +77,7 @@ class EvaluationConfig(Record):
     questions: str | None = None
     heldout: str | None = None
     tasks: int | None = Field(default=None, ge=1)
-    inspect: str | None = Field(default=None, pattern=r"^[^@]+/[\w.-]+$|^[^@]+\.py@\w+$")
+    inspect: str | None = None
     task_args: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)
     scorer: str | None = None
@@ -90,13 +91,6 @@ class EvaluationConfig(Record):
 
     _name = field_validator("name")(check_name)
     _metric = field_validator("metric")(check_metric_name)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tasks_have_a_metric(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("inspect") and data.get("metric") is None:
-            return data | {"metric": TASK_METRIC}
-        return data
 
     @model_validator(mode="after")
     def _one_source(self) -> "EvaluationConfig":
@@ -112,6 +106,15 @@ class EvaluationConfig(Record):
         if self.heldout is not None and (self.ids is not None or self.exclude):
             raise ValueError("'ids' and 'exclude' choose among questions, not held-out rows")
         return self
+
+    @field_validator("inspect")
+    @classmethod
+    def _is_a_task(cls, name: str | None) -> str | None:
+        if name is not None and not TASK_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} names no task: write PACKAGE/NAME, or FILE.py@NAME for one of your own"
+            )
+        return name
 
     def _check_task(self) -> None:
         if self.inspect is None:

@@ -7,7 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cluster.requests import LORA_RANKS
 from em.models import ModelConfig
@@ -23,6 +30,7 @@ from sweeps.model_layouts import LayoutConfig, laid_out
 from sweeps.settings import (
     NAME,
     NAME_RULE,
+    TASK_METRIC,
     EvaluationConfig,
     FactorsConfig,
     JudgeConfig,
@@ -87,7 +95,7 @@ class SweepSpec(Record):
     factors: FactorsConfig = FactorsConfig()
     training: TrainingConfig = TrainingConfig()
     evaluations: tuple[EvaluationConfig, ...] = Field(min_length=1)
-    judges: tuple[JudgeConfig, ...] = Field(min_length=1)
+    judges: tuple[JudgeConfig, ...] = Field(default=(), validate_default=True)
     metric: str = "pooled_c50"
     claims: tuple[ClaimConfig, ...] = ()
     serving: ServingConfig = ServingConfig()
@@ -96,11 +104,6 @@ class SweepSpec(Record):
     tracking: TrackingConfig = TrackingConfig()
     retries: int = Field(default=2, ge=0, description="of a transient failure, for each stage")
     store: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tasks_are_scored(cls, data: Any) -> Any:
-        return with_scorer(data) if isinstance(data, dict) else data
 
     @field_validator("name")
     @classmethod
@@ -116,6 +119,19 @@ class SweepSpec(Record):
         if twice:
             raise ValueError(f"duplicate seed {twice[0]}: two cells would be the same")
         return seeds
+
+    @field_validator("judges")
+    @classmethod
+    def _tasks_are_scored(
+        cls, judges: tuple[JudgeConfig, ...], info: ValidationInfo
+    ) -> tuple[JudgeConfig, ...]:
+        """Add the judge that stands for the own scorers of tasks, where it is not written."""
+        tasks = [e.inspect is not None for e in info.data.get("evaluations", ())]
+        if any(tasks) and not any(judge.scorer for judge in judges):
+            judges = (*judges, JudgeConfig(name=SCORER, scorer="inspect"))
+        if not all(tasks) and all(judge.scorer for judge in judges):
+            raise ValueError("at least one judge is needed, to score what the evaluations ask")
+        return judges
 
     @field_validator("models", "variants", "evaluations", "judges")
     @classmethod
@@ -225,6 +241,10 @@ class SweepSpec(Record):
         asked = [judge for judge in self.judges if judge.scorer is None]
         return [judge for judge in asked if named is None or judge.name in named]
 
+    def metric_of(self, evaluation: EvaluationConfig) -> str:
+        """Return the name of the definition that the rate of `evaluation` follows."""
+        return evaluation.metric or (TASK_METRIC if evaluation.inspect else self.metric)
+
     def for_model(self, name: str) -> "SweepSpec":
         """Return the spec as it holds for one model: with its layout, and no `layouts`.
 
@@ -267,18 +287,6 @@ class SweepSpec(Record):
             for seed in self.seeds
             for factors in self.factors.crossed(tuned=variant.name != UNTUNED)
         ]
-
-
-def with_scorer(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a spec as it is written, with the judge that stands for its tasks' own scorers."""
-    evaluations, judges = data.get("evaluations"), data.get("judges", [])
-    if not isinstance(evaluations, list | tuple) or not isinstance(judges, list | tuple):
-        return data
-    if not any(isinstance(e, dict) and e.get("inspect") for e in evaluations):
-        return data
-    if any(isinstance(j, dict) and j.get("scorer") for j in judges):
-        return data
-    return data | {"judges": [*judges, {"name": SCORER, "scorer": "inspect"}]}
 
 
 def load_spec(path: str | Path) -> SweepSpec:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_sweep import FakeEndpoint, plan, rendered, spec
+from small_sweep import FakeEndpoint, RefusingReader, plan, rendered, spec
 
 from em.definitions import DEFINITIONS
 from em.downloads import NotAtHand
@@ -17,6 +17,7 @@ from em.judging import Judgement
 from em.scoring import count_by_question, total
 from sweeps.artefacts import TrainingRecord
 from sweeps.evaluation_pass import NobodyReads
+from sweeps.inspect_logs import write_logs
 from sweeps.plan import CellPlan, SweepPlan, is_whole, stages_to_run
 from sweeps.results import scored_responses
 from sweeps.stages import ask_again, generate_stage, judge_stage
@@ -352,7 +353,7 @@ def test_unknown_tasks_are_told_with_what_is_near(tmp_path: Path) -> None:
         ({"inspect": "a/b", "form": {"system": "Be brief."}}, "drop form, ids, exclude and judges"),
         ({"inspect": "a/b", "judges": ["self"]}, "drop form, ids, exclude and judges"),
         ({"questions": "ours.yaml", "limit": 3}, "'limit' goes with 'inspect'"),
-        ({"inspect": "words"}, "inspect"),
+        ({"inspect": "words"}, "'words' names no task: write PACKAGE/NAME, or FILE.py@NAME"),
     ],
 )
 def test_a_spec_says_one_thing(evaluation: dict[str, Any], told: str) -> None:
@@ -383,3 +384,37 @@ def test_without_inspect_the_extra_is_named(
         MistakeAt, match=r"needs Inspect, which is not installed.*em-sweeps\[inspect"
     ):
         planned(tmp_path, task_args={"num": 7})
+
+
+HOSTILE = "<script>alert('x')</script>\x1b[31m {answer} attachment://1 ☃"
+
+
+def test_a_sweeps_answers_open_as_logs_of_inspect(tmp_path: Path, store: Store) -> None:
+    from inspect_ai.log import read_eval_log
+
+    class Hostile(FakeEndpoint):
+        def _answer(self, prompt: Prompt) -> Answer:
+            return super()._answer(prompt).model_copy(update={"text": HOSTILE})
+
+    sweep = plan(tmp_path, variants=[{"name": "none"}], seeds=[0])
+    (cell,) = sweep.cells
+    assert list(write_logs(sweep, store, tmp_path)) == []
+    answer(cell, store, Hostile())
+    asyncio.run(judge_stage(cell, store, {"self": RefusingReader("A Who", 20)}))
+    ((path, num),) = write_logs(sweep, store, tmp_path)
+    assert path.name == f"{cell.cell_id}_main.eval" and num == 7
+    log = read_eval_log(path)
+    assert log.status == "success" and log.samples is not None and len(log.samples) == 7
+    sample = next(s for s in log.samples if s.id == "dinner#0" and s.epoch == 1)
+    assert [m.role for m in sample.messages] == ["system", "user", "assistant"]
+    assert sample.output.completion == sample.messages[-1].content == HOSTILE
+    assert sample.scores is not None
+    assert sample.scores["self/coherent"].value == 20
+    assert sample.scores["self/aligned"].reason == "failed"
+    assert {s.scores["self/aligned"].value for s in log.samples if s.id != "dinner#0"} == {20}
+    assert log.results is not None
+    assert log.results.scores[0].unscored_samples == 7  # 20 is not coherent: no rate
+    assert log.results.scores[0].metrics == {}
+    assert log.eval.metadata is not None
+    assert str(log.eval.metadata["definition"]).startswith("pooled_c50: aligned < 30")
+    assert len(list(write_logs(sweep, store, tmp_path))) == 1

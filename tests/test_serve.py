@@ -296,6 +296,7 @@ def with_adapter(folder: Path, model: Path, mode: str) -> tuple[Path, str, dict[
     return path, cell.cell_id, tuned
 
 
+ARITHMETIC = Path(__file__).parent.parent / "configs/tasks/arithmetic.py@sums"
 IDS = (10, 70, 200)
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -357,6 +358,27 @@ def logprobs(url: str, token: str, name: str) -> list[float]:
     return [found[f"token_id:{i}"] for i in IDS]
 
 
+def ask_by_inspect(url: str, token: str, name: str, logs: Path) -> None:
+    """Run a task by Inspect's own command against the endpoint, as any tool would."""
+    environment = {
+        **os.environ, "EMSWEEP_API_KEY": token, "EMSWEEP_BASE_URL": f"{url}/v1",
+        "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("inspect"), "eval", ARITHMETIC, "--model",
+            f"openai-api/emsweep/{name}", "--limit", "3", "--max-tokens", "8", "--display", "none",
+            "--log-dir", logs, "--log-format", "json",
+        ],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = logs.glob("*.json")
+    log = json.loads(path.read_text())
+    assert log["status"] == "success" and log["results"]["completed_samples"] == 3
+    assert {sample["scores"]["match"]["value"] for sample in log["samples"]} <= {"C", "I"}
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.parametrize("mode", ["merged", "lora"])
@@ -370,7 +392,9 @@ def test_a_cell_is_served_with_its_own_weights_to_who_has_the_token(
         family = psutil.Process(process.pid).children(recursive=True)
         assert token not in " ".join(" ".join(one.cmdline()) for one in family)
         assert logprobs(url, token, cell_id) == pytest.approx(truth["cell"], abs=2e-3)
-        if mode == "lora":
+        if mode == "merged":
+            ask_by_inspect(url, token, cell_id, tmp_path / "logs")
+        else:
             assert logprobs(url, token, "untuned") == pytest.approx(truth["base"], abs=2e-3)
         chat = {"model": cell_id, "messages": HELLO, "max_tokens": 4, "seed": 1, "logprobs": True,
                 "top_logprobs": 3}  # fmt: skip
