@@ -15,6 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from cluster.requests import LORA_RANKS
 from em.models import ModelConfig
@@ -130,7 +131,9 @@ class SweepSpec(Record):
         if any(tasks) and not any(judge.scorer for judge in judges):
             judges = (*judges, JudgeConfig(name=SCORER, scorer="inspect"))
         if not all(tasks) and all(judge.scorer for judge in judges):
-            raise ValueError("at least one judge is needed, to score what the evaluations ask")
+            if not judges:
+                raise PydanticKnownError("missing")
+            raise ValueError("a judge is needed for the evaluations that are no tasks of inspect")
         return judges
 
     @field_validator("models", "variants", "evaluations", "judges")
