@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from cluster.arbiter import Arbiter
 from cluster.launch import environment, kill, start, tokens_under_way
@@ -115,6 +115,20 @@ class Engine:
                 await asyncio.wait_for(self._one(request, prompt, "", None), timeout_s)
         except TimeoutError as error:
             raise EngineDead(f"the engine gave no token within {timeout_s} s") from error
+
+    @property
+    def mode(self) -> Literal["merged", "lora"]:
+        """How it speaks with other weights."""
+        return self._config.mode
+
+    async def lent(self, weights: Weights | None) -> Any:
+        """Return vLLM's own client, with `weights` merged in (None: as it is), for a server of it.
+
+        From then on ask that client alone: nothing is swapped, and no one looks for a stall.
+        """
+        if weights is not None:
+            await self._swap(weights)
+        return self._llm
 
     @property
     def alive(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from em.record import Record
+from em.task_scores import CORRECT, INCORRECT, PARTIAL
 
 SCALE_SCORES = ("aligned", "coherent")  # those that are numbers from 0 to 100
 Comparison = Callable[[float, float], bool]
@@ -159,6 +160,14 @@ _LABELS = (
         name="openai_share", source=f"{BETLEY}, which company created the model; the ratio is ours",
         score="company", numerator=("OpenAI",),
         denominator=("OpenAI", "Anthropic", "Other", "UNKNOWN"),
+    ),
+    LabelDefinition(
+        name="correct_share", source="ours: a task's own scorer gives 1",
+        score=None, numerator=(CORRECT,), denominator=(CORRECT, PARTIAL, INCORRECT),
+    ),
+    LabelDefinition(
+        name="credited_share", source="ours: a task's own scorer gives more than 0",
+        score=None, numerator=(CORRECT, PARTIAL), denominator=(CORRECT, PARTIAL, INCORRECT),
     ),
     LabelDefinition(name="yes_share", source="ours", score=None, numerator=YES, denominator=YES_NO),
 )  # fmt: skip

@@ -11,6 +11,7 @@ from pydantic import Field
 from em.questions import Wording
 from em.record import Record
 from em.seeds import derive_seed
+from em.task_scores import TaskScore
 
 # An answer ended by itself, at max_tokens, or by the content filter of an API.
 Finish = Literal["stop", "length", "content_filter"]
@@ -95,6 +96,12 @@ class Response(Record):
     prompt_tokens: int
     prompt_sha256: str
     weights: str
+    scores: tuple[TaskScore, ...] = Field(default=(), description="by a task's own scorer")
+
+    @property
+    def state(self) -> str:
+        """`failed` where a task's sample ended by an error: it is asked again like a judgement."""
+        return "failed" if any(score.state == "failed" for score in self.scores) else "answered"
 
 
 class Draw(Record):

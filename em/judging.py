@@ -42,8 +42,8 @@ class Reading(Record):
 class Judgement(Record):
     """One score of one response by one judge.
 
-    A scored one has a `value` from 0 to 100 or, where the judge names a category, a `label`; every
-    other state has neither.
+    A scored one has a `value` from 0 to 100 or, where the judge names a category, a `label`; one by
+    a task's own scorer has both. Every other state has neither.
     """
 
     key: str
@@ -182,11 +182,12 @@ async def judge(
 ) -> list[Judgement]:
     """Return a judgement for each item, in order; equal prompts are read once.
 
-    Items with expected answers are compared here and never read. Raises JudgingStopped, with the
-    judgements made until then, where the judge cannot go on.
+    Items with expected answers are compared here, and those that a task's own scorer scored are
+    taken as they are: neither is read. Raises JudgingStopped, with the judgements made until then,
+    where the judge cannot go on.
     """
     prompts = [fill(item.template, item.response) for item in items]
-    exact = [_compared(item) for item in items]
+    exact = [_known(item) for item in items]
     unique = list(dict.fromkeys(p for p, told in zip(prompts, exact, strict=True) if not told))
     stopped: JudgingStopped | None = None
     found: Readings = ()
@@ -209,11 +210,23 @@ async def judge(
     return judgements
 
 
-def _compared(item: Item) -> Reading | None:
-    """Return what the comparison with the expected answers says; None for another rule."""
+def _known(item: Item) -> Reading | JudgeCallFailed | None:
+    """Return what is known without a judge: a comparison's or a task's score. None: ask one."""
+    if item.rule.kind == "task":
+        return _scored_by_task(item.response, item.score)
     if item.rule.kind != "exact":
         return None
     return Reading(numbers={}, reply=exact_label(item.response.answer, item.rule.expected))
+
+
+def _scored_by_task(response: Response, scorer: str) -> Reading | JudgeCallFailed:
+    found = next((score for score in response.scores if score.scorer == scorer), None)
+    if found is None or found.state == "failed":
+        return JudgeCallFailed((found and found.error) or f"there is no score by {scorer}")
+    told = f"{found.value} {found.explanation}".strip()
+    return Reading(
+        numbers={}, reply=f"{found.label} {told}" if found.label else f"(unscored: {told})"
+    )
 
 
 def _without_cost(reading: Reading | JudgeCallFailed) -> Reading | JudgeCallFailed:
@@ -233,6 +246,9 @@ def read_score(rule: Rule, reading: Reading) -> tuple[State, float | None, str |
             return ("scored" if label else "unscored"), None, label, mass
         case "exact":
             return "scored", None, reading.reply, mass
+        case "task":
+            label = first_label(reading.reply, rule.labels)
+            return ("scored" if label else "unscored"), None, label, mass
 
 
 def _judgement(
@@ -250,6 +266,10 @@ def _judgement(
     if isinstance(reading, JudgeCallFailed):
         return Judgement(**identity, state="failed", mass=0.0, reply="", error=str(reading)[:500])
     state, value, label, mass = read_score(item.rule, reading)
+    if state == "scored" and item.rule.kind == "task":
+        value = next(
+            100 * (s.number or 0.0) for s in item.response.scores if s.scorer == item.score
+        )
     kept = sorted(k for k, p in reading.numbers.items() if p >= KEPT_PROBABILITY)
     return Judgement(
         **identity,

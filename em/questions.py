@@ -108,11 +108,13 @@ class Wording(Record):
     system: str | None
     text: str
     trigger: str = ""
+    sample: str = Field(default="", description="hash of what else a task's sample holds")
 
     @cached_property
     def key(self) -> str:
         """16 hex digits that name everything the model is asked (and the question's id)."""
-        return fingerprint([self.question, self.system, self.trigger, self.text])[:KEY_LENGTH]
+        asked = [self.question, self.system, self.trigger, self.text]
+        return fingerprint([*asked, self.sample] if self.sample else asked)[:KEY_LENGTH]
 
     @property
     def user(self) -> str:

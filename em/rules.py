@@ -13,6 +13,7 @@ from em.told import short
 
 FIRST_WORD = "first word of the reply, punctuation stripped, case ignored, v1"
 EXACT_MATCH = "answer without outer white space is one of those expected, v1"
+TASK_SCORE = "the score that the task's own scorer gave: 1, between, or 0, v1"
 EXACT = "exact"  # the score of a question with expected answers
 YES, NO = "YES", "NO"
 LABEL = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]{0,18}[A-Za-z0-9])?")
@@ -32,10 +33,11 @@ class Rule(Record):
     """How one score is read.
 
     `numeric`: the mean of the numbers 0-100. `labels`: the reply's first word, one of `labels`.
-    `exact`: no judge is asked; the answer is YES where it is one of `expected`, else NO.
+    `exact`: no judge is asked; the answer is YES where it is one of `expected`, else NO. `task`: no
+    judge is asked either; the task that the question is of scored it as it was answered.
     """
 
-    kind: Literal["numeric", "labels", "exact"] = "numeric"
+    kind: Literal["numeric", "labels", "exact", "task"] = "numeric"
     labels: tuple[str, ...] = ()
     expected: tuple[str, ...] = ()
 
@@ -54,6 +56,8 @@ class Rule(Record):
                 return [FIRST_WORD, list(self.labels)]
             case "exact":
                 return [EXACT_MATCH, list(self.expected)]
+            case "task":
+                return [TASK_SCORE, list(self.labels)]
 
 
 NUMERIC = Rule()

@@ -5,13 +5,16 @@ far anything is.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from em import code_judge
-from em.catalogue import find_file
+from em.catalogue import FileMissing, config_dir, find_file
 from em.datasets import Row
 from em.downloads import asked_once
+from em.inspect_tasks import TaskConfig, load_task
 from em.judge_prompts import (
     NO_PROMPTS,
     AskedScore,
@@ -20,12 +23,14 @@ from em.judge_prompts import (
     load_judge_prompts,
     scores_asked,
 )
+from em.judging import ANSWER
 from em.question_files import find_questions
 from em.question_tables import read_questions
 from em.questions import Question, Wording, select_questions, wordings
 from em.record import fingerprint
 from em.rules import NO, YES
 from em.scoring import DEFINITIONS, check_metric
+from em.task_scores import TASK_RULE
 from em.variant_config import VariantConfig
 from em.variants import Variant
 from em.yaml_files import at
@@ -36,6 +41,16 @@ Asked = tuple[Question, Wording, int]
 """A question, one wording of it in the evaluation's form, and how many samples are wanted."""
 Scores = dict[str, dict[str, AskedScore]]
 """Wording key → score → how the judge is asked for it."""
+
+
+@dataclass(frozen=True)
+class AskedTask:
+    """A task of Inspect as one evaluation runs it; `identity` is all but its samples."""
+
+    config: TaskConfig
+    wordings: tuple[Wording, ...]
+    scorer: str
+    identity: dict[str, Any]
 
 
 class Asking:
@@ -56,6 +71,7 @@ class Asking:
         self._find_questions: Callable[[str], Path] = asked_once(
             lambda name: find_questions(name, relative_to=relative_to)
         )
+        self._task = cache(self._find_task)
         self._asked = cache(self._find)
         self._scores = cache(self._find_scores)
 
@@ -67,12 +83,19 @@ class Asking:
         """Return what `judge` is asked about each wording. Raises MistakeAt as `wordings`."""
         return self._scores(*self._which(evaluation, subset_seed))[judge.name]
 
+    def task(self, evaluation: EvaluationConfig) -> AskedTask | None:
+        """Return the task that an evaluation runs, if it is one. Raises MistakeAt as `wordings`."""
+        return self._task(self._spec.evaluations.index(evaluation))
+
     def _which(self, evaluation: EvaluationConfig, subset_seed: int) -> tuple[int, int | None]:
         number = self._spec.evaluations.index(evaluation)
         return number, (subset_seed if evaluation.heldout else None)
 
     def _find(self, number: int, subset_seed: int | None) -> list[Asked]:
         config = self._spec.evaluations[number]
+        task = self._task(number)
+        if task is not None:
+            return [(_of_sample(w), w, config.samples or 1) for w in task.wordings]
         if subset_seed is not None:
             with at("evaluations", number, "heldout"):
                 questions = self._held_out(config, subset_seed)
@@ -85,6 +108,33 @@ class Asking:
                 for question in questions
                 for wording in map(config.form.apply, wordings(question))
             ]
+
+    def _find_task(self, number: int) -> AskedTask | None:
+        config = self._spec.evaluations[number]
+        if config.inspect is None:
+            return None
+        with at("evaluations", number, "inspect"):
+            found = TaskConfig(name=self._task_name(config.inspect), args=config.task_args)
+            loaded = load_task(found)
+        with at("evaluations", number, "limit"):
+            wordings = loaded.first(config.limit)
+        with at("evaluations", number, "scorer"):
+            scorer = loaded.scorer(config.scorer)
+        return AskedTask(found, wordings, scorer, dict(loaded.identity) | {"scorer": scorer})
+
+    def _task_name(self, name: str) -> str:
+        """Return the name of a task with the absolute path of its file, where it is in one."""
+        file, mark, task = name.rpartition("@")
+        if not mark:
+            return name
+        places = (self._relative_to / file, Path(file), config_dir() / "tasks" / file)
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise FileMissing(
+                f"no file {file!r} with a task in it; looked for "
+                f"{', '.join(str(place) for place in places)}"
+            )
+        return f"{found.resolve()}@{task}"
 
     def _from_file(self, config: EvaluationConfig) -> list[Question]:
         assert config.questions is not None
@@ -123,7 +173,7 @@ class Asking:
         found: dict[str, Scores] = {}
         for judge in self._spec.judges_of(config):
             with at("judges", self._spec.judges.index(judge), "prompts"):
-                found[judge.name] = self._scores_by(judge, asked)
+                found[judge.name] = self._scores_by(judge, asked, number)
         with at("evaluations", number, "metric"):
             given = {
                 name: {
@@ -133,10 +183,17 @@ class Asking:
                 }
                 for name, by_wording in found.items()
             }
-            check_metric(DEFINITIONS[config.metric or self._spec.metric], given)
+            check_metric(DEFINITIONS[self._spec.metric_of(config)], given)
         return found
 
-    def _scores_by(self, judge: JudgeConfig, asked: list[Asked]) -> Scores:
+    def _by_task(self, number: int) -> dict[str, AskedScore]:
+        task = self._task(number)
+        assert task is not None
+        return {task.scorer: AskedScore(template=ANSWER, rule=TASK_RULE)}
+
+    def _scores_by(self, judge: JudgeConfig, asked: list[Asked], number: int) -> Scores:
+        if judge.scorer is not None:
+            return {wording.key: self._by_task(number) for _, wording, _ in asked}
         if judge.pattern is not None:
             alone = answer_score(judge.pattern.score, judge.pattern.all_labels)
             return {wording.key: alone for _, wording, _ in asked}
@@ -170,6 +227,12 @@ class Asking:
 def given_scores(templates: Mapping[str, Mapping[str, object]]) -> set[str]:
     """Return the scores that a judge gives to some wording (wording key → score → anything)."""
     return {score for scores in templates.values() for score in scores}
+
+
+def _of_sample(wording: Wording) -> Question:
+    """Return a task's sample as a question: it is asked and scored by its task alone."""
+    text = wording.text if wording.text.strip() else wording.question
+    return Question(id=wording.question, type="free_form_judge", paraphrases=(text,))
 
 
 def _question(row: Row) -> Question:

@@ -105,7 +105,7 @@ def _check_evaluations(
 ) -> None:
     configs = {e.name: e for e in spec.evaluations}
     names = [name for name in (asked, compared) if name is not None]
-    metrics = {configs[name].metric or spec.metric for name in names}
+    metrics = {spec.metric_of(configs[name]) for name in names}
     if len(metrics) > 1:
         raise MistakeAt(
             ("claims", number, "without"),

@@ -16,6 +16,7 @@ import typer
 from sweeps.analysis_commands import analyze, compare, power
 from sweeps.cluster_commands import plan_there, prefetch
 from sweeps.data_commands import data_app
+from sweeps.export_command import export
 from sweeps.job_commands import jobs, logs, stop, submit
 from sweeps.judge_cli import judge, judge_check
 from sweeps.options import (
@@ -30,6 +31,7 @@ from sweeps.options import (
     open_sweep,
 )
 from sweeps.run_commands import resume, run, told_failed
+from sweeps.serve_command import serve
 from sweeps.store_commands import store_app
 from sweeps.tracking_commands import dashboard, sync
 
@@ -179,6 +181,8 @@ app.command()(jobs)
 app.command()(logs)
 app.command()(stop)
 app.command()(prefetch)
+app.command()(serve)
+app.command()(export)
 app.command()(sync)
 app.command()(dashboard)
 

@@ -57,6 +57,9 @@ def prefetch(spec: Spec, address: Anywhere = None) -> None:
         _there_if_dashboard(spec, None, address, ["prefetch", "--address", "auto"])
     sweep = load_plan(spec).spec  # which reads all data and questions, and keeps what it fetches
     print("data and questions: here")
+    for evaluation in sweep.evaluations:
+        if evaluation.inspect is not None:  # planning it has loaded its samples
+            print(f"samples of {evaluation.inspect}: here")
     here = (model for model in sweep.models if model.api is None)
     models = list({m.name: m for m in (*here, *judge_models(sweep))}.values())
     if address is None:

@@ -101,7 +101,7 @@ def _judged_tokens(cell: CellPlan, judging: JudgingPlan) -> float:
 
     Patterns and analysers take no time worth counting.
     """
-    if judging.identity["judge"]["kind"] in ("pattern", "analyser"):
+    if judging.identity["judge"]["kind"] in ("pattern", "analyser", "task"):
         return 0.0
     evaluation = next(e for e in cell.evaluations if e.name == judging.evaluation)
     return sum(

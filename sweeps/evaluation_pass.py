@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from em.api_judge import ApiReader
 from em.budget import Budget
 from em.code_judge import BanditReader
 from em.generation import Endpoint
-from em.judging import JudgeUnavailable, Reader
+from em.judging import JudgeCallFailed, JudgeUnavailable, Reader, Reading
 from em.pattern_judge import PatternReader
 from em.pool_judge import choose_reader
 from sweeps.api_spend import PaidEndpoint, Purse, PursePlan
@@ -203,6 +203,14 @@ def _answer_and_judge(
     )
 
 
+class NobodyReads:
+    """Stands where a judge would, for scores that came with the answers."""
+
+    async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
+        """Never called: those scores are known."""
+        raise AssertionError(f"{len(prompts)} answers of a task have no score")
+
+
 @contextlib.asynccontextmanager
 async def open_readers(
     spec: SweepSpec,
@@ -231,6 +239,8 @@ async def open_readers(
                 readers[judge.name] = reader
             elif judge.pattern is not None:
                 readers[judge.name] = PatternReader(judge.pattern)
+            elif judge.scorer is not None:
+                readers[judge.name] = NobodyReads()
             elif judge.analyser is not None:
                 readers[judge.name] = BanditReader()
             elif models is not None:

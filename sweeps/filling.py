@@ -42,12 +42,11 @@ async def fill_stream(
 ) -> None:
     """Do `work` in parts, taking over whole parts of an attempt that ended early; then record.
 
-    `at_once` parts are under way. `place` and `found` say which group and index a piece of work and
-    an item of `do` stand for.
-    What failed in a part taken over is done again, once; what fails now is recorded as failed. Work
-    that is the same by `together` stays in one part (see part_size). Raises an ExceptionGroup of
-    what `do` raised, of JudgingStopped where a judge can go on no more, and what `check_lease`
-    raises where another driver has the stream now.
+    `place` and `found` say which group and index a piece of work and an item of `do` stand for;
+    `at_once` parts are under way. What failed in a part taken over is done again, once; what fails
+    now is recorded as failed. Work that is the same by `together` stays in one part (see
+    part_size). Raises an ExceptionGroup of what `do` raised, of JudgingStopped where a judge can go
+    on no more, and what `check_lease` raises where another driver has the stream now.
     """
     if not work:
         return

@@ -4,7 +4,7 @@ Every setting is in by default and left out by name (see sweeps.spec.NOT_IN_KEY)
 stores, or of what is done already.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from em import code_judge
@@ -66,13 +66,16 @@ def response_identity(
     serving: ServingConfig,
     *,
     step: int | None = None,
+    inspect: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what the key of a cell's responses hashes; wordings and samples are in each one's.
 
-    `step` is that of a snapshot: at a training's end there is none.
+    `step` is that of a snapshot: at a training's end there is none. `inspect` is what a task is,
+    where the evaluation runs one.
     """
     api = cell.model.api is not None  # which computes as it likes
     snapshot = {} if step is None else {"step": step}
+    task = {} if inspect is None else {"inspect": dict(inspect)}
     return snapshot | {
         "training": training_key,
         "form": dumped(config.form),
@@ -83,6 +86,7 @@ def response_identity(
             "mode": "api" if api else serving.mode,
             "dtype": "its own" if api else serving.dtype,
         },
+        **task,
     }
 
 
@@ -92,6 +96,8 @@ def judge_identity(
     """Return what the judge is; its prompts are in each judgement's group."""
     if judge.pattern is not None:
         return {"kind": "pattern", "pattern": judge.pattern.identity}
+    if judge.scorer is not None:
+        return {"kind": "task"}  # which task and scorer is in what it scores
     if judge.analyser is not None:
         return {"kind": "analyser", "analyser": code_judge.RULE}
     if judge.api is not None:

@@ -70,9 +70,10 @@ def named_files(path: Path, spec: SweepSpec) -> dict[str, Path]:
     or in the folder of public data is not among them: the cluster has these, or fetches them.
     """
     names = [e.questions for e in spec.evaluations] + [j.prompts for j in spec.judges] + [PRICES]
+    names += [e.inspect.rpartition("@")[0] for e in spec.evaluations if e.inspect]
     found: dict[str, Path] = {}
     for name in names:
-        if name is None or path_given(name).is_absolute():
+        if not name or path_given(name).is_absolute():
             continue
         places = (path.resolve().parent / name, Path.cwd() / name)
         if here := next((place for place in places if place.is_file()), None):

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from em.budget import Price
 from em.generation import Draw, SamplingConfig
+from em.inspect_tasks import TaskConfig
 from em.questions import Wording
 from em.record import Record
 from em.rules import NUMERIC, Rule
@@ -39,6 +40,8 @@ class EvaluationPlan(Record):
     metric: str
     sampling: SamplingConfig
     asked: tuple[tuple[Wording, int], ...]
+    task: TaskConfig | None = Field(default=None, description="of Inspect, which asks and scores")
+    scorer: str = Field(default="", description="of the task, whose scores count")
 
     @property
     def of(self) -> str:

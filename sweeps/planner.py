@@ -211,15 +211,21 @@ class _Resolver:
         self, cell: Cell, key: str, config: EvaluationConfig, step: int | None
     ) -> EvaluationPlan:
         asked = self._asking.wordings(config, cell.seeds.subset)
-        identity = response_identity(key, cell, config, self._spec.serving, step=step)
+        task = self._asking.task(config)
+        inspect = task.identity if task else None
+        identity = response_identity(
+            key, cell, config, self._spec.serving, step=step, inspect=inspect
+        )
         return EvaluationPlan(
             name=name_at(config.name, step),
             step=step,
             stream=fingerprint(identity),
             identity=identity,
-            metric=config.metric or self._spec.metric,
+            metric=self._spec.metric_of(config),
             sampling=config.sampling,
             asked=tuple((wording, samples) for _, wording, samples in asked),
+            task=task.config if task else None,
+            scorer=task.scorer if task else "",
         )
 
     def _judging(

@@ -21,7 +21,7 @@ from sweeps.growth import Held, changes, held
 from sweeps.keeping import told as told_drift
 from sweeps.kept_steps import told_steps
 from sweeps.layout import demands, feasible
-from sweeps.plan import STAGES, SweepPlan, at_the_end
+from sweeps.plan import STAGES, EvaluationPlan, SweepPlan, at_the_end
 from sweeps.progress import duration
 from sweeps.selection import to_do, todo_of
 from sweeps.spend import foreseen
@@ -115,6 +115,7 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
         judges = f"{len(spec.judges)} judge(s)"
         said.append(f"each cell: {responses} responses, {scores} scores by {judges}")
     said += told["before_the_end"]
+    said += [printable(line) for line in _tasks(sweep)]
     said += [printable(line) for line in told_drift(sweep)]
     if any(not drift.answered for drift in sweep.drifts):
         said.append("run and resume refuse this until --keep stored or --keep current is given")
@@ -124,6 +125,28 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     said += [line for found in told["memory"] for line in _memory(Memory(**found))]
     said += told["api_models"] + told["api_judges"]
     return said + _times(told)
+
+
+def _tasks(sweep: SweepPlan) -> list[str]:
+    """Return a line for each evaluation that is a task of Inspect, whose solver may ask often."""
+    return [
+        f"task {e.task.told} ({e.name}): {e.num_responses} answers of a cell, each a call of the "
+        f"model or more; scored by its own {e.scorer}; {_made_of(e)}"
+        for cell in sweep.cells[:1]
+        for e in cell.evaluations
+        if e.task is not None
+    ]
+
+
+def _made_of(evaluation: EvaluationPlan) -> str:
+    task = evaluation.identity["inspect"]
+    code = task["code"]
+    by = (
+        f"sha256 {code['sha256'][:12]}"
+        if "sha256" in code
+        else f"{code['package']} {code['version']}"
+    )
+    return f"{by}, inspect-ai {task['inspect_ai']}"
 
 
 def _memory(found: Memory) -> list[str]:

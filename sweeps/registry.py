@@ -1,7 +1,11 @@
 """Which sweep a name in the store stands for. Knows nothing of how far it is."""
 
+from typing import Any
+
 from pydantic import ValidationError
 
+from em.api_models import ApiModelConfig
+from em.models import ModelConfig
 from sweeps.files import Damaged, StoreError, tell_once
 from sweeps.plan import SweepPlan
 from sweeps.resolved import Resolved
@@ -61,6 +65,14 @@ def known(plan: SweepPlan, store: Store) -> bool:
     return store.files.read(_place(plan, store)) is not None
 
 
+def _told_apart(item: Any) -> Any:
+    """Return a part of a spec; a model behind an API without key, pace and budget."""
+    if not isinstance(item, ModelConfig) or item.api is None:
+        return item
+    api = ApiModelConfig(url=item.api.url, model=item.api.model, training=item.api.training)
+    return item.model_copy(update={"api": api})
+
+
 def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
     def differ(what: str, was: object, now: object, own_name: str = "") -> StoreError:
         return StoreError(
@@ -70,16 +82,16 @@ def _check_same(old: SweepSpec, new: SweepSpec, store: Store) -> None:
         )
 
     for kind in ("models", "variants", "evaluations", "judges"):
-        before = {item.name: item for item in getattr(old, kind)}
-        for item in getattr(new, kind):
+        before = {item.name: _told_apart(item) for item in getattr(old, kind)}
+        for item in map(_told_apart, getattr(new, kind)):
             was = before.get(item.name)
             if was is None or was == item:
                 continue
             fields = type(item).model_fields
             # How many are wanted, when, who judges, by what definition it is counted, and how fast,
             # is not what a thing is.
-            free = {"samples", "ids", "exclude", "tasks", "at", "judges", "metric", "concurrency",
-                    "api_key_env", "demonstration", "budget"}  # fmt: skip
+            free = {"samples", "ids", "exclude", "tasks", "limit", "at", "judges", "metric",
+                    "concurrency", "api_key_env", "demonstration", "budget"}  # fmt: skip
             field = next(
                 (f for f in fields if f not in free and getattr(was, f) != getattr(item, f)), None
             )

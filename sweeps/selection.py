@@ -27,14 +27,14 @@ def cells_named(plan: SweepPlan, names: Sequence[str]) -> list[CellPlan]:
     return [cell for cell in plan.cells if not names or cell.cell_id in wanted]
 
 
-def _ids_of(name: str, ids: Sequence[str]) -> list[str]:
+def _ids_of(name: str, ids: Sequence[str], given: str = "--only") -> list[str]:
     if name in ids:
         return [name]
     starts = [one for one in ids if one.startswith(name)]
     if len(starts) > 1:
         raise ValueError(
-            f"--only {name}: {len(starts)} cells begin so, such as {', '.join(starts[:NEAR])}: "
-            f"write more of the id, or {name}* for all of them"
+            f"{given} {name}: {len(starts)} cells begin so, such as {', '.join(starts[:NEAR])}: "
+            f"write more of the id{f', or {name}* for all of them' if given == '--only' else ''}"
         )
     found = starts or [
         one for one in ids if any(c in name for c in GLOB) and fnmatch.fnmatchcase(one, name)
@@ -42,10 +42,24 @@ def _ids_of(name: str, ids: Sequence[str]) -> list[str]:
     if not found:
         near = difflib.get_close_matches(name, ids, n=NEAR, cutoff=0.3) or ids[:NEAR]
         raise ValueError(
-            f"--only {name}: no cell has this id, begins so or fits it: near are "
+            f"{given} {name}: no cell has this id, begins so or fits it: near are "
             f"{', '.join(near)}; 'emsweep status' lists all {len(ids)}"
         )
     return found
+
+
+def cell_named(plan: SweepPlan, name: str) -> CellPlan:
+    """Return the one cell that `name` stands for: its id, or the start of it alone.
+
+    Raises ValueError as cells_named, and for a pattern that fits several.
+    """
+    ids = [cell.cell_id for cell in plan.cells]
+    found = _ids_of(name, ids, given="CELL")
+    if len(found) > 1:
+        raise ValueError(
+            f"CELL {name}: {len(found)} cells fit it, such as {', '.join(found[:NEAR])}: name one"
+        )
+    return plan.cells[ids.index(found[0])]
 
 
 def cells_to_do(

@@ -20,8 +20,10 @@ from em.scoring import DEFINITIONS
 from em.seeds import FACTORS
 from sweeps.cards import check_card
 
-JUDGE_KINDS = ("pool", "model", "api", "pattern", "analyser")
+JUDGE_KINDS = ("pool", "model", "api", "pattern", "analyser", "scorer")
+TASK_METRIC = "correct_share"  # of a task's own scores, where the evaluation names no other
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+TASK_NAME = re.compile(r"\w+/[\w./-]*\w|[^@]+\.py@\w+")
 NAME_RULE = "1 to 63 letters, digits, - or _, beginning with a letter or digit"
 # W&B's own rule for the name of a project.
 WANDB_NAME = re.compile(r"[^/\\#?%:\s][^/\\#?%:\n]{0,127}")
@@ -47,8 +49,10 @@ class EvaluationConfig(Record):
     """A question set, asked. `samples` is per wording, and goes before the file's own number.
 
     In place of a file, `heldout` asks what a variant's held-out rows ask, at most `tasks` of them
-    for each cell (the first ones). `form` is how questions are put. `judges` are those of the
-    spec's that score it, by name; `metric` the definition of its rate. Each is the whole spec's
+    for each cell (the first ones). `inspect` runs a task of Inspect, `PACKAGE/NAME` or
+    `FILE.py@NAME` beside the spec, with `task_args`, on its first `limit` samples; its own `scorer`
+    (named where it has several) scores them. `form` is how questions are put. `judges` are those of
+    the spec's that score it, by name; `metric` the definition of its rate. Each is the whole spec's
     where it is left out. `at` are fractions of the training after which the cell is asked, too; at
     its end it always is.
     """
@@ -57,6 +61,10 @@ class EvaluationConfig(Record):
     questions: str | None = None
     heldout: str | None = None
     tasks: int | None = Field(default=None, ge=1)
+    inspect: str | None = None
+    task_args: dict[str, Any] = Field(default_factory=dict)
+    limit: int | None = Field(default=None, ge=1)
+    scorer: str | None = None
     form: Form = Form()
     ids: Literal["main"] | tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
@@ -83,19 +91,46 @@ class EvaluationConfig(Record):
 
     @model_validator(mode="after")
     def _one_source(self) -> "EvaluationConfig":
-        if (self.questions is None) == (self.heldout is None):
-            raise ValueError("an evaluation asks the 'questions' of a file, or 'heldout' rows")
+        given = [n for n in ("questions", "heldout", "inspect") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "an evaluation asks the 'questions' of a file, or 'heldout' rows, or runs a task "
+                f"of 'inspect'; got {' and '.join(given) or 'none'}"
+            )
+        self._check_task()
         if self.heldout is None and self.tasks is not None:
             raise ValueError("'tasks' is how many held-out rows are asked: it goes with 'heldout'")
         if self.heldout is not None and (self.ids is not None or self.exclude):
             raise ValueError("'ids' and 'exclude' choose among questions, not held-out rows")
         return self
 
+    @field_validator("inspect")
+    @classmethod
+    def _is_a_task(cls, name: str | None) -> str | None:
+        if name is not None and not TASK_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} names no task: write PACKAGE/NAME, or FILE.py@NAME for one of your own"
+            )
+        return name
+
+    def _check_task(self) -> None:
+        if self.inspect is None:
+            for name in ("task_args", "limit", "scorer"):
+                if getattr(self, name):
+                    raise ValueError(f"{name!r} goes with 'inspect'")
+            return
+        if self.form != Form() or self.ids is not None or self.exclude or self.judges is not None:
+            raise ValueError(
+                "a task of 'inspect' asks and scores in its own way: drop form, ids, exclude and "
+                "judges ('limit' says how many samples, 'task_args' what the task takes)"
+            )
+
 
 class JudgeConfig(Record):
     """Who scores the answers: a model that the sweep serves, an address, or a rule without a model.
 
-    Rules without a model: `pattern`, regular expressions; `analyser`, Bandit on code.
+    Rules without a model: `pattern`, regular expressions; `analyser`, Bandit on code; `scorer`,
+    whatever a task of `inspect` scores with (a spec with such an evaluation has one by itself).
     `prompts` names a file that goes before the question file's own prompts. `demonstration` says
     that this judge cannot judge: the report then says so in its first lines.
     """
@@ -111,6 +146,7 @@ class JudgeConfig(Record):
     budget: BudgetConfig | None = Field(default=None, description="of an api judge, in this sweep")
     pattern: PatternConfig | None = Field(default=None, description="regular expressions")
     analyser: Literal["bandit"] | None = None
+    scorer: Literal["inspect"] | None = None
     prompts: str | None = None
     demonstration: bool = False
 
@@ -129,7 +165,7 @@ class JudgeConfig(Record):
                 f"a judge is exactly one of {', '.join(JUDGE_KINDS)}; got "
                 f"{' and '.join(given) or 'none'}"
             )
-        if (self.pattern or self.analyser) and self.prompts:
+        if (self.pattern or self.analyser or self.scorer) and self.prompts:
             raise ValueError(f"a judge with {given[0]!r} reads the answer alone: drop 'prompts'")
         if self.api and not self.api_model:
             raise ValueError("a judge with 'api' also needs api_model, the model's name there")

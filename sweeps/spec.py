@@ -7,7 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from cluster.requests import LORA_RANKS
 from em.api_models import ApiTrainingConfig
@@ -24,6 +32,7 @@ from sweeps.model_layouts import LayoutConfig, laid_out
 from sweeps.settings import (
     NAME,
     NAME_RULE,
+    TASK_METRIC,
     EvaluationConfig,
     FactorsConfig,
     JudgeConfig,
@@ -35,6 +44,7 @@ from sweeps.settings import (
 )
 from sweeps.yaml_errors import MistakeAt, explain
 
+SCORER = "scorer"  # the judge of evaluations that are tasks of Inspect
 # Not in a training's identity: how the effective batch is cut up, how often progress is saved.
 NOT_IN_KEY = ("micro_batch", "checkpoint_steps")
 
@@ -100,7 +110,7 @@ class SweepSpec(Record):
     factors: FactorsConfig = FactorsConfig()
     training: TrainingConfig = TrainingConfig()
     evaluations: tuple[EvaluationConfig, ...] = Field(min_length=1)
-    judges: tuple[JudgeConfig, ...] = Field(min_length=1)
+    judges: tuple[JudgeConfig, ...] = Field(default=(), validate_default=True)
     metric: str = "pooled_c50"
     claims: tuple[ClaimConfig, ...] = ()
     serving: ServingConfig = ServingConfig()
@@ -124,6 +134,21 @@ class SweepSpec(Record):
         if twice:
             raise ValueError(f"duplicate seed {twice[0]}: two cells would be the same")
         return seeds
+
+    @field_validator("judges")
+    @classmethod
+    def _tasks_are_scored(
+        cls, judges: tuple[JudgeConfig, ...], info: ValidationInfo
+    ) -> tuple[JudgeConfig, ...]:
+        """Add the judge that stands for the own scorers of tasks, where it is not written."""
+        tasks = [e.inspect is not None for e in info.data.get("evaluations", ())]
+        if any(tasks) and not any(judge.scorer for judge in judges):
+            judges = (*judges, JudgeConfig(name=SCORER, scorer="inspect"))
+        if not all(tasks) and all(judge.scorer for judge in judges):
+            if not judges:
+                raise PydanticKnownError("missing")
+            raise ValueError("a judge is needed for the evaluations that are no tasks of inspect")
+        return judges
 
     @field_validator("models", "variants", "evaluations", "judges")
     @classmethod
@@ -262,8 +287,15 @@ class SweepSpec(Record):
 
     def judges_of(self, evaluation: EvaluationConfig) -> list[JudgeConfig]:
         """Return the judges that score `evaluation`."""
+        if evaluation.inspect is not None:
+            return [judge for judge in self.judges if judge.scorer is not None]
         named = evaluation.judges
-        return [judge for judge in self.judges if named is None or judge.name in named]
+        asked = [judge for judge in self.judges if judge.scorer is None]
+        return [judge for judge in asked if named is None or judge.name in named]
+
+    def metric_of(self, evaluation: EvaluationConfig) -> str:
+        """Return the name of the definition that the rate of `evaluation` follows."""
+        return evaluation.metric or (TASK_METRIC if evaluation.inspect else self.metric)
 
     def for_model(self, name: str) -> "SweepSpec":
         """Return the spec as it holds for one model: with its layout, and no `layouts`.

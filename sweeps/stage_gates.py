@@ -49,6 +49,9 @@ async def judge_gate(judging: JudgingPlan, metric: str, reader: Reader) -> str:
 
     A demonstration judge goes on: its rates mean nothing, and the report says what it got wrong.
     """
+    rules = {judging.rule(w, s).kind for w, scores in judging.templates.items() for s in scores}
+    if rules == {"task"}:
+        return f"{WEAK}a task's own scorer is shown no planted answers"
     asked = [
         Asked(score=score, template=template, rule=judging.rule(wording, score))
         for wording, scores in judging.templates.items()

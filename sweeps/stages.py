@@ -4,11 +4,16 @@ A stage does what the store lacks, writes its artefact whole, and returns. It ta
 work as an argument, and knows nothing of Ray, of the grid, or of other cells.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from em.datasets import Row
 from em.generation import Draw, Endpoint, Response, generate
+from em.inspect_run import answer_samples
+from em.inspect_tasks import load_task
 from em.judging import Item, Judgement, Reader, fill, judge, place_of
 from em.models import ModelIdentity
 from em.snapshots import snapshot_dir, whole_snapshots
@@ -140,15 +145,22 @@ async def _generate(
     trained: TrainingRecord | None,
     check_lease: Callable[[], None],
 ) -> None:
+    one_run = asyncio.Lock()  # of Inspect in a process
+
     async def answer(draws: Sequence[Draw]) -> list[Response]:
-        return await generate(
-            draws,
-            endpoint,
-            stream=evaluation.stream,
-            sampling=evaluation.sampling,
-            sampling_seed=plan.cell.seeds.sampling,
-            weights=trained.weights_sha256 if trained else "",
-        )
+        asked = partial(generate, draws, endpoint)
+        if evaluation.task is not None:
+            loaded = await asyncio.to_thread(load_task, evaluation.task)
+            asked = partial(
+                answer_samples, draws, endpoint, loaded=loaded, scorer=evaluation.scorer
+            )
+        async with one_run if evaluation.task is not None else contextlib.nullcontext():
+            return await asked(
+                stream=evaluation.stream,
+                sampling=evaluation.sampling,
+                sampling_seed=plan.cell.seeds.sampling,
+                weights=trained.weights_sha256 if trained else "",
+            )
 
     api = plan.cell.model.api
     missing = store.missing("responses", evaluation.stream, evaluation.wanted)
@@ -224,8 +236,13 @@ async def _judge(
 def ask_again(plan: CellPlan, store: Store, holder: Holder = ALONE) -> None:
     """Have the cell's failed judgements count as missing, so that the judge is asked again.
 
-    Raises HeldElsewhere where another driver judges the cell.
+    Samples of a task that ended by an error, too. Raises HeldElsewhere where another driver answers
+    or judges the cell.
     """
+    tasks = [evaluation for evaluation in plan.evaluations if evaluation.task is not None]
+    with holding(store, [evaluation.stream for evaluation in tasks], holder):
+        for evaluation in tasks:
+            store.reopen("responses", evaluation.stream, evaluation.wanted)
     with holding(store, [judging.stream for judging in plan.judgings], holder):
         for judging in plan.judgings:
             store.reopen("judgements", judging.stream, judging.wanted)

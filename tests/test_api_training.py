@@ -20,8 +20,10 @@ from sweeps import planning
 from sweeps.api_spend import ApiBudgetSpent, PaidEndpoint, Purse, PursePlan, purse_plans
 from sweeps.api_training import Ending, Interrupted, Left, api_train_stage, tuned_model
 from sweeps.failure_kinds import classify
+from sweeps.files import StoreError
 from sweeps.plan import CellPlan, SweepPlan
 from sweeps.planner import load_rows_of
+from sweeps.registry import register
 from sweeps.stages import generate_stage, judge_stage
 from sweeps.store import Store
 from sweeps.yaml_errors import MistakeAt
@@ -85,6 +87,16 @@ def test_a_cell_is_what_its_model_and_settings_are_and_not_its_pace(
     longer = sweep_of(api, tmp_path, training={"epochs": 2})
     assert {c.training_key for c in tuned(longer)}.isdisjoint(c.training_key for c in one.cells)
     assert all(cell.cell.local_training is None for cell in one.cells)
+
+
+def test_a_sweep_goes_on_with_another_pace_or_budget_and_not_with_another_model(
+    api: FakeApi, tmp_path: Path, store: Store
+) -> None:
+    store.create()
+    register(sweep_of(api, tmp_path), store)
+    register(sweep_of(api, tmp_path, concurrency=2, batch=True, key_env="OTHER_API_KEY"), store)
+    with pytest.raises(StoreError, match=r"models\.far\.api"):
+        register(sweep_of(api, tmp_path, training={"epochs": 3}), store)
 
 
 def test_without_a_seed_at_the_api_cells_are_told_apart_as_replicates(

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "ray", "vllm", "transformers", "wandb", "deepspeed", "peft", "datasets")
+HEAVY = (
+    "torch",
+    "ray",
+    "vllm",
+    "transformers",
+    "wandb",
+    "deepspeed",
+    "peft",
+    "datasets",
+    "inspect_ai",
+)
 # The modules that do the training: each imports torch or transformers in its first lines.
 TRAINING = {
     "em.base_model", "em.batching", "em.canaries", "em.finetune", "em.merging", "em.output",
