@@ -66,8 +66,10 @@ def to_serve(sweep: SweepPlan, store: Store, name: str) -> Served:
                 f"{BASE}: this sweep has {len(models)} models ({', '.join(m.name for m in models)})"
                 f": name an untuned cell, which begins with MODEL.{UNTUNED}"
             )
+        _check_is_here(models[0])
         return Served(BASE, models[0], None)
     plan = cell_named(sweep, name)
+    _check_is_here(plan.cell.model)
     if plan.cell.training is None:
         return Served(plan.cell_id, plan.cell.model, None)
     trained = store.training(plan.training_key)
@@ -77,6 +79,14 @@ def to_serve(sweep: SweepPlan, store: Store, name: str) -> Served:
             f"'emsweep run SPEC --only {plan.cell_id}' first, or name the store with --store"
         )
     return Served(plan.cell_id, plan.cell.model, trained)
+
+
+def _check_is_here(model: ModelConfig) -> None:
+    if model.api is not None:
+        raise ValueError(
+            f"{model.name} is behind {model.api.url}, which is its endpoint already; the names of "
+            "its tuned models there are in api_model.json of the store's trainings"
+        )
 
 
 def token_given() -> tuple[str, bool]:

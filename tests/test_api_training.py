@@ -19,6 +19,7 @@ from em.training import TrainingConfig
 from sweeps import planning
 from sweeps.api_spend import ApiBudgetSpent, PaidEndpoint, Purse, PursePlan, purse_plans
 from sweeps.api_training import Ending, Interrupted, Left, api_train_stage, tuned_model
+from sweeps.cell_server import to_serve
 from sweeps.failure_kinds import classify
 from sweeps.files import StoreError
 from sweeps.plan import CellPlan, SweepPlan
@@ -179,6 +180,15 @@ def test_the_plan_tells_cost_and_a_missing_key(
     wanted = 25 * characters / 4 / 1e6 + 14 * 600 * (15 + 10) / 1e6
     assert f"{wanted:,.2f} USD to come" in line
     assert "IT CANNOT RUN YET" in line and "OPENAI_API_KEY" in line
+
+
+def test_a_model_behind_an_api_is_not_served_here(
+    api: FakeApi, tmp_path: Path, store: Store
+) -> None:
+    sweep = sweep_of(api, tmp_path)
+    for name in ("untuned", sweep.cells[0].cell_id, tuned(sweep)[0].cell_id):
+        with pytest.raises(ValueError, match="which is its endpoint already"):
+            to_serve(sweep, store, name)
 
 
 # Jobs -------------------------------------------------------------------------------------------
