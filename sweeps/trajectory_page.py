@@ -106,6 +106,9 @@ def _draw(
     metric = next(t.metric for t in mine.values())
     measured = "coherent answers" if what == "coherence" else metric
     axes.set_title(f"{measured} · {evaluation}{held} · {judge}", fontsize=8, color=INK)
+    if not any(len(line.get_xdata()) for line in axes.lines):
+        axes.text(0.5, 0.5, "no answer counts", ha="center", color=INK, transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.set_ylabel("%")
