@@ -4,10 +4,12 @@ Imports Inspect only where a task is loaded: that takes seconds, and it is an ex
 Knows nothing of who answers (see em.inspect_run), or of cells.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -95,7 +97,8 @@ def _load(name: str, args: str) -> LoadedTask:
             f"the task {config.told!r} needs Inspect, which is not installed here: install the "
             "extra 'inspect' (pip install 'em-sweeps[inspect]')"
         )
-    task = _make(config)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries of downloads talk
+        task = _make(config)
     _check_possible(config, task)
     by_hash = sorted((content_sha256(sample), number) for number, sample in enumerate(task.dataset))
     samples, wordings = {}, []

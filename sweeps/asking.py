@@ -71,7 +71,7 @@ class Asking:
         self._find_questions: Callable[[str], Path] = asked_once(
             lambda name: find_questions(name, relative_to=relative_to)
         )
-        self._task = cache(self._find_task)
+        self._task: Callable[[int], AskedTask | None] = asked_once(self._find_task)
         self._asked = cache(self._find)
         self._scores = cache(self._find_scores)
 

@@ -65,6 +65,11 @@ def offline():
     raise ConnectionError("no route to the data")
 
 @task
+def talks():
+    print("loading ...")
+    return words()
+
+@task
 def wrong():
     raise KeyError("a mistake of its author")
 
@@ -334,6 +339,14 @@ def test_what_cannot_be_asked_is_told_when_it_is_planned(
         planned(tmp_path, task, **changes)
     assert found.value.place[:2] == ("evaluations", 0)
     assert isinstance(found.value.__cause__, NotAtHand) == (task == "offline")
+
+
+def test_what_is_said_at_loading_does_not_stand_in_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned(tmp_path, "talks")
+    said = capsys.readouterr()
+    assert (said.out, "loading" in said.err) == ("", True)
 
 
 def test_unknown_tasks_are_told_with_what_is_near(tmp_path: Path) -> None:

@@ -411,7 +411,7 @@ def test_a_cell_is_served_with_its_own_weights_to_who_has_the_token(
         log = Path(told[0].rsplit(": ", 1)[1])
         assert token not in log.read_text()
         scratch = [Path(one) for one in open_folders(family)]
-        process.send_signal(signal.SIGINT if mode == "merged" else signal.SIGKILL)
+        process.send_signal(signal.SIGTERM if mode == "merged" else signal.SIGKILL)
         process.wait(60)
         check_gone(family, within_s=40)
         assert [folder for folder in scratch if folder.exists()] == []
