@@ -158,24 +158,26 @@ def start_pool(config: PoolConfig, merge: Merge, locate: Locate) -> Pool:
     """
     from ray import serve
 
-    with _STARTING:  # Serve's controller is made by whoever comes first, and by one only
+    # Serve's controller is made by whoever comes first, and by one only; and Serve 2.60 registers a
+    # module for pickling, and takes that back, for each deployment that is described: two threads
+    # at once would take it back twice, which is an error.
+    with _STARTING:
         serve.start(proxy_location="Disabled", http_options={"location": "NoServer"})
-    actor = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
-    deployment = serve.deployment(
-        Replica,
-        name=config.name,
-        num_replicas=1,
-        ray_actor_options=actor,
-        max_ongoing_requests=1024,  # the default of 5 would starve the engine's batch
-        health_check_period_s=HEALTH_PERIOD_S,
-        graceful_shutdown_timeout_s=15.0,
-        graceful_shutdown_wait_loop_s=0.5,
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )
-    application = serve.RunTarget(
-        deployment.bind(config, merge, locate), name=config.name, route_prefix=None
-    )
-    serve.run_many([application], wait_for_applications_running=False)
+        deployment = serve.deployment(
+            Replica,
+            name=config.name,
+            num_replicas=1,
+            ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+            max_ongoing_requests=1024,  # the default of 5 would starve the engine's batch
+            health_check_period_s=HEALTH_PERIOD_S,
+            graceful_shutdown_timeout_s=15.0,
+            graceful_shutdown_wait_loop_s=0.5,
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        application = serve.RunTarget(
+            deployment.bind(config, merge, locate), name=config.name, route_prefix=None
+        )
+        serve.run_many([application], wait_for_applications_running=False)
     _wait_until_running(config.name)
     return Pool(config.name)
 
