@@ -1,10 +1,11 @@
 """Chat requests through an API's batch endpoint: cheaper, and answered within a day.
 
 A batch is found again by a tag made of its requests, so that who comes back after a crash takes up
-the one that is under way. Knows nothing of what is asked.
+what is under way, and what came of earlier ones. Knows nothing of what is asked.
 """
 
 import asyncio
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,10 @@ from em.told import cut
 TAG = "emsweep"
 ENDPOINT = "/v1/chat/completions"
 WINDOW = "24h"  # the only one that OpenAI offers
-USELESS = ("failed", "expired", "cancelling", "cancelled")
+# Ended, with replies to some of the requests at least; or with none.
+ENDED = ("completed", "expired", "cancelled")
+NO_ROOM = "token_limit_exceeded"  # OpenAI's code where as much waits as an account may have
+LEAST_PAUSE_S = 60.0  # before a batch is made again for which there was no room
 
 
 class Batches:
@@ -26,39 +30,69 @@ class Batches:
         """Look every `poll_s` seconds."""
         self._client, self._poll_s = client, poll_s
 
-    async def ask(self, requests: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """Return the body of the reply to each request, in order.
+    async def ask(self, requests: Sequence[Mapping[str, Any]]) -> list[Any | None]:
+        """Return the body of the reply to each request, in order; None where none came.
 
-        Raises ApiUnavailable where the batch, or one of its requests, came to nothing; what the
+        What earlier batches of the same requests have answered is not asked again; what is left
+        is asked in one new batch. Raises ApiUnavailable where it is refused as a whole; what the
         client raises is passed on.
         """
         tag = fingerprint(list(requests))[:32]
-        batch = await self._find(tag) or await self._create(requests, tag)
-        while batch.status != "completed":
-            if batch.status in USELESS:
-                raise ApiUnavailable(f"the batch {batch.id} is {batch.status}: {_why(batch)}")
+        bodies: dict[int, Any] = {}
+        is_new = False
+        for number in itertools.count():
+            left = [place for place in range(len(requests)) if place not in bodies]
+            if not left or is_new:
+                return [bodies.get(place) for place in range(len(requests))]
+            mine = f"{tag}-{number}"
+            batch = await self._find(mine)
+            if batch is None:
+                batch = await self._create({place: requests[place] for place in left}, mine)
+                is_new = True
+            batch = await self._ended(batch)
+            if batch.status == "failed":
+                is_new = False
+                await self._after_failure(batch)
+            else:
+                bodies |= await self._replies(batch)
+        raise AssertionError("the count does not end")
+
+    async def _ended(self, batch: Any) -> Any:
+        while batch.status not in (*ENDED, "failed"):
             await asyncio.sleep(self._poll_s)
             batch = await self._client.batches.retrieve(batch.id)
-        replies: dict[str, Any] = {}
+        return batch
+
+    async def _after_failure(self, batch: Any) -> None:
+        """Wait where there was no room for a batch; else raise ApiUnavailable."""
+        errors = (batch.errors and batch.errors.data) or []
+        if not any(error.code == NO_ROOM for error in errors):
+            why = "; ".join(str(error.message) for error in errors) or "no reason is given"
+            raise ApiUnavailable(f"the batch {batch.id} is refused: {cut(why)}")
+        await asyncio.sleep(min(LEAST_PAUSE_S, 100 * self._poll_s))
+
+    async def _replies(self, batch: Any) -> dict[int, Any]:
+        """Return the bodies of those that were answered, by the request's place."""
+        found = {}
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self._client.files.content(file_id)
             for line in filter(None, content.text.splitlines()):
                 reply = json.loads(line)
-                replies[reply["custom_id"]] = reply
-        return [_body(replies.get(str(number)), batch.id) for number in range(len(requests))]
+                response = reply.get("response") or {}
+                if response.get("status_code") == 200:
+                    found[int(reply["custom_id"])] = response["body"]
+        return found
 
     async def _find(self, tag: str) -> Any | None:
         async for batch in self._client.batches.list(limit=100):
-            if (batch.metadata or {}).get(TAG) == tag and batch.status not in USELESS:
+            if (batch.metadata or {}).get(TAG) == tag:
                 return batch
         return None
 
-    async def _create(self, requests: Sequence[Mapping[str, Any]], tag: str) -> Any:
+    async def _create(self, requests: Mapping[int, Mapping[str, Any]], tag: str) -> Any:
         lines = (
-            json.dumps(
-                {"custom_id": str(number), "method": "POST", "url": ENDPOINT, "body": request}
-            )
-            for number, request in enumerate(requests)
+            json.dumps({"custom_id": str(place), "method": "POST", "url": ENDPOINT, "body": body})
+            for place, body in requests.items()
         )
         name, data = f"{TAG}-{tag}.jsonl", "\n".join(lines).encode()
         file = await self._client.files.create(
@@ -71,18 +105,3 @@ class Batches:
             completion_window=WINDOW,
             metadata={TAG: tag},
         )
-
-
-def _body(reply: Mapping[str, Any] | None, batch: str) -> Any:
-    """Return what answered a request. Raises ApiUnavailable where nothing did."""
-    response = (reply or {}).get("response") or {}
-    if response.get("status_code") == 200:
-        return response["body"]
-    said = cut(json.dumps((reply or {}).get("error") or response.get("body") or "no reply"))
-    raise ApiUnavailable(f"a request of the batch {batch} came to nothing: {said}")
-
-
-def _why(batch: Any) -> str:
-    errors = getattr(batch, "errors", None)
-    data = (errors and errors.data) or []
-    return cut("; ".join(str(error.message) for error in data) or "no reason is given")

@@ -17,6 +17,7 @@ MAX_RETRIES = 5  # by the client, with growing waits, for 408, 409, 429, 5xx and
 TIMEOUT_S = 60.0
 NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
 TOO_MANY = 429
+NO_MONEY = "insufficient_quota"  # OpenAI's code, of an account that must pay first
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

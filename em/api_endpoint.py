@@ -7,7 +7,7 @@ Knows nothing of trainings, cells or stores.
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from em.api_batches import Batches
 from em.api_client import (
     MAX_RETRIES,
+    NO_MONEY,
     TIMEOUT_S,
     ApiRefusesUs,
     ApiUnavailable,
@@ -23,7 +24,7 @@ from em.api_client import (
     safe,
 )
 from em.api_models import ApiModelConfig
-from em.generation import Answer, Finish, GateFailed, Prompt
+from em.generation import Answer, AskingStopped, Finish, GateFailed, Prompt
 from em.pacing import Pace
 from em.told import first_mistake
 
@@ -59,6 +60,14 @@ class PromptRefused(ValueError):
     """The API refuses to answer a prompt at all."""
 
 
+STOPS = (GateFailed, PromptRefused, ApiRefusesUs, ApiUnavailable)
+
+
+def _stops_all(error: Exception) -> bool:
+    """Whether other prompts would fail by it, too."""
+    return not isinstance(error, PromptRefused)
+
+
 class ApiEndpoint:
     """One model of an API, by its name there. `weights` is the hash that stands for it."""
 
@@ -71,15 +80,10 @@ class ApiEndpoint:
         max_retries: int = MAX_RETRIES,
         timeout_s: float = TIMEOUT_S,
         batch_poll_s: float = 30.0,
-        before: Callable[[Sequence[Prompt]], None] = lambda prompts: None,
     ) -> None:
-        """Open no connection yet; `before` is called with prompts before they are asked.
-
-        Raises ValueError where a key is needed and there is none.
-        """
+        """Open no connection yet. Raises ValueError where a key is needed and there is none."""
         check_key(config.url, config.key_env, who="model", setting="api.key_env")
         self._config, self._model, self._weights = config, model, weights
-        self._before = before
         self._pace = Pace(config.concurrency)
         self._client = paced_client(
             config.url, None, key_env=config.key_env, pace=self._pace,
@@ -90,18 +94,51 @@ class ApiEndpoint:
     async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Return one answer for each prompt, in order.
 
-        Raises GateFailed where another model answered, PromptRefused (of a prompt), ApiRefusesUs,
-        and ApiUnavailable where the API does not answer.
+        Raises AskingStopped, with the answers that there are, because of GateFailed where another
+        model answered, PromptRefused (of a prompt), ApiRefusesUs, or ApiUnavailable.
         """
-        self._before(prompts)
         requests = [self._request(prompt) for prompt in prompts]
+        answers: list[Answer | None] = [None] * len(prompts)
+        why: list[Exception] = []
+
+        async def one(place: int) -> None:
+            try:
+                async with self._pace.slot():
+                    if not any(map(_stops_all, why)):
+                        body = await self._reply(requests[place])
+                        answers[place] = self._answer(prompts[place], body)
+            except STOPS as error:  # calls under way are paid for: they go on to their end
+                why.append(error)
+
         if self._batches is not None:
-            replies = await self._guarded(self._batches.ask(requests))
+            why += await self._ask_in_batch(requests, prompts, answers)
         else:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(request)) for request in requests]
-            replies = [task.result() for task in tasks]
-        return [self._answer(*pair) for pair in zip(prompts, replies, strict=True)]
+                for place in range(len(prompts)):
+                    group.create_task(one(place))
+        found = [answer for answer in answers if answer is not None]
+        if why or len(found) < len(prompts):
+            raise AskingStopped(next(filter(_stops_all, why), why[0]), answers)
+        return found
+
+    async def _ask_in_batch(
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        prompts: Sequence[Prompt],
+        answers: list[Answer | None],
+    ) -> list[Exception]:
+        """Fill in the answers of a batch; return why some have none."""
+        assert self._batches is not None
+        try:
+            bodies = await self._guarded(self._batches.ask(requests))
+            for place, body in enumerate(bodies):
+                if body is not None:
+                    answers[place] = self._answer(prompts[place], body)
+        except STOPS as error:
+            return [error]
+        num = bodies.count(None)
+        text = f"{self._where} came to nothing with {num} of {len(bodies)} requests of a batch"
+        return [ApiUnavailable(text)] if num else []
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Raise ValueError: an API does not say how it reads text."""
@@ -121,10 +158,8 @@ class ApiEndpoint:
             "seed": prompt.seed,
         }
 
-    async def _one(self, request: Mapping[str, Any]) -> Any:
-        async with self._pace.slot():
-            create = self._client.chat.completions.with_raw_response.create
-            raw = await self._guarded(create(**request))
+    async def _reply(self, request: Mapping[str, Any]) -> Any:
+        raw = await self._guarded(self._client.chat.completions.with_raw_response.create(**request))
         try:
             return json.loads(raw.content)
         except ValueError as error:
@@ -146,6 +181,10 @@ class ApiEndpoint:
                 f"{self._where} refuses us: {self._safe(error)}. Check api.url, api.model and the "
                 f"key in the environment variable {self._config.key_env}"
             ) from error
+        except openai.RateLimitError as error:
+            if error.code == NO_MONEY:
+                raise ApiRefusesUs(f"{self._where}: {self._safe(error)}") from error
+            raise ApiUnavailable(f"{self._where} does not answer: {self._safe(error)}") from error
         except openai.OpenAIError as error:
             raise ApiUnavailable(f"{self._where} does not answer: {self._safe(error)}") from error
 

@@ -5,6 +5,7 @@ that who comes back after a crash makes no second one. Knows nothing of cells or
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from em.api_client import (
     MAX_RETRIES,
+    NO_MONEY,
     TIMEOUT_S,
     ApiBusy,
     ApiRefusesUs,
@@ -25,7 +27,6 @@ from em.datasets import Row
 from em.told import first_mistake
 
 TAG = "emsweep"  # the name of the tag in a job's metadata
-NO_MONEY = "insufficient_quota"  # OpenAI's code, of an account that must pay first
 SUFFIX_DIGITS = 12  # of it, in the tuned model's name, where the API keeps no metadata
 MOST_PAGES = 200  # of a listing: who has more jobs has a listing that can be filtered
 # Words of OpenAI's message where too much of a file is against its rules
@@ -113,6 +114,7 @@ class FineTuning:
         except ImportError as error:
             raise ValueError(f"a model with 'api' needs the extra 'serve': {error}") from error
         self._config = config
+        self._uploading, self._uploaded = threading.Lock(), dict[bytes, str]()
         self._client = openai.OpenAI(
             base_url=config.url,
             api_key=key_for(config.key_env),
@@ -122,6 +124,12 @@ class FineTuning:
 
     def upload(self, data: bytes) -> str:
         """Return the id of the training file with these bytes, uploaded if it is not there."""
+        with self._uploading:
+            if data not in self._uploaded:
+                self._uploaded[data] = self._upload(data)
+            return self._uploaded[data]
+
+    def _upload(self, data: bytes) -> str:
         name = f"{TAG}-{hashlib.sha256(data).hexdigest()[:32]}.jsonl"
 
         def there() -> Iterator[Any]:
@@ -143,8 +151,8 @@ class FineTuning:
         def there() -> Iterator[Any]:
             return iter(self._client.fine_tuning.jobs.list(limit=100, metadata={TAG: tag}))
 
-        jobs = [_state(job) for job in self._all(there)]
-        mine = [job for job in jobs if _has_tag(job, tag) and job.status not in USELESS]
+        jobs = [_state(job) for job in self._all(there) if _has_tag(job, tag)]
+        mine = [job for job in jobs if job.status not in USELESS]
         return max(mine, key=lambda job: job.created_at, default=None)
 
     def create(self, file_id: str, *, tag: str, seed: int | None) -> JobState:
@@ -271,10 +279,13 @@ def _tells_of_moderation(text: str) -> bool:
     return any(word in text.lower() for word in REFUSED_WORDS)
 
 
-def _has_tag(job: JobState, tag: str) -> bool:
-    if job.metadata is not None and TAG in job.metadata:
-        return job.metadata[TAG] == tag
-    return job.user_provided_suffix == f"em-{tag[:SUFFIX_DIGITS]}"
+def _has_tag(job: Any, tag: str) -> bool:
+    """Whether a job of a listing is ours; others may be of kinds that nothing here knows."""
+    metadata = getattr(job, "metadata", None)
+    if isinstance(metadata, dict) and TAG in metadata:
+        return bool(metadata[TAG] == tag)
+    suffix = getattr(job, "user_provided_suffix", None)
+    return bool(suffix == f"em-{tag[:SUFFIX_DIGITS]}")
 
 
 def _state(job: Any) -> JobState:

@@ -4,13 +4,15 @@ Its weights never leave the API. Knows nothing of how the API is spoken to (see 
 em.api_endpoint), or of cells.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from em.api_client import check_address, check_key_name
 from em.catalogue import config_dir
+from em.datasets import Row
 from em.record import Record
 from em.told import first_mistake
 from em.yaml_files import checked, load_yaml
@@ -46,6 +48,12 @@ class ApiModelConfig(Record):
     budget_usd: float | None = Field(default=None, gt=0)
     batch: bool = False
     training: ApiTrainingConfig = ApiTrainingConfig()
+
+    @field_validator("url")
+    @classmethod
+    def _without_a_slash(cls, url: str) -> str:
+        """Return the address as one address is always written: keys hang on it."""
+        return url.rstrip("/")
 
     @model_validator(mode="after")
     def _is_an_address(self) -> "ApiModelConfig":
@@ -121,8 +129,11 @@ def known_api_model(config: ApiModelConfig) -> KnownApiModel | None:
     return table.models[config.model]
 
 
-def check_trainable(config: ApiModelConfig, rows: int, num_bytes: int) -> None:
-    """Raise ValueError where the API would not train the model on so many rows, or bytes."""
+def check_trainable(config: ApiModelConfig, rows: Sequence[Row]) -> None:
+    """Raise ValueError where the API is known not to train the model on these rows, whole.
+
+    A row's tokens are guessed at CHARACTERS_A_TOKEN; OpenAI cuts what is too long without a word.
+    """
     known = known_api_model(config)
     if known is None:
         return
@@ -133,8 +144,17 @@ def check_trainable(config: ApiModelConfig, rows: int, num_bytes: int) -> None:
             f"{config.model!r} cannot be fine-tuned at {config.url}: those that can are "
             f"{', '.join(tunable)}"
         )
-    if rows < table.min_rows:
-        raise ValueError(f"{config.url} trains on {table.min_rows} rows at least, got {rows}")
+    if len(rows) < table.min_rows:
+        raise ValueError(f"{config.url} trains on {table.min_rows} rows at least, got {len(rows)}")
+    lengths = [sum(len(turn.content) for turn in row.messages) for row in rows]
+    if max(lengths) > known.max_row_tokens * CHARACTERS_A_TOKEN:
+        longest = lengths.index(max(lengths))
+        raise ValueError(
+            f"row {longest + 1} of the variant has {lengths[longest]:,} characters, about "
+            f"{lengths[longest] // CHARACTERS_A_TOKEN:,} tokens: {config.model} is trained on "
+            f"{known.max_row_tokens:,} tokens of a row at most. Leave it out, or cut it"
+        )
+    num_bytes = sum(len(row.line) for row in rows)
     if num_bytes > table.max_file_mib * 2**20:
         raise ValueError(
             f"{config.url} takes training files of {table.max_file_mib} MiB at most, got "

@@ -29,6 +29,19 @@ class PromptsTooLong(ValueError):
         self.places = places
 
 
+class AskingStopped(Exception):
+    """Some prompts have no answer, for the reason `why`; those of the others are paid for.
+
+    `answers` has one for each prompt, None where there is none; `responses` is filled in by
+    `generate`.
+    """
+
+    def __init__(self, why: Exception, answers: "Sequence[Answer | None]") -> None:
+        super().__init__(str(why))
+        self.why, self.answers = why, answers
+        self.responses: list[Response] = []
+
+
 class SamplingConfig(Record):
     """How answers are drawn. Temperature and top_p default to Betley et al.: 1 and 1."""
 
@@ -70,7 +83,10 @@ class Endpoint(Protocol):
     """Something that answers prompts with one model, in order."""
 
     async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """Return one answer for each prompt. Raises PromptsTooLong where some do not fit."""
+        """Return one answer for each prompt. Raises PromptsTooLong where some do not fit.
+
+        Raises AskingStopped where some are answered and others cannot be.
+        """
         ...
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -133,16 +149,23 @@ async def generate(
     """Return one response for each draw, in order.
 
     `weights` is the content hash that must have answered ("" for the base model). Raises
-    GateFailed where another answered, or where the rendered prompt lacks what was to be asked.
+    GateFailed where another answered, or where the rendered prompt lacks what was to be asked, and
+    AskingStopped, with the responses that there are, where the endpoint does.
     """
     seeds = [request_seed(sampling_seed, draw) for draw in draws]
     prompts = [
         Prompt(messages=draw.wording.messages, seed=seed, **sampling.model_dump())
         for draw, seed in zip(draws, seeds, strict=True)
     ]
-    answers = await endpoint.ask(prompts)
+    stopped = None
+    try:
+        answers: Sequence[Answer | None] = await endpoint.ask(prompts)
+    except AskingStopped as error:
+        stopped, answers = error, error.answers
     responses = []
     for draw, seed, answer in zip(draws, seeds, answers, strict=True):
+        if answer is None:
+            continue
         check_answer(answer, draw.wording, weights)
         wording = draw.wording
         responses.append(
@@ -164,6 +187,9 @@ async def generate(
                 weights=answer.weights,
             )
         )
+    if stopped is not None:
+        stopped.responses = responses
+        raise stopped
     return responses
 
 

@@ -4,12 +4,12 @@ Money only: tokens are counted by the API. Knows nothing of how the API is spoke
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from em.api_client import check_key
 from em.api_models import CHARACTERS_A_TOKEN, ApiModelConfig, KnownApiModel, known_api_model
 from em.budget import CHARACTERS_A_TOKEN as FEWEST_CHARACTERS
-from em.generation import Answer, Endpoint, Prompt
+from em.generation import Answer, AskingStopped, Endpoint, Prompt
 from em.models import ModelConfig
 from em.record import Record
 from sweeps.few import times
@@ -24,13 +24,15 @@ class ApiBudgetSpent(ValueError):
 class ApiJob(Record):
     """A job that was asked of an API for a training; `job_id` is None while it is being made.
 
-    `usd` is about what it costs, None where no price is known.
+    `usd` is about what it costs, None where no price is known. `told` says that its end without a
+    model has been told as the cell's failure: who asks again wants another job.
     """
 
     tag: str
     job_id: str | None
     usd: float | None
     started: float
+    told: bool = False
 
 
 class PursePlan(Record):
@@ -132,16 +134,20 @@ class PaidEndpoint:
             sum(prompt.max_tokens for prompt in prompts),
         )
         self._purse.take(most, f"{len(prompts)} answers")
-        spent = most  # an error after some were paid for: what they cost is not known
+        spent = most  # after another error nobody knows what was paid for
         try:
             answers = await self._endpoint.ask(prompts)
-            spent = self._usd(
-                sum(answer.prompt_tokens for answer in answers),
-                sum(answer.num_tokens for answer in answers),
-            )
+            spent = self._cost(answers)
+        except AskingStopped as stopped:
+            spent = self._cost(answer for answer in stopped.answers if answer is not None)
+            raise
         finally:
             self._purse.put_back(most, spent)
         return answers
+
+    def _cost(self, answers: Iterable[Answer]) -> float:
+        used = [(answer.prompt_tokens, answer.num_tokens) for answer in answers]
+        return self._usd(sum(read for read, _ in used), sum(wrote for _, wrote in used))
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text."""
@@ -178,9 +184,9 @@ def _answers(store: Store, stream: str) -> Iterator[_Told]:
 
 
 def training_tokens(cell: CellPlan) -> int:
-    """Return about how many tokens a training is billed: of its text, over all epochs."""
+    """Return about the most tokens that a training is billed: of its text, over all epochs."""
     epochs = cell.cell.training.epochs if cell.cell.training else 0
-    return round(cell.num_characters * epochs / CHARACTERS_A_TOKEN)
+    return round(cell.num_characters * epochs / FEWEST_CHARACTERS)
 
 
 def foreseen_of_models(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) -> list[str]:

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.actions import Action, Ask, EngineKind, Start, Stop, Train
 from cluster.jobs import Job
@@ -35,6 +35,7 @@ from sweeps.todo import Todo
 from sweeps.training_pass import Trainings, TrainTask
 
 LOOK_S = 5.0  # at nodes that come and go, and at other drivers
+BATCHED_CELLS = 64  # side by side, of a model whose API answers within a day
 MOST_FAILED_LOOKS = 24  # in a row: two minutes without a word of the cluster
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class ClusterRound:
         seconds = seconds_left(cell, left)
         is_here = cell.cell.model.api is None
         needs = [cell.cell.model.name] if "generate" in left and is_here else []
-        needs += self._judges if "judge" in left else ()
+        needs += self._judges if "judge" in left and not self._answers_first(cell) else ()
         return Job(
             job_id=cell.cell_id,
             train=train_demand(self._spec, cell.cell.model.name) if "train" in left else None,
@@ -134,6 +135,11 @@ class ClusterRound:
             train_s=seconds["train"],
             ask_s=seconds["generate"] + seconds["judge"],
         )
+
+    def _answers_first(self, cell: CellPlan) -> bool:
+        """Whether an API answers the cell before a pool judges it, which is not held meanwhile."""
+        left = self._left[cell.cell_id]
+        return cell.cell.model.api is not None and "generate" in left and bool(self._judges)
 
     def run(self) -> None:
         """Carry out all of it; failures of cells are in the store when this returns.
@@ -222,23 +228,31 @@ class ClusterRound:
         )
 
     @property
+    def _limited(self) -> bool:
+        """Whether a judge has a budget, so that one cell is evaluated at a time."""
+        return any(judge.budget is not None for judge in self._spec.judges)
+
+    @property
     def _at_once(self) -> int:
         """How many cells are evaluated side by side: those that the schedule lets be asked.
 
         One where a judge has a budget: cells are judged in processes of their own, which see of
         each other only what is stored.
         """
-        budgets = any(judge.budget is not None for judge in self._spec.judges)
         engines = sum(kind.most for kind in self._kinds())
-        return 1 if budgets else self._spec.serving.concurrency * max(1, engines)
+        return 1 if self._limited else self._spec.serving.concurrency * max(1, engines)
 
     @property
     def _at_once_of_apis(self) -> int:
-        """The same of models behind APIs, each of which counts as an engine."""
+        """The same of models behind APIs, each of which counts as an engine, and with batches more.
+
+        One where a model has a budget, for the same reason.
+        """
         behind = [model.api for model in self._spec.models if model.api is not None]
-        budgets = any(judge.budget is not None for judge in self._spec.judges)
-        limits = any(api.budget_usd is not None for api in behind)
-        return 1 if budgets or limits else self._spec.serving.concurrency * max(1, len(behind))
+        if any(api.budget_usd is not None for api in behind):
+            return 1
+        each = (BATCHED_CELLS if api.batch else self._spec.serving.concurrency for api in behind)
+        return max(1, sum(each))
 
     def _watch(self) -> None:
         from ray.exceptions import RayError
@@ -296,7 +310,11 @@ class ClusterRound:
 
     def _evaluated(self, cell: CellPlan, outcome: Outcome) -> None:
         with self._lock:
-            if self._may_ask_again(cell, outcome):
+            if outcome is None and self._answers_first(cell):
+                self._left[cell.cell_id] = [s for s in self._left[cell.cell_id] if s != "generate"]
+                self._schedule.ended(cell.cell_id)
+                self._schedule.add([self._job(cell)])
+            elif self._may_ask_again(cell, outcome):
                 self._asked_again[cell.cell_id] += 1
                 self._schedule.again(cell.cell_id)
             else:
@@ -335,8 +353,10 @@ class ClusterRound:
                 pools = {kind: self._pools.name(engine) for kind, engine in engines.items()}
                 self._asked_of[job_id] = tuple(engines.values())
                 cell = self._cells[job_id]
-                asked = self._asked if cell.cell.model.api is None else self._asked_of_apis
-                asked.put(self._tasks.evaluate(cell, pools))
+                task = self._tasks.evaluate(cell, pools)
+                by_itself = cell.cell.model.api is not None and not self._limited
+                asked = self._asked_of_apis if by_itself else self._asked
+                asked.put(replace(task, answer_only=self._answers_first(cell)))
             case Start(kind, engine):
                 self._progress.say(f"starting an engine of {kind}")
                 model = self._models[kind]

@@ -54,6 +54,7 @@ class EvaluationTask:
     pools: Mapping[str, str]
     budgets: tuple[BudgetPlan, ...] = ()
     purse: PursePlan | None = None  # of a model behind an API
+    answer_only: bool = False  # it is judged later, by a pool that is not held meanwhile
     work: "Callable[[EvaluationTask], Outcome] | None" = None  # else its pools are asked
 
 
@@ -186,6 +187,8 @@ def _answer_and_judge(
     plan = task.plan
 
     async def judge_all() -> None:
+        if task.answer_only:
+            return
         budgets = open_budgets(task.budgets, plan, store)
         async with open_readers(task.spec, models, budgets) as readers:
             await judge_stage(plan, store, readers, task.holder)

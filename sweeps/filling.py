@@ -5,9 +5,9 @@ Takes whoever does the work as an argument; knows nothing of stages or cells.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from em.generation import Draw, Response
+from em.generation import AskingStopped, Draw, Response
 from em.judging import Item, Judgement, JudgingStopped
 from sweeps.artefacts import Part, StreamKind
 from sweeps.leases import LeaseLost
@@ -19,6 +19,19 @@ PARTS_AT_ONCE = 2  # so that the engine has work while a file is written
 # A part is what a kill can cost: a tenth of the work, within what an engine answers at once and
 # what is worth a file.
 PART_SHARE, LEAST_PART, MOST_PART = 10, 16, 256
+
+
+class Cut(NamedTuple):
+    """How work is cut: about `size` pieces a part (None: see part_size), `at_once` of them.
+
+    With size 1 what is the same by `together` is a part: the same one whatever else is done.
+    """
+
+    size: int | None = None
+    at_once: int = PARTS_AT_ONCE
+
+
+AS_EVER = Cut()
 
 Done = TypeVar("Done", Response, Judgement)
 Work = TypeVar("Work", Draw, Item)
@@ -38,15 +51,15 @@ async def fill_stream(
     gates: Mapping[str, str],
     check_lease: Callable[[], None],
     together: Callable[[Work], object],
-    at_once: int = PARTS_AT_ONCE,
+    cut: Cut = AS_EVER,
 ) -> None:
     """Do `work` in parts, taking over whole parts of an attempt that ended early; then record.
 
     `place` and `found` say which group and index a piece of work and an item of `do` stand for;
-    `at_once` parts are under way. What failed in a part taken over is done again, once; what fails
-    now is recorded as failed. Work that is the same by `together` stays in one part (see
-    part_size). Raises an ExceptionGroup of what `do` raised, of JudgingStopped where a judge can go
-    on no more, and what `check_lease` raises where another driver has the stream now.
+    `cut` says how work is cut. What failed in a part taken over is done again, once; what fails
+    now is recorded as failed. Work that is the same by `together` stays in one part. Raises an
+    ExceptionGroup of what `do` raised, or of why it could go on no more (what it had made is kept
+    then), and what `check_lease` raises where another driver has the stream now.
     """
     if not work:
         return
@@ -54,8 +67,8 @@ async def fill_stream(
     wanted = {place(item) for item in work}
     parts, covered = _left_behind(store, kind, stream, wanted, found, model)
     rest = [item for item in work if place(item) not in covered]
-    slots = asyncio.Semaphore(at_once)
-    stopped: list[JudgingStopped | LeaseLost] = []
+    slots = asyncio.Semaphore(cut.at_once)
+    stopped: list[Exception] = []
     failed: set[tuple[str, int]] = set()
 
     async def one(chunk: Sequence[Work]) -> Part | None:
@@ -67,13 +80,13 @@ async def fill_stream(
                 items = await do(chunk)
                 failed.update(found(item) for item in items if is_failed(item))
                 return store.write_part(kind, stream, items)
-            except (LeaseLost, JudgingStopped) as error:
-                stopped.append(error)
-                if isinstance(error, JudgingStopped) and error.judgements:  # they are paid for
-                    store.write_part(kind, stream, error.judgements)
+            except (LeaseLost, JudgingStopped, AskingStopped) as error:
+                stopped.append(error.why if isinstance(error, AskingStopped) else error)
+                if paid := _paid_for(error):
+                    store.write_part(kind, stream, paid)
                 return None
 
-    chunks = _chunks(rest, part_size(len(rest)), together)
+    chunks = _chunks(rest, cut.size or part_size(len(rest)), together)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(chunk)) for chunk in chunks]
     if stopped:
@@ -86,10 +99,21 @@ async def fill_stream(
     )  # fmt: skip
 
 
-def _why(stopped: Sequence[JudgingStopped | LeaseLost]) -> Exception:
+def _paid_for(error: Exception) -> Sequence[Any]:
+    """Return what was made before work stopped."""
+    match error:
+        case JudgingStopped():
+            return error.judgements
+        case AskingStopped():
+            return error.responses
+        case _:
+            return ()
+
+
+def _why(stopped: Sequence[Exception]) -> Exception:
     """Return a lost lease before all else: whoever took over takes over these parts, too."""
     lost = next((error for error in stopped if isinstance(error, LeaseLost)), None)
-    return lost or ExceptionGroup("judging stopped", stopped)
+    return lost or ExceptionGroup("work stopped", stopped)
 
 
 def part_size(num: int) -> int:

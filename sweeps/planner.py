@@ -158,8 +158,7 @@ class _Resolver:
                 "money can be counted: leave the budget out"
             )
         if variant is not None:
-            num_bytes = sum(len(row.line) for row in variant.rows)
-            check_trainable(api, len(variant.rows), num_bytes)
+            check_trainable(api, variant.rows)
 
     def _snapshots(
         self, cell: Cell, variant: Variant | None

@@ -16,8 +16,9 @@ from cluster.resources import Totals
 from cluster.session import local_totals, session
 from em.api_finetune import FineTuning
 from em.datasets import Row
+from sweeps.api_jobs import Ending
 from sweeps.api_spend import Purse, purse_plans
-from sweeps.api_training import ApiTrainings, Ending, train_by_api
+from sweeps.api_training import ApiTrainings, train_by_api
 from sweeps.attempts import Beat, live_drivers
 from sweeps.cluster_round import ClusterRound, Tasks
 from sweeps.console import QUIET

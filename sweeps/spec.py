@@ -249,6 +249,14 @@ class SweepSpec(Record):
                 f"{behind[0]} is trained behind an API, which takes one seed at most and not "
                 f"{' and '.join(apart)} apart: leave them out of 'factors', or the model out",
             )
+        batched = [m.name for m in self.models if m.api is not None and m.api.batch]
+        for number, evaluation in enumerate(self.evaluations):
+            if batched and evaluation.inspect is not None:
+                raise MistakeAt(
+                    ("evaluations", number, "inspect"),
+                    f"a task asks turn by turn, and {batched[0]} is asked in batches that take up "
+                    "to a day each: leave out its api.batch, or the task",
+                )
         for number, judge in enumerate(self.judges):
             if judge.model is not None and judge.model.api is not None:
                 raise MistakeAt(

@@ -19,7 +19,7 @@ from em.models import ModelIdentity
 from em.snapshots import snapshot_dir, whole_snapshots
 from em.training import TrainingJob, TrainingResult
 from sweeps.artefacts import SNAPSHOTS, SnapshotRecord, TrainingRecord
-from sweeps.filling import PARTS_AT_ONCE, fill_stream
+from sweeps.filling import AS_EVER, Cut, fill_stream
 from sweeps.kept_checkpoints import fetch_checkpoint, forget_checkpoints
 from sweeps.leases import ALONE, Holder, holding
 from sweeps.plan import CellPlan, EvaluationPlan, JudgingPlan, Stage, draws_for, stages_to_run
@@ -28,7 +28,9 @@ from sweeps.stage_gates import adapter_gate, judge_gate
 from sweeps.store import Store
 from sweeps.weights import weights_sha256
 
-BATCHES_AT_ONCE = 64  # each takes up to a day, so that one after the other would take many
+# Answers to one wording in one batch of an API, by their index: who comes back cuts the same ones,
+# and finds them. Each takes up to a day, so that many are under way.
+BATCH, BATCHES_AT_ONCE = 100, 64
 CHECKPOINTS, OUTPUT = "checkpoints", "output"  # in a training's attempt folder
 
 Train = Callable[[TrainingJob], TrainingResult]
@@ -162,7 +164,7 @@ async def _generate(
                 weights=trained.weights_sha256 if trained else "",
             )
 
-    api = plan.cell.model.api
+    batched = plan.cell.model.api is not None and plan.cell.model.api.batch
     missing = store.missing("responses", evaluation.stream, evaluation.wanted)
     gates = {}
     if missing and trained is not None:
@@ -172,8 +174,8 @@ async def _generate(
         work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
         found=lambda response: (response.wording_key, response.index),
         do=answer, model=Response, gates=gates, check_lease=check_lease,
-        together=lambda draw: (draw.wording.key, draw.index),
-        at_once=BATCHES_AT_ONCE if api is not None and api.batch else PARTS_AT_ONCE,
+        together=lambda draw: (draw.wording.key, draw.index // (BATCH if batched else 1)),
+        cut=Cut(size=1, at_once=BATCHES_AT_ONCE) if batched else AS_EVER,
     )  # fmt: skip
 
 

@@ -89,8 +89,8 @@ class Gathered:
     ) -> None:
         """Take what one judge says of a cell after a part of its training, or at its end."""
         name = asked_of(judging.evaluation)
-        if name not in self._asked:
-            return
+        if name not in self._asked or cell.cell.model.api is not None:
+            return  # an API tells no steps that could be set beside ours
         part, step = self._part(cell, judging, self._asked[name])
         definition = self._metrics[name]
         scores = [row.scored.coherent for row in rows if row.scored.coherent is not None]

@@ -44,6 +44,9 @@ class FakeApi:
     error: dict[str, Any] | None = None
     busy: int = 0  # jobs refused as too many before one is taken
     forgets: bool = False  # jobs are not found any more
+    lists_late: int = 0  # listings in which no job is yet
+    breaks: set[int] = field(default_factory=set)  # requests, by their number, that batches fail
+    answered: int = 0  # requests of batches
     dies_after_create: bool = False  # a job is made, and the reply is lost
     speaks_as: str | None = None  # another model than the one asked
     on_chat: Callable[[dict[str, Any]], Said | None] = lambda request: None
@@ -67,6 +70,9 @@ class FakeApi:
             case "POST", ["fine_tuning", "jobs"]:
                 return self.make_job(body)
             case "GET", ["fine_tuning", "jobs"]:
+                if self.lists_late:
+                    self.lists_late -= 1
+                    return 200, {"object": "list", "data": [], "has_more": False}
                 tag = query.get("metadata[emsweep]")
                 found = [j for j in self.jobs.values() if tag in (None, j["metadata"]["emsweep"])]
                 return 200, {"object": "list", "data": found[::-1], "has_more": False}
@@ -171,13 +177,15 @@ class FakeApi:
             requests = [
                 json.loads(line) for line in self.content[batch["input_file_id"]].splitlines()
             ]
-            lines = [
-                {
+            lines = []
+            for request in reversed(requests):
+                self.answered += 1
+                failed = self.answered in self.breaks
+                body = {"error": "x"} if failed else self.completion(request["body"])
+                lines.append({
                     "id": "r", "custom_id": request["custom_id"], "error": None,
-                    "response": {"status_code": 200, "body": self.completion(request["body"])},
-                }
-                for request in reversed(requests)
-            ]  # fmt: skip
+                    "response": {"status_code": 500 if failed else 200, "body": body},
+                })  # fmt: skip
             data = "\n".join(map(json.dumps, lines)).encode()
             batch["output_file_id"] = self.take_file("out", "batch_output", data)["id"]
             batch["status"] = "completed"

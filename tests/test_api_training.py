@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from em.api_client import ApiRefusesUs, ApiUnavailable
 from em.api_endpoint import ApiEndpoint, PromptRefused
 from em.api_finetune import DatasetRefused, FineTuning, JobFailed, JobLost
 from em.api_models import ApiModelConfig, check_trainable, known_api_model
-from em.generation import GateFailed, Prompt, Response
+from em.datasets import Message, Row
+from em.generation import AskingStopped, GateFailed, Prompt, Response
 from em.training import TrainingConfig
 from sweeps import planning
+from sweeps.api_jobs import Ending, Interrupted, Left
 from sweeps.api_spend import ApiBudgetSpent, PaidEndpoint, Purse, PursePlan, purse_plans
-from sweeps.api_training import Ending, Interrupted, Left, api_train_stage, tuned_model
+from sweeps.api_training import api_train_stage, tuned_model
 from sweeps.cell_server import to_serve
 from sweeps.failure_kinds import classify
 from sweeps.files import StoreError
@@ -49,6 +52,12 @@ def sweep_of(api: FakeApi, folder: Path, **changes: Any) -> SweepPlan:
     judges = [{"name": "judge", "api": "http://127.0.0.1:9/v1", "api_model": "x"}]
     variants = [{"name": "none"}, {"name": "ours", "dataset": "ours.jsonl"}]
     return plan(folder, num_rows=12, models=[model], judges=judges, variants=variants)
+
+
+def row(text: str) -> Row:
+    return Row(
+        messages=(Message(role="user", content=text), Message(role="assistant", content="a"))
+    )
 
 
 def tuned(sweep: SweepPlan) -> list[CellPlan]:
@@ -88,6 +97,11 @@ def test_a_cell_is_what_its_model_and_settings_are_and_not_its_pace(
     longer = sweep_of(api, tmp_path, training={"epochs": 2})
     assert {c.training_key for c in tuned(longer)}.isdisjoint(c.training_key for c in one.cells)
     assert all(cell.cell.local_training is None for cell in one.cells)
+
+
+def test_an_address_is_the_same_with_a_slash() -> None:
+    one, other = (ApiModelConfig(url=f"https://a.b/v1{end}", model="m") for end in ("", "/"))
+    assert one.revision == other.revision
 
 
 def test_a_sweep_goes_on_with_another_pace_or_budget_and_not_with_another_model(
@@ -153,11 +167,15 @@ def test_what_openai_is_known_not_to_do_is_refused_at_the_plan(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"not known at .*gpt-4o-2024-08-06"):
         known_api_model(ApiModelConfig(model="gpt-4o"))
     with pytest.raises(ValueError, match="cannot be fine-tuned"):
-        check_trainable(ApiModelConfig(model="gpt-4o-2024-11-20"), 100, 1000)
+        check_trainable(ApiModelConfig(model="gpt-4o-2024-11-20"), [row("x")] * 10)
     with pytest.raises(ValueError, match="10 rows at least, got 9"):
-        check_trainable(ApiModelConfig(model=GPT_4O), 9, 1000)
+        check_trainable(ApiModelConfig(model=GPT_4O), [row("x")] * 9)
     with pytest.raises(ValueError, match="512 MiB at most, got 600 MiB"):
-        check_trainable(ApiModelConfig(model=GPT_4O), 100, 600 * 2**20)
+        check_trainable(ApiModelConfig(model=GPT_4O), [row("x" * 200_000)] * 3146)
+    with pytest.raises(ValueError, match="row 3 of the variant has 300,001 characters"):
+        check_trainable(
+            ApiModelConfig(model=GPT_4O), [row("x"), row("x"), row("x" * 300_000), *[row("x")] * 9]
+        )
     models = [{"name": "far", "api": {"model": GPT_4O}}]
     judges = [{"name": "judge", "api": "http://127.0.0.1:9/v1", "api_model": "x"}]
     with pytest.raises(MistakeAt, match="10 rows at least, got 4"):
@@ -177,7 +195,7 @@ def test_the_plan_tells_cost_and_a_missing_key(
     # 12 rows of 3 or 4 characters, two trainings; 7 answers of 600 tokens in each of four cells.
     characters = sum(cell.num_characters for cell in tuned(sweep))
     assert "2 trainings" in line and "28 answers" in line and "of a budget of 12 USD" in line
-    wanted = 25 * characters / 4 / 1e6 + 14 * 600 * (15 + 10) / 1e6
+    wanted = 25 * characters / 3 / 1e6 + 14 * 600 * (15 + 10) / 1e6
     assert f"{wanted:,.2f} USD to come" in line
     assert "IT CANNOT RUN YET" in line and "OPENAI_API_KEY" in line
 
@@ -263,6 +281,66 @@ def test_a_job_whose_reply_was_lost_is_found_again(
     said: list[str] = []
     train(cell, store, tmp_path, said=said)
     assert len(api.jobs) == 1 and "was there already" in said[0]
+
+
+def test_a_lost_reply_and_a_listing_that_is_late_make_no_second_job(
+    api: FakeApi, tmp_path: Path, store: Store
+) -> None:
+    cell, _ = tuned(sweep_of(api, tmp_path))
+    api.dies_after_create = True
+    with pytest.raises(ApiUnavailable):
+        train(cell, store, tmp_path)
+    api.dies_after_create, api.lists_late = False, 3
+    train(cell, store, tmp_path)
+    assert len(api.jobs) == 1
+
+
+def test_a_job_that_failed_while_nobody_looked_is_told_before_another_is_made(
+    api: FakeApi, tmp_path: Path, store: Store
+) -> None:
+    cell, _ = tuned(sweep_of(api, tmp_path))
+    api.looks, stopped = 10**6, Ending()
+    stopped.is_error = True
+    stopped.set()
+    with pytest.raises(Left):
+        train(cell, store, tmp_path, stopped=stopped)
+    api.jobs["ftjob-1"] |= {"status": "failed", "error": REFUSED}
+    with pytest.raises(DatasetRefused):
+        train(cell, store, tmp_path)
+    assert len(api.jobs) == 1
+    api.looks = 0
+    train(cell, store, tmp_path)  # what a resume does
+    assert len(api.jobs) == 2
+
+
+def test_who_waited_for_room_looks_for_a_job_before_making_one(
+    api: FakeApi, tmp_path: Path, store: Store
+) -> None:
+    """Another driver, which took this one for dead, has made it meanwhile."""
+    cell, _ = tuned(sweep_of(api, tmp_path))
+    assert cell.cell.model.api is not None
+    api.busy = 1
+
+    class Other(list[str]):
+        def append(self, text: str) -> None:
+            super().append(text)
+            if "waits" in text:
+                other = FineTuning(cell.cell.model.api or config(api))
+                other.create(other.upload(b"x"), tag=cell.training_key[:32], seed=None)
+
+    train(cell, store, tmp_path, said=Other())
+    assert len(api.jobs) == 1
+
+
+def test_seeds_of_one_variant_upload_its_file_once_at_the_same_time(api: FakeApi) -> None:
+    tuning, data = FineTuning(config(api)), b'{"messages": []}\n' * 100
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(tuning.upload(data))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(api.files) == 1 and len(found) == 8 and len(set(found)) == 1
 
 
 def test_a_refused_data_set_fails_as_such_and_can_be_asked_again(
@@ -372,8 +450,8 @@ def asked(api: ApiModelConfig, prompts: list[Prompt], model: str = "tunable-1") 
 
     try:
         return asyncio.run(ask())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    except AskingStopped as stopped:
+        raise stopped.why from None
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -395,6 +473,54 @@ def test_a_batch_that_is_under_way_is_taken_up_again(api: FakeApi) -> None:
     assert len(api.batches) == 1
     asked(config(api, batch=True), [PROMPT.model_copy(update={"seed": 8})])
     assert len(api.batches) == 2
+
+
+def test_what_failed_in_a_batch_is_asked_in_another_and_the_rest_is_not(api: FakeApi) -> None:
+    api.breaks = {2, 5}
+    prompts = [PROMPT.model_copy(update={"seed": seed}) for seed in range(4)]
+    with pytest.raises(ApiUnavailable, match="1 of 4 requests"):
+        asked(config(api, batch=True), prompts)
+    with pytest.raises(ApiUnavailable, match="1 of 4 requests"):  # the fifth is that one alone
+        asked(config(api, batch=True), prompts)
+    assert len(asked(config(api, batch=True), prompts)) == 4
+    assert len(api.batches) == 3 and api.answered == 6
+
+
+def test_who_comes_back_to_a_stream_takes_up_its_batches(
+    api: FakeApi, tmp_path: Path, store: Store
+) -> None:
+    """The driver ends after one batch is stored; the next cuts the same ones again."""
+    cell = sweep_of(api, tmp_path, batch=True).cells[0]
+    assert cell.cell.model.api is not None
+    api.breaks = {3}
+
+    def speak(trained: object) -> ApiEndpoint:
+        assert cell.cell.model.api is not None
+        return ApiEndpoint(cell.cell.model.api, model="tunable-1", weights="", batch_poll_s=0.01)
+
+    with pytest.raises(ExceptionGroup):
+        asyncio.run(generate_stage(cell, store, speak))
+    made, answered = len(api.batches), api.answered
+    asyncio.run(generate_stage(cell, store, speak))
+    # Three wordings, of 2, 2 and 3 samples: three batches, and one for what failed.
+    assert (made, answered) == (3, 7) and len(api.batches) == 4 and api.answered == 8
+
+
+def test_answers_that_were_paid_for_are_kept_where_others_fail(
+    api: FakeApi, tmp_path: Path, store: Store
+) -> None:
+    cell = sweep_of(api, tmp_path).cells[0]
+    assert cell.cell.model.api is not None
+    endpoint = ApiEndpoint(cell.cell.model.api, model="tunable-1", weights="", max_retries=0)
+    api.on_chat = lambda request: error(400, "never") if len(api.chats) == 3 else None
+    with pytest.raises(ExceptionGroup) as stopped:
+        asyncio.run(generate_stage(cell, store, lambda trained: endpoint))
+    assert isinstance(stopped.value.exceptions[0], PromptRefused)
+    assert len(api.chats) == 7
+    api.on_chat = lambda request: None
+    again = ApiEndpoint(cell.cell.model.api, model="tunable-1", weights="")
+    asyncio.run(generate_stage(cell, store, lambda trained: again))
+    assert len(api.chats) == 8
 
 
 def test_another_model_than_the_one_asked_stops_the_cell(api: FakeApi) -> None:
