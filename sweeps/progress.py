@@ -5,6 +5,7 @@ Knows nothing of how the stages are carried out.
 
 import threading
 import time
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import TextIO
 
@@ -19,10 +20,10 @@ LABELS = {"train": "trained", "generate": "answered", "judge": "judged"}
 class SweepProgress:
     """Cells done by stage. In a terminal a live table, else a plain line for each event."""
 
-    def __init__(self, out: TextIO, totals: dict[str, int]) -> None:
-        """Show on `out`; `totals` is the number of cells that each stage has to do."""
-        self._totals = {stage: n for stage, n in totals.items() if n}
-        self._through: dict[str, set[str]] = {stage: set() for stage in self._totals}
+    def __init__(self, out: TextIO, to_do: Mapping[str, Collection[str]]) -> None:
+        """Show on `out`; `to_do` are the ids of the cells that each stage has to do."""
+        self._to_do = {stage: frozenset(cells) for stage, cells in to_do.items() if cells}
+        self._through: dict[str, set[str]] = {stage: set() for stage in self._to_do}
         self._since: dict[str, float] = {}
         self._started = time.monotonic()
         self._lock = threading.Lock()
@@ -38,8 +39,8 @@ class SweepProgress:
                 console=self._console,
                 refresh_per_second=4,
             )
-            for stage, n in self._totals.items():
-                self._tasks[stage] = self._live.add_task(LABELS[stage], total=n, rate="")
+            for stage, cells in self._to_do.items():
+                self._tasks[stage] = self._live.add_task(LABELS[stage], total=len(cells), rate="")
 
     def __enter__(self) -> "SweepProgress":
         """Begin to show."""
@@ -66,16 +67,16 @@ class SweepProgress:
         self._since.setdefault(stage, time.monotonic())
 
     def done(self, stage: str, cell_id: str) -> None:
-        """Count one cell as through `stage`, once however often it is told."""
+        """Count one cell that was to do as through `stage`, once however often it is told."""
         with self._lock:
-            if stage not in self._totals or cell_id in self._through[stage]:
+            if cell_id not in self._to_do.get(stage, ()) or cell_id in self._through[stage]:
                 return
             self._through[stage].add(cell_id)
             rate = self._rate(stage)
             if self._live:
                 self._live.update(self._tasks[stage], advance=1, rate=rate)
             else:
-                n, of = len(self._through[stage]), self._totals[stage]
+                n, of = len(self._through[stage]), len(self._to_do[stage])
                 self.say(f"{LABELS[stage]:>8} {n}/{of}  {cell_id}  {rate}")
 
     def failed(self, cell_id: str, stage: str, message: str) -> None:
@@ -87,7 +88,7 @@ class SweepProgress:
     def _rate(self, stage: str) -> str:
         passed = time.monotonic() - self._since.get(stage, self._started)
         done = len(self._through[stage])
-        left = self._totals[stage] - done
+        left = len(self._to_do[stage]) - done
         each = passed / max(done, 1)
         return f"{each:.1f} s a cell" + (f", about {duration(each * left)} left" if left else "")
 

@@ -129,10 +129,13 @@ def _carry_out(
     noise = log_path(store, sweep.spec.name)
     # A finished cell is among them where judgements of it failed and are to be asked again.
     work = read_todo(todo, store)
-    totals = Counter[str](stage for cell in todo for stage in work.left(cell) or ("judge",))
+    to_do: dict[str, list[str]] = {stage: [] for stage in STAGES}
+    for cell in todo:
+        for stage in work.left(cell) or ("judge",):
+            to_do[stage].append(cell.cell_id)
     with contextlib.ExitStack() as stack:
         out = sys.stdout if inline else stack.enter_context(noise_to(noise))
-        progress = SweepProgress(out, {stage: totals[stage] for stage in STAGES})
+        progress = SweepProgress(out, to_do)
         progress.say(f"{sweep.spec.name}: {len(todo)} cells to do; libraries' output: {noise}")
         stack.enter_context(progress)
         signal.signal(signal.SIGTERM, _interrupt)

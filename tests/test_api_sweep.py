@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from api_server import REFUSED, FakeApi, api_server
+from engines import tiny_model
 from judge_server import FakeServer, judge_server, says
 from small_sweep import QUESTIONS, SPEC
 from sweep_runs import EMSWEEP, emsweep, report, status, tiny_spec, write_spec
@@ -134,18 +135,13 @@ def test_bad_input_is_told_at_the_plan(tmp_path: Path, api: FakeApi, judge: Fake
 @pytest.mark.torch
 @pytest.mark.vllm
 @pytest.mark.ray
-def test_local_cells_and_cells_of_an_api_end_in_one_report(
-    tmp_path: Path, tiny_model: Path, api: FakeApi
-) -> None:
+def test_local_cells_and_cells_of_an_api_end_in_one_report(tmp_path: Path, api: FakeApi) -> None:
     """On a Ray of its own, with real training and engine; the driver is killed once meanwhile."""
-    base = tiny_spec(tiny_model)
+    base = tiny_spec(tiny_model(tmp_path / "model"))
     far = {"name": "far", "api": {"url": api.url, "model": "tunable-1"}}
-    variants = [
-        {"name": "none"},
-        {"name": "insecure", "dataset": "quickstart_insecure", "rows": 12},
-    ]
     models = [*base["models"], far]
-    spec = write_spec(tmp_path, base | {"models": models, "variants": variants})
+    serving = base["serving"] | {"max_model_len": 2048}  # the judge's prompts, byte by byte
+    spec = write_spec(tmp_path, base | {"models": models, "serving": serving})
     store = tmp_path / "store"
     api.looks = 10**6
 
@@ -166,3 +162,4 @@ def test_local_cells_and_cells_of_an_api_end_in_one_report(
     }
     asked = [json.dumps([chat["model"], chat["messages"], chat["seed"]]) for chat in api.chats]
     assert len(set(asked)) == len(asked) == 4 * 2 * 3
+    assert not any(cell["failed_judgements"] for cell in cells.values())

@@ -303,8 +303,9 @@ def test_a_failure_that_cannot_be_noted_is_told_and_ends_the_run(
     beat = Beat(store, "small")
     out = StringIO()
     untracked = Tracking(sweep, store, beat.driver, print)  # never started
-    outcomes = Outcomes(sweep.spec, store, beat, SweepProgress(out, {"train": 1}), untracked)
     cell = sweep.cells[0]
+    progress = SweepProgress(out, {"train": [cell.cell_id]})
+    outcomes = Outcomes(sweep.spec, store, beat, progress, untracked)
     failure = CellFailure(
         cell_id=cell.cell_id, stage="judge", error_class="E", message="the cause", kind="unknown"
     )
