@@ -36,6 +36,7 @@ from sweeps.training_pass import Trainings, TrainTask
 
 LOOK_S = 5.0  # at nodes that come and go, and at other drivers
 BATCHED_CELLS = 64  # side by side, of a model whose API answers within a day
+THREADS_END_S = 5.0
 MOST_FAILED_LOOKS = 24  # in a row: two minutes without a word of the cluster
 
 log = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ class ClusterRound:
             self._beside(lambda: self._evaluate(self._asked, self._at_once)),
             self._beside(lambda: self._evaluate(self._asked_of_apis, self._at_once_of_apis)),
         ]
-        self._beside(self._watch)
+        watching = self._beside(self._watch)
         called_off = False
         try:
             with _ended_by(self._ended):
@@ -199,11 +200,14 @@ class ClusterRound:
         finally:
             self._stop.set()
             self._by_api.stop(cancel=called_off)
+            # Ray ends the process, and no error is told, where a thread asks it after its end.
+            for thread in (*evaluating, watching):
+                thread.join(THREADS_END_S)
             with contextlib.suppress(Exception):  # Ray may be gone, and is not what to tell of
                 self._looks.tell_autoscaler([])
 
     def _beside(self, work: Callable[[], None]) -> threading.Thread:
-        """Do it in a thread, which nobody waits for when the run is interrupted."""
+        """Do it in a thread, which nobody waits for long when the run is interrupted."""
 
         def guarded() -> None:
             try:

@@ -140,8 +140,10 @@ def test_local_cells_and_cells_of_an_api_end_in_one_report(tmp_path: Path, api: 
     base = tiny_spec(tiny_model(tmp_path / "model"))
     far = {"name": "far", "api": {"url": api.url, "model": "tunable-1"}}
     models = [*base["models"], far]
-    serving = base["serving"] | {"max_model_len": 2048}  # the judge's prompts, byte by byte
-    spec = write_spec(tmp_path, base | {"models": models, "serving": serving})
+    # The judge's prompts, and rows, byte by byte.
+    serving = base["serving"] | {"max_model_len": 1024}
+    training = base["training"] | {"max_length": 512}
+    spec = write_spec(tmp_path, base | {"models": models, "serving": serving, "training": training})
     store = tmp_path / "store"
     api.looks = 10**6
 
