@@ -69,7 +69,11 @@ def kept_weights(job) -> dict[int, dict[str, bytes]]:  # type: ignore[no-untyped
 
 @pytest.mark.parametrize(
     ("method", "stage"),
-    [("lora", 2), pytest.param("lora", 3, marks=pytest.mark.faults), ("full", 3)],
+    [
+        ("lora", 2),
+        pytest.param("lora", 3, marks=pytest.mark.faults),
+        pytest.param("full", 3, marks=pytest.mark.faults),
+    ],
 )
 def test_snapshots_bear_on_nothing_and_survive_an_interruption(
     make_job: Callable[..., object], method: str, stage: int
