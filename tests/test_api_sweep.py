@@ -94,7 +94,8 @@ def test_a_driver_that_is_told_to_stop_cancels_what_an_api_trains(
     spec, store = small(tmp_path, api, judge), tmp_path / "store"
     api.looks = 10**6
     run = ["run", str(spec), "--store", str(store), "--inline"]
-    code, said = stopped_when(run, lambda: "running" in states(api), signal.SIGINT)
+    # As Ctrl-C is taken, which whoever starts tests in the background has them ignore.
+    code, said = stopped_when(run, lambda: "running" in states(api), signal.SIGTERM)
     assert code == 130 and "cancelled" in said and states(api) == ["cancelled"]
     api.looks = 0
     emsweep(*run)

@@ -103,6 +103,7 @@ def test_snapshots_bear_on_nothing_and_survive_an_interruption(
     assert marks == others and marks[2].canaries != marks[3].canaries != result.canaries
 
 
+@pytest.mark.faults  # it is slow, and plants none
 def test_two_ranks_keep_one_snapshot_between_them(make_job: Callable[..., object]) -> None:
     """Two processes on gloo, without Ray: ZeRO-2, then ZeRO-3, each without snapshots and with."""
     jobs = {
