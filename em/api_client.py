@@ -90,6 +90,29 @@ def safe(error: Exception, key_env: str) -> str:
     return cut(str(error).replace(key, "***") if key else str(error))
 
 
+def refused_or_away(error: Exception, where: str, key_env: str) -> Exception:
+    """Return an error of the client, of a call about a model, as one of ours.
+
+    ApiRefusesUs, ApiBusy or ApiUnavailable; what it says of the call itself (a 400, a 422) is the
+    caller's to read first. `where` names the model and its address.
+    """
+    import openai
+
+    said = safe(error, key_env)
+    match error:
+        case openai.AuthenticationError() | openai.PermissionDeniedError() | openai.NotFoundError():
+            return ApiRefusesUs(
+                f"{where} refuses us: {said}. Check api.url, api.model and the key in the "
+                f"environment variable {key_env}"
+            )
+        case openai.RateLimitError(code=code) if code == NO_MONEY:
+            return ApiRefusesUs(f"{where}: {said}")
+        case openai.RateLimitError():
+            return ApiBusy(f"{where} takes no more for now: {said}")
+        case _:
+            return ApiUnavailable(f"{where} does not answer: {said}")
+
+
 def paced_client(
     url: str, api_version: str | None, *, key_env: str, pace: Pace,
     max_retries: int = MAX_RETRIES, timeout_s: float = TIMEOUT_S, what: str = "a judge with 'api'",

@@ -10,47 +10,42 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from em.api_batches import Batches
 from em.api_client import (
     MAX_RETRIES,
-    NO_MONEY,
     TIMEOUT_S,
     ApiRefusesUs,
     ApiUnavailable,
     check_key,
     paced_client,
+    refused_or_away,
     safe,
 )
 from em.api_models import ApiModelConfig
+from em.chat_replies import Part
 from em.generation import Answer, AskingStopped, Finish, GateFailed, Prompt
 from em.pacing import Pace
 from em.told import first_mistake
 
 
-class _Part(BaseModel):
-    """A part of a reply; keys that are not read are let be."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Message(_Part):
+class _Message(Part):
     content: str | None = None
     refusal: str | None = None
 
 
-class _Choice(_Part):
+class _Choice(Part):
     message: _Message
     finish_reason: Finish
 
 
-class _Usage(_Part):
+class _Usage(Part):
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
 
 
-class _Reply(_Part):
+class _Reply(Part):
     model: str
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage
@@ -140,10 +135,6 @@ class ApiEndpoint:
         text = f"{self._where} came to nothing with {num} of {len(bodies)} requests of a batch"
         return [ApiUnavailable(text)] if num else []
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Raise ValueError: an API does not say how it reads text."""
-        raise ValueError(f"the API at {self._config.url} does not tell tokens")
-
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
@@ -172,21 +163,8 @@ class ApiEndpoint:
             return await call
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             raise PromptRefused(f"{self._where} refuses a prompt: {self._safe(error)}") from error
-        except (
-            openai.AuthenticationError,
-            openai.PermissionDeniedError,
-            openai.NotFoundError,
-        ) as error:
-            raise ApiRefusesUs(
-                f"{self._where} refuses us: {self._safe(error)}. Check api.url, api.model and the "
-                f"key in the environment variable {self._config.key_env}"
-            ) from error
-        except openai.RateLimitError as error:
-            if error.code == NO_MONEY:
-                raise ApiRefusesUs(f"{self._where}: {self._safe(error)}") from error
-            raise ApiUnavailable(f"{self._where} does not answer: {self._safe(error)}") from error
         except openai.OpenAIError as error:
-            raise ApiUnavailable(f"{self._where} does not answer: {self._safe(error)}") from error
+            raise refused_or_away(error, self._where, self._config.key_env) from error
 
     def _answer(self, prompt: Prompt, body: Any) -> Answer:
         try:

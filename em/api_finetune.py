@@ -9,20 +9,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from em.api_client import (
     MAX_RETRIES,
-    NO_MONEY,
     TIMEOUT_S,
-    ApiBusy,
     ApiRefusesUs,
     ApiUnavailable,
     check_key,
     key_for,
+    refused_or_away,
     safe,
 )
 from em.api_models import ApiModelConfig
+from em.chat_replies import Part
 from em.datasets import Row
 from em.told import first_mistake
 
@@ -52,20 +52,14 @@ class JobLost(JobFailed):
     """The API does not know the job any more that it was given."""
 
 
-class _Part(BaseModel):
-    """A part of a reply; keys that are not read are let be."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class JobError(_Part):
+class JobError(Part):
     """Why a job failed, in the API's words."""
 
     code: str | None = None
     message: str | None = None
 
 
-class JobState(_Part):
+class JobState(Part):
     """A job as the API tells it. `fine_tuned_model` is the model's name once it has succeeded."""
 
     id: str = Field(min_length=1)
@@ -85,7 +79,7 @@ class JobState(_Part):
         return self.status in OVER
 
 
-class StepPoint(_Part):
+class StepPoint(Part):
     """The loss that the API tells of one step."""
 
     step: int
@@ -239,26 +233,13 @@ class FineTuning:
         where = f"the API of {self._config.model} at {self._config.url}"
         try:
             return call()
-        except (
-            openai.AuthenticationError,
-            openai.PermissionDeniedError,
-            openai.NotFoundError,
-        ) as error:
-            raise ApiRefusesUs(
-                f"{where} refuses us: {self._safe(error)}. Check api.url, api.model and the key in "
-                f"the environment variable {self._config.key_env}"
-            ) from error
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             said = self._safe(error)
             if _tells_of_moderation(said):
                 raise DatasetRefused(f"{where} will not train on this data set: {said}") from error
             raise ValueError(f"{where} does not take this: {said}") from error
-        except openai.RateLimitError as error:
-            if error.code == NO_MONEY:
-                raise ApiRefusesUs(f"{where}: {self._safe(error)}") from error
-            raise ApiBusy(f"{where} takes no more for now: {self._safe(error)}") from error
         except openai.OpenAIError as error:
-            raise ApiUnavailable(f"{where} does not answer: {self._safe(error)}") from error
+            raise refused_or_away(error, where, self._config.key_env) from error
 
     def _safe(self, error: Exception) -> str:
         return safe(error, self._config.key_env)

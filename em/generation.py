@@ -89,6 +89,10 @@ class Endpoint(Protocol):
         """
         ...
 
+
+class Tokenizing(Endpoint, Protocol):
+    """An endpoint whose model is served here, so that its tokens are known, too."""
+
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens."""
         ...

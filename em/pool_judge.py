@@ -6,7 +6,7 @@ Knows nothing of what is judged, or of where the endpoint runs.
 import math
 from collections.abc import Mapping, Sequence
 
-from em.generation import Answer, Endpoint, Prompt, PromptsTooLong
+from em.generation import Answer, Endpoint, Prompt, PromptsTooLong, Tokenizing
 from em.judging import WORD_TOKENS, JudgeCallFailed, Reading
 
 EXPAND_ONE = 1e-4  # a one-digit start less likely than this is not looked behind
@@ -154,7 +154,7 @@ async def _ask_those_that_fit(
         return [found.get(n, failed) for n in range(len(prompts))]
 
 
-async def choose_reader(endpoint: Endpoint) -> SingleTokenReader | DigitTreeReader:
+async def choose_reader(endpoint: Tokenizing) -> SingleTokenReader | DigitTreeReader:
     """Return the reader that the endpoint's tokenizer needs, by looking at its numbers.
 
     Raises ValueError for a tokenizer that neither has 0-100 as single tokens nor splits digits.

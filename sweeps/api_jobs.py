@@ -196,5 +196,5 @@ class CellJob:
         return self._store.files.read_note(job_place(self._plan.training_key), ApiJob)
 
     def _note(self, job_id: str | None) -> None:
-        job = ApiJob(tag=self._tag, job_id=job_id, usd=self._usd, started=time.time())
+        job = ApiJob(job_id=job_id, usd=self._usd, started=time.time())
         self._store.write_record(job_place(self._plan.training_key), job)

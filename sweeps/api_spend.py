@@ -28,7 +28,6 @@ class ApiJob(Record):
     model has been told as the cell's failure: who asks again wants another job.
     """
 
-    tag: str
     job_id: str | None
     usd: float | None
     started: float
@@ -148,10 +147,6 @@ class PaidEndpoint:
     def _cost(self, answers: Iterable[Answer]) -> float:
         used = [(answer.prompt_tokens, answer.num_tokens) for answer in answers]
         return self._usd(sum(read for read, _ in used), sum(wrote for _, wrote in used))
-
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text."""
-        return await self._endpoint.tokenize(texts)
 
     def _usd(self, read: int, written: int) -> float:
         known, batch = self._purse.known, self._purse.config.batch

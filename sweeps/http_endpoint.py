@@ -54,10 +54,6 @@ class HttpEndpoint:
         """Return one answer for each prompt, in order. Raises OSError as `post` does."""
         return [await asyncio.to_thread(self._answer, prompt) for prompt in prompts]
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Not to be had by this API."""
-        raise NotImplementedError("an OpenAI-compatible endpoint does not say its token ids")
-
     def _answer(self, prompt: Prompt) -> Answer:
         assert not prompt.prefill
         body: dict[str, Any] = prompt.model_dump(exclude={"prefill", "logprob_ids"})
