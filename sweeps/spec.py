@@ -17,17 +17,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from cluster.requests import LORA_RANKS
 from em.api_models import ApiTrainingConfig
 from em.models import ModelConfig
 from em.record import Record, dumped, fingerprint
 from em.seeds import Seeds, derive_seeds
-from em.told import short
 from em.training import TrainingConfig
 from em.variant_config import UNTUNED as UNTUNED
 from em.variant_config import VariantConfig as VariantConfig
 from em.yaml_files import checked, load_yaml
-from sweeps.claim_spec import ClaimConfig, check_claim
+from sweeps.claim_spec import ClaimConfig
 from sweeps.model_layouts import LayoutConfig, laid_out
 from sweeps.settings import (
     NAME,
@@ -42,6 +40,7 @@ from sweeps.settings import (
     TrackingConfig,
     check_metric_name,
 )
+from sweeps.spec_checks import check_spec
 from sweeps.yaml_errors import MistakeAt, explain
 
 SCORER = "scorer"  # the judge of evaluations that are tasks of Inspect
@@ -171,127 +170,8 @@ class SweepSpec(Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepSpec":
-        served = {model.name: model for model in self.models}
-        for number, judge in enumerate(self.judges):
-            if judge.pool is not None and judge.pool not in {model.name for model in self.models}:
-                raise MistakeAt(
-                    ("judges", number, "pool"),
-                    f"judge {judge.name!r}: pool names the model {judge.pool!r}, which is not "
-                    f"among models ({', '.join(model.name for model in self.models)}); add it "
-                    "there, or give the judge a model",
-                )
-            if judge.pool is not None and served[judge.pool].api is not None:
-                raise MistakeAt(
-                    ("judges", number, "pool"),
-                    f"judge {judge.name!r}: {judge.pool!r} is behind an API, and no pool here "
-                    "serves it: give the judge 'api' and 'api_model'",
-                )
-            # Pools go by the model's name: two models of one name would be one pool.
-            if judge.model and served.setdefault(judge.model.name, judge.model) != judge.model:
-                raise MistakeAt(
-                    ("judges", number, "model", "name"),
-                    f"judge {judge.name!r}: its model is called {judge.model.name!r}, as another "
-                    "model of this sweep is: give it a name of its own, or use pool",
-                )
-        self._check_layouts([name for name, model in served.items() if model.api is None])
-        self._check_api_models()
-        for place, evaluation in enumerate(self.evaluations):
-            unknown = set(evaluation.judges or ()) - {judge.name for judge in self.judges}
-            if unknown:
-                raise MistakeAt(
-                    ("evaluations", place, "judges"),
-                    f"{min(unknown)!r} is not among judges "
-                    f"({', '.join(judge.name for judge in self.judges)})",
-                )
-            self._check_trigger(place, evaluation)
-            self._check_at(place, evaluation)
-            self._check_length(place, evaluation)
-        for number, claim in enumerate(self.claims):
-            check_claim(number, claim, self)
-        here = any(model.api is None for model in self.models)
-        tuned = here and any(variant.name != UNTUNED for variant in self.variants)
-        lora = self.training.method == "lora"
-        if tuned and not lora and self.serving.mode == "lora":
-            raise MistakeAt(
-                ("training", "method"),
-                "full makes whole weights, which serving.mode: lora cannot serve; set "
-                "serving.mode: merged",
-            )
-        if tuned and lora and self.serving.mode == "lora" and self._rank not in LORA_RANKS:
-            raise MistakeAt(
-                ("training", "lora", "rank"),
-                f"vLLM does not serve adapters of rank {self._rank}; allowed are "
-                f"{', '.join(map(str, LORA_RANKS))}, or set serving.mode: merged",
-            )
+        check_spec(self)
         return self
-
-    def _check_layouts(self, served: list[str]) -> None:
-        for name in self.layouts:
-            if name not in served:
-                raise MistakeAt(
-                    ("layouts", name),
-                    f"{short(name)} is no model of this sweep; it has {', '.join(served)}",
-                )
-            try:
-                self.for_model(name)
-            except ValidationError as error:
-                said = "; ".join(item["msg"] for item in error.errors())
-                text = f"with the rest of training: {said.replace('Value error, ', '')}"
-                raise MistakeAt(("layouts", name), text) from error
-
-    def _check_api_models(self) -> None:
-        """An API has one seed, or none: it cannot tell an adapter's start from the rows' order."""
-        behind = [model.name for model in self.models if model.api is not None]
-        apart = [name for name in ("init", "order") if getattr(self.factors, name) is not None]
-        if behind and apart:
-            raise MistakeAt(
-                ("factors", apart[0]),
-                f"{behind[0]} is trained behind an API, which takes one seed at most and not "
-                f"{' and '.join(apart)} apart: leave them out of 'factors', or the model out",
-            )
-        batched = [m.name for m in self.models if m.api is not None and m.api.batch]
-        for number, evaluation in enumerate(self.evaluations):
-            if batched and evaluation.inspect is not None:
-                raise MistakeAt(
-                    ("evaluations", number, "inspect"),
-                    f"a task asks turn by turn, and {batched[0]} is asked in batches that take up "
-                    "to a day each: leave out its api.batch, or the task",
-                )
-        for number, judge in enumerate(self.judges):
-            if judge.model is not None and judge.model.api is not None:
-                raise MistakeAt(
-                    ("judges", number, "model"),
-                    f"judge {judge.name!r}: a model behind an API is named by 'api' and "
-                    "'api_model' of the judge, not by 'model'",
-                )
-
-    def _check_length(self, place: int, evaluation: EvaluationConfig) -> None:
-        for model in (model for model in self.models if model.api is None):
-            length = self.for_model(model.name).serving.max_model_len
-            if evaluation.sampling.max_tokens >= length:
-                raise MistakeAt(
-                    ("evaluations", place, "sampling", "max_tokens"),
-                    f"{evaluation.sampling.max_tokens} new tokens leave no room for a question in "
-                    f"serving.max_model_len {length} (of {model.name}): raise that, or ask for "
-                    "fewer",
-                )
-
-    def _check_at(self, place: int, evaluation: EvaluationConfig) -> None:
-        if evaluation.at and all(variant.name == UNTUNED for variant in self.variants):
-            raise MistakeAt(
-                ("evaluations", place, "at"),
-                "no variant is trained on, so there is no training to ask in between: leave 'at' "
-                "out, or add a variant",
-            )
-
-    def _check_trigger(self, place: int, evaluation: EvaluationConfig) -> None:
-        trained = sorted(set().union(*(variant.triggers for variant in self.variants)))
-        if evaluation.form.trigger and evaluation.form.trigger not in trained:
-            raise MistakeAt(
-                ("evaluations", place, "form", "trigger"),
-                f"no variant is trained with the trigger {evaluation.form.trigger!r}; trained are "
-                f"{', '.join(map(repr, trained)) or 'none'} (white space counts)",
-            )
 
     def judges_of(self, evaluation: EvaluationConfig) -> list[JudgeConfig]:
         """Return the judges that score `evaluation`."""
@@ -318,10 +198,6 @@ class SweepSpec(Record):
         return self.model_copy(
             update={"training": training, "serving": serving, "resources": resources, "layouts": {}}
         )
-
-    @property
-    def _rank(self) -> int:
-        return self.training.lora.rank
 
     @property
     def num_cells(self) -> int:
