@@ -13,8 +13,10 @@ import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.http_here import serving
 
 Said = tuple[int, Any]
 REFUSED = {
@@ -230,17 +232,9 @@ def api_server() -> Iterator[FakeApi]:
         def log_message(self, *args: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    fake.url = f"http://127.0.0.1:{http.server_port}/v1"
-    try:
+    with serving(Handler) as address:
+        fake.url = f"{address}/v1"
         yield fake
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 def _form(kind: str, data: bytes) -> tuple[str, str, bytes]:

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.http_here import serving
 
 REPO, REVISION = "ours/tiny", "a" * 40
 SLOW_S = 0.5  # a file takes this long, so that others ask for it meanwhile
@@ -66,14 +68,8 @@ def hub_server(files: Mapping[str, bytes]) -> Iterator[HubServer]:
         def log_message(self, *arguments: object) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(Handler) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def _about(path: str, files: Mapping[str, bytes]) -> bytes:

@@ -9,8 +9,10 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.http_here import serving
 
 KEY_ENV = "EMSWEEP_TEST_API_KEY"  # where clients of it find their key
 Reply = tuple[int, Any]
@@ -74,16 +76,9 @@ def judge_server() -> Iterator[FakeServer]:
         def log_message(self, *args: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    fake.url = f"http://127.0.0.1:{http.server_port}/v1"
-    try:
+    with serving(Handler) as address:
+        fake.url = f"{address}/v1"
         yield fake
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 def costing(reply: Reply, prompt_tokens: int, completion_tokens: int = 1) -> Reply:
