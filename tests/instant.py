@@ -77,13 +77,36 @@ def evaluate(task: EvaluationTask) -> Outcome:
     )  # fmt: skip
 
 
+SEEN_WITHIN_S = 120.0
+
+
+def found_dead(store: Path) -> Path:
+    """The file that is there once a cell has found its engine dead."""
+    return store / "found-dead"
+
+
+def seen_lost(store: Path) -> Path:
+    """The file that is there once a driver was told that its engines are lost."""
+    return store / "seen-lost"
+
+
 def evaluate_but_once(task: EvaluationTask) -> Outcome:
-    """The same, but for the first cell of all, whose engine is found dead after two looks."""
+    """The same, but for the first cell of all, whose engine is found dead.
+
+    As with a real one, the cell fails after its driver has seen that the engine is lost, which the
+    driver's pools tell by a file.
+    """
+    store = Path(task.store)
     try:
-        (Path(task.store) / "found-dead").touch(exist_ok=False)
+        found_dead(store).touch(exist_ok=False)
     except FileExistsError:
         return evaluate(task)
-    time.sleep(2 * LOOK_S + 2)
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while not seen_lost(store).exists():
+        if time.monotonic() > deadline:
+            raise AssertionError("the driver never looked at its engines")
+        time.sleep(0.1)
+    time.sleep(LOOK_S)
     return failure_of(EngineDead("the pool was stopped"), task.plan.cell_id, "generate")
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from instant import InstantPools, carry_out, evaluate_but_once
+from instant import InstantPools, carry_out, evaluate_but_once, found_dead, seen_lost
 from small_sweep import plan
 
 from cluster.serving import PoolState
@@ -85,22 +85,29 @@ def test_an_engine_that_does_not_come_up_ends_the_round(ray_here: None, tmp_path
 
 
 class LosesAllOnce(InstantPools):
-    """Engines that are gone at the first look, and others that stay."""
+    """Engines that are gone at the first look after a cell found its own dead; others stay."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Path) -> None:
         super().__init__()
         self.lost: set[str] = set()
+        self._store = store
 
     def look(self) -> dict[str, PoolState | None]:
         states = super().look()
-        self.lost = self.lost or set(states)
+        if found_dead(self._store).exists() and not self.lost:
+            self.lost = set(states)
+            seen_lost(self._store).touch()
         return {engine: None if engine in self.lost else how for engine, how in states.items()}
 
 
 def test_engines_that_are_lost_are_replaced_and_the_cell_that_they_failed_is_asked_again(
     ray_here: None, tmp_path: Path
 ) -> None:
-    sweep, store, pools = two_models(tmp_path), Store(str(tmp_path / "store")), LosesAllOnce()
+    sweep, store, pools = (
+        two_models(tmp_path),
+        Store(str(tmp_path / "store")),
+        LosesAllOnce(tmp_path / "store"),
+    )
     carry_out(sweep, store, progress(), partial(rows, tmp_path), pools, work=evaluate_but_once)
     assert {item.state for item in statuses(sweep, store)} == {"finished"}
     started = {engine for _, what, engine in pools.events if what == "start"}
