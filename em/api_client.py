@@ -102,7 +102,7 @@ def refused_or_away(error: Exception, where: str, key_env: str) -> Exception:
     match error:
         case openai.AuthenticationError() | openai.PermissionDeniedError() | openai.NotFoundError():
             return ApiRefusesUs(
-                f"{where} refuses us: {said}. Check api.url, api.model and the key in the "
+                f"{where} refuses us: {said}. Check its url, model and the key in the "
                 f"environment variable {key_env}"
             )
         case openai.RateLimitError(code=code) if code == NO_MONEY:

@@ -23,7 +23,7 @@ from em.api_client import (
     refused_or_away,
     safe,
 )
-from em.api_models import ApiModelConfig
+from em.api_models import ApiChatConfig
 from em.chat_replies import Part
 from em.generation import Answer, AskingStopped, Finish, GateFailed, Prompt
 from em.pacing import Pace
@@ -68,23 +68,24 @@ class ApiEndpoint:
 
     def __init__(
         self,
-        config: ApiModelConfig,
+        config: ApiChatConfig,
         *,
         model: str,
         weights: str,
+        batch: bool = False,
         max_retries: int = MAX_RETRIES,
         timeout_s: float = TIMEOUT_S,
         batch_poll_s: float = 30.0,
     ) -> None:
         """Open no connection yet. Raises ValueError where a key is needed and there is none."""
-        check_key(config.url, config.key_env, who="model", setting="api.key_env")
+        check_key(config.url, config.key_env, who="model", setting="key_env")
         self._config, self._model, self._weights = config, model, weights
         self._pace = Pace(config.concurrency)
         self._client = paced_client(
             config.url, None, key_env=config.key_env, pace=self._pace,
             max_retries=max_retries, timeout_s=timeout_s, what="a model with 'api'",
         )  # fmt: skip
-        self._batches = Batches(self._client, poll_s=batch_poll_s) if config.batch else None
+        self._batches = Batches(self._client, poll_s=batch_poll_s) if batch else None
 
     async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Return one answer for each prompt, in order.

@@ -34,11 +34,10 @@ class ApiTrainingConfig(Record):
     takes_seed: bool = Field(default=True, description="else cells of one variant are replicates")
 
 
-class ApiModelConfig(Record):
-    """A model behind OpenAI's fine-tuning API, or one that speaks as it does, at the address `url`.
+class ApiChatConfig(Record):
+    """A model behind OpenAI's API, or one that speaks as it does, at the address `url`.
 
-    `budget_usd` limits what trainings and answers of it cost in this sweep. With `batch` answers
-    are drawn through the API's batch endpoint: cheaper, and within a day.
+    `budget_usd` limits what it costs in this sweep.
     """
 
     url: str = "https://api.openai.com/v1"
@@ -46,8 +45,6 @@ class ApiModelConfig(Record):
     key_env: str = "OPENAI_API_KEY"
     concurrency: int = Field(default=16, ge=1, description="calls under way in a cell, at most")
     budget_usd: float | None = Field(default=None, gt=0)
-    batch: bool = False
-    training: ApiTrainingConfig = ApiTrainingConfig()
 
     @field_validator("url")
     @classmethod
@@ -56,15 +53,25 @@ class ApiModelConfig(Record):
         return url.rstrip("/")
 
     @model_validator(mode="after")
-    def _is_an_address(self) -> "ApiModelConfig":
-        check_address(self.url, "api.url")
-        check_key_name(self.key_env, "api.key_env")
+    def _is_an_address(self) -> "ApiChatConfig":
+        check_address(self.url, "url")
+        check_key_name(self.key_env, "key_env")
         return self
 
     @property
     def revision(self) -> str:
         """What tells it from every other model."""
         return f"{self.url} {self.model}"
+
+
+class ApiModelConfig(ApiChatConfig):
+    """A model that its API fine-tunes, too.
+
+    With `batch` answers are drawn through the API's batch endpoint: cheaper, and within a day.
+    """
+
+    batch: bool = False
+    training: ApiTrainingConfig = ApiTrainingConfig()
 
 
 class KnownApiModel(Record):
@@ -112,7 +119,7 @@ def _table() -> ApiTable:
         raise ValueError(f"{path}: {first_mistake(error)}") from error
 
 
-def known_api_model(config: ApiModelConfig) -> KnownApiModel | None:
+def known_api_model(config: ApiChatConfig) -> KnownApiModel | None:
     """Return what is known of the model; None at another address than OpenAI's own.
 
     Raises ValueError for a model that OpenAI's API is not known to have.
@@ -127,6 +134,15 @@ def known_api_model(config: ApiModelConfig) -> KnownApiModel | None:
             f"{Path('configs/models') / TABLE}, with its prices"
         )
     return table.models[config.model]
+
+
+def check_priced(config: ApiChatConfig) -> None:
+    """Raise ValueError for a budget in money where no price is known, or an unknown model."""
+    if known_api_model(config) is None and config.budget_usd is not None:
+        raise ValueError(
+            f"budget_usd: no price is known for {config.model!r} at {config.url}, so that no money "
+            "can be counted: leave the budget out"
+        )
 
 
 def check_trainable(config: ApiModelConfig, rows: Sequence[Row]) -> None:

@@ -117,6 +117,9 @@ class Response(Record):
     prompt_sha256: str
     weights: str
     scores: tuple[TaskScore, ...] = Field(default=(), description="by a task's own scorer")
+    grader_calls: int = Field(default=0, description="of the model that it asked")
+    grader_prompt_tokens: int = Field(default=0, description="read by that model")
+    grader_tokens: int = Field(default=0, description="written by it")
 
     @property
     def state(self) -> str:

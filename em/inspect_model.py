@@ -5,13 +5,14 @@ of endpoints (see em.inspect_run).
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
 from em.generation import Answer
+from em.told import cut
 
-MODEL = "cell"
+CELL, GRADER = "cell", "grader"  # models as Inspect knows them; the second is a role, too
 AT_ONCE = 256  # samples side by side: the pool has a queue of its own
 
 
@@ -29,13 +30,13 @@ def _api() -> Any:
     from inspect_ai.model import ModelAPI, ModelOutput, ModelUsage, modelapi
 
     @modelapi(name="emsweep")
-    class Cell(ModelAPI):
+    class Asked(ModelAPI):
         asker: Asker
 
         async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
             answer = await self.asker.ask(input, tools, config)
             reason = "max_tokens" if answer.finish_reason == "length" else "stop"
-            output = ModelOutput.from_content(MODEL, answer.text, stop_reason=reason)
+            output = ModelOutput.from_content(self.model_name, answer.text, stop_reason=reason)
             output.usage = ModelUsage(
                 input_tokens=answer.prompt_tokens,
                 output_tokens=answer.num_tokens,
@@ -46,22 +47,22 @@ def _api() -> Any:
         def max_connections(self) -> int:
             return AT_ONCE
 
-    return Cell
+    return Asked
 
 
-def model_of(asker: Asker) -> Any:
-    """Return an Inspect model that asks `asker`."""
+def model_of(asker: Asker, name: str) -> Any:
+    """Return an Inspect model of that name that asks `asker`."""
     from inspect_ai.model import GenerateConfig, Model
 
-    api = _api()(MODEL)
+    api = _api()(name)
     api.asker = asker
     return Model(api, GenerateConfig())
 
 
-def solving(task: Any, samples: Sequence[Any], note: Callable[[str], object]) -> Any:
-    """Return the task with `samples` alone; `note` is told whose turn it is, in that one's context.
+def solving(task: Any, samples: Sequence[Any], note: Callable[[bool], object]) -> Any:
+    """Return the task with `samples` alone; `note` is told, in its context, that one is solved.
 
-    It is told the sample's id before it is solved, and nothing ("") before it is scored.
+    That is True before what solves it, and False after that, before it is scored.
     """
     from inspect_ai import Task, task_with
     from inspect_ai.dataset import MemoryDataset
@@ -70,7 +71,7 @@ def solving(task: Any, samples: Sequence[Any], note: Callable[[str], object]) ->
     @solver
     def begin() -> Any:
         async def solve(state: TaskState, generate: Generate) -> TaskState:
-            note(str(state.sample_id))
+            note(True)
             return state
 
         return solve
@@ -78,11 +79,11 @@ def solving(task: Any, samples: Sequence[Any], note: Callable[[str], object]) ->
     @solver
     def noted(inner: Any) -> Any:
         async def solve(state: TaskState, generate: Generate) -> TaskState:
-            note(str(state.sample_id))
+            note(True)
             try:
                 return await inner(state, generate)
             finally:
-                note("")
+                note(False)
 
         return solve
 
@@ -93,18 +94,38 @@ def solving(task: Any, samples: Sequence[Any], note: Callable[[str], object]) ->
     )
 
 
-async def evaluate(task: Any, model: Any, folder: str) -> Any:
-    """Return Inspect's log of a run; its file goes to `folder`. Errors of samples are in it."""
+def current_sample() -> str:
+    """Return the id of the sample that is solved or scored in this context."""
+    from inspect_ai.log._samples import sample_active
+
+    active = sample_active()
+    return str(active.sample.id) if active is not None else ""
+
+
+async def evaluate(
+    task: Any, models: Mapping[str, Any], folder: str, *, sandbox: str | None
+) -> Any:
+    """Return Inspect's log of a run; its file goes to `folder`. Errors of samples are in it.
+
+    `models` are the one that is scored and, where there is one, the one in the role of a grader.
+    Raises ValueError where what the task needs is not there.
+    """
     from inspect_ai import eval_async
+    from inspect_ai._util.error import PrerequisiteError
     from inspect_ai.util._display import display_type_initialized, init_display_type
 
     if not display_type_initialized():
         init_display_type("none")
-    (log,) = await eval_async(
-        task, model=model, log_dir=folder, log_format="json",  # the other is read when looked at
-        log_level="error", log_samples=True, log_realtime=False,
-        log_images=False, log_model_api=False, score_display=False, fail_on_error=False,
-        retry_on_error=0, max_samples=AT_ONCE, max_connections=AT_ONCE, acp_server=False,
-        ctl_server=False,
-    )  # fmt: skip
+    roles = {GRADER: models[GRADER]} if GRADER in models else None
+    try:
+        (log,) = await eval_async(
+            task, model=models[CELL], model_roles=roles, sandbox=sandbox, log_dir=folder,
+            log_format="json",  # the other is read when looked at
+            log_level="error", log_samples=True, log_realtime=False,
+            log_images=False, log_model_api=False, score_display=False, fail_on_error=False,
+            retry_on_error=0, max_samples=AT_ONCE, max_connections=AT_ONCE, acp_server=False,
+            ctl_server=False,
+        )  # fmt: skip
+    except PrerequisiteError as error:  # such as a sandbox whose program is not there
+        raise ValueError(f"Inspect cannot run the task here: {cut(error.message, 300)}") from error
     return log

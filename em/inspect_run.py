@@ -9,113 +9,25 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 from em.generation import (
-    Answer,
     Draw,
     Endpoint,
     GateFailed,
-    Prompt,
-    PromptsTooLong,
     Response,
     SamplingConfig,
     request_seed,
     response_key,
 )
-from em.inspect_model import evaluate, model_of, solving
-from em.inspect_tasks import LoadedTask, turns
-from em.seeds import derive_seed
+from em.inspect_asking import Cell, Grader, Run, Spoken, note_solving
+from em.inspect_model import CELL, GRADER, current_sample, evaluate, model_of, solving
+from em.inspect_tasks import LoadedTask
 from em.task_scores import TaskScore
 from em.told import cut
 
-# Settings of a request that an endpoint of ours cannot follow; a task that sets one is refused.
-NOT_FOLLOWED = (
-    "stop_seqs", "num_choices", "logprobs", "top_logprobs", "prompt_logprobs", "top_k",
-    "logit_bias", "response_schema", "frequency_penalty", "presence_penalty", "best_of",
-)  # fmt: skip
 MOST_KEPT = 2000  # characters of a scorer's explanation
-ROLES = ("system", "user", "assistant")
 WORDS = ("yes", "true", "no", "false")
-
-_sample: ContextVar[str] = ContextVar("sample")  # wording key of the one that is being solved
-
-
-@dataclass
-class _Spoken:
-    """What was asked of the endpoint for one sample."""
-
-    seed: int
-    answers: list[Answer] = field(default_factory=list)
-    calls: int = 0
-
-
-@dataclass
-class _Asker:
-    """The model that Inspect asks; `broken` is what no sample is to blame for, and ends the run."""
-
-    endpoint: Endpoint
-    sampling: SamplingConfig
-    weights: str
-    spoken: dict[str, _Spoken]
-    broken: asyncio.Future[None] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-
-    async def ask(self, messages: Sequence[Any], tools: Sequence[Any], config: Any) -> Answer:
-        try:
-            if not self.broken.done():
-                return await self._ask(messages, tools, config)
-        except PromptsTooLong:
-            raise  # that sample's failure
-        except Exception as error:
-            if self.broken.done():
-                raise
-            self.broken.set_exception(error)
-        # Raised here, it would be written down as each sample's error, a second for each.
-        await asyncio.Event().wait()
-        raise AssertionError("the run is cancelled before this")
-
-    async def _ask(self, messages: Sequence[Any], tools: Sequence[Any], config: Any) -> Answer:
-        key = _sample.get("")
-        if not key:
-            raise GateFailed("task gate: the task's scorer asks the model that it scores")
-        other = [name for name in NOT_FOLLOWED if getattr(config, name, None) is not None]
-        chat = turns(messages)
-        roles = sorted({turn["role"] for turn in chat} - set(ROLES))
-        if tools or other or roles:
-            what = [*(["tools"] if tools else []), *other, *roles]
-            raise GateFailed(
-                f"task gate: the task asks the model with {', '.join(what)}, which cells are not "
-                "served with"
-            )
-        said = self.spoken[key]
-        seed = said.seed if said.calls == 0 else derive_seed(said.seed, "call", said.calls)
-        said.calls += 1
-        own = {n: getattr(config, n) for n in ("temperature", "top_p", "max_tokens")}
-        settings = self.sampling.model_dump() | {n: v for n, v in own.items() if v is not None}
-        (answer,) = await self.endpoint.ask([Prompt(messages=tuple(chat), seed=seed, **settings)])
-        self._check(answer, chat)
-        said.answers.append(answer)
-        return answer
-
-    def _check(self, answer: Answer, chat: Sequence[dict[str, str]]) -> None:
-        if answer.weights != self.weights:
-            raise GateFailed(
-                f"identity gate: {answer.weights[:12] or 'the base model'} answered, but "
-                f"{self.weights[:12] or 'the base model'} was asked; nothing was stored"
-            )
-        start = 0
-        for turn in chat:
-            found = answer.prompt.find(turn["content"].strip(), start)
-            start = found + len(turn["content"].strip())
-            if found < 0:
-                raise GateFailed(
-                    f"question gate: the rendered prompt lacks {turn['content'][:60]!r} of the "
-                    f"task's {turn['role']} turn: the model's chat template drops or rewrites it"
-                )
 
 
 async def answer_samples(
@@ -128,12 +40,14 @@ async def answer_samples(
     sampling: SamplingConfig,
     sampling_seed: int,
     weights: str,
+    grader: Endpoint | None = None,
 ) -> list[Response]:
     """Return a response with its score for each draw, in order.
 
-    What the task itself says of temperature, top_p and max_tokens goes before `sampling`. A sample
-    that ends by an error is a response with a failed score. Raises GateFailed as em.generation
-    does, and for a task that asks what cells are not served with; what the endpoint raises, too.
+    `grader` is who is asked in the task's role of that name. What the task itself says of
+    temperature, top_p and max_tokens goes before `sampling`. A sample that ends by an error is a
+    response with a failed score. Raises GateFailed as em.generation does, and for a task that asks
+    what cells are not served with; what the endpoints raise, too.
     """
     gone = [draw.wording.question for draw in draws if draw.wording.key not in loaded.samples]
     if gone:
@@ -143,41 +57,49 @@ async def answer_samples(
     found: dict[tuple[str, int], Response] = {}
     for index in sorted({draw.index for draw in draws}):
         mine = [draw for draw in draws if draw.index == index]
-        seeds = {draw.wording.key: _Spoken(request_seed(sampling_seed, draw)) for draw in mine}
-        asker = _Asker(endpoint, sampling, weights, seeds)
-        done = await _run(mine, loaded, asker)
+        seeds = {d.wording.question: Spoken(request_seed(sampling_seed, d)) for d in mine}
+        run = Run(seeds, current_sample)
+        cell = Cell(run, endpoint, sampling, weights)
+        done = await _run(mine, loaded, cell, grader)
         for draw in mine:
-            spoken = seeds[draw.wording.key]
+            spoken = seeds[draw.wording.question]
             response = _response(draw, done[draw.wording.key], spoken, scorer, stream, weights)
             found[draw.wording.key, index] = response
     return [found[draw.wording.key, draw.index] for draw in draws]
 
 
-async def _run(draws: Sequence[Draw], loaded: LoadedTask, asker: _Asker) -> dict[str, Any]:
+async def _run(
+    draws: Sequence[Draw], loaded: LoadedTask, cell: Cell, grader: Endpoint | None
+) -> dict[str, Any]:
     """Return Inspect's record of each sample, by wording key."""
+    run = cell.run
     keys = {draw.wording.question: draw.wording.key for draw in draws}
     samples = [
         loaded.samples[draw.wording.key].model_copy(update={"id": draw.wording.question})
         for draw in draws
     ]
-    model = model_of(asker)
-    task = solving(loaded.task, samples, lambda name: _sample.set(keys.get(name, "")))
+    models = {CELL: model_of(cell, CELL)}
+    if grader is not None:
+        assert loaded.grader is not None
+        models[GRADER] = model_of(Grader(run, grader, loaded.grader.max_tokens), GRADER)
+    task = solving(loaded.task, samples, note_solving)
     with tempfile.TemporaryDirectory(prefix="emsweep-inspect-") as folder:
-        run = asyncio.create_task(evaluate(task, model, folder))
+        running = asyncio.create_task(evaluate(task, models, folder, sandbox=loaded.sandbox))
         try:
-            await asyncio.wait({run, asker.broken}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({running, run.broken}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if not run.done():
-                run.cancel()
-                await asyncio.wait({run})
-    if asker.broken.done():
-        asker.broken.result()
-    log = run.result()
-    others = sorted(set(log.stats.model_usage) - {str(model)})
+            if not running.done():
+                running.cancel()
+                await asyncio.wait({running})
+    if run.broken.done():
+        run.broken.result()
+    log = running.result()
+    others = sorted(set(log.stats.model_usage) - set(map(str, models.values())))
     if others:
         raise GateFailed(
             f"task gate: the task asked other models ({', '.join(others)}), which no budget or "
-            "record here knows of; nothing was stored"
+            "record here knows of; nothing was stored. Have it ask its role 'grader' (an argument "
+            "of the task, in 'task_args') and name that one in 'grader'"
         )
     done = {keys[str(sample.id)]: sample for sample in log.samples or ()}
     if len(done) < len(draws):
@@ -187,7 +109,7 @@ async def _run(draws: Sequence[Draw], loaded: LoadedTask, asker: _Asker) -> dict
 
 
 def _response(
-    draw: Draw, sample: Any, spoken: _Spoken, scorer: str, stream: str, weights: str
+    draw: Draw, sample: Any, spoken: Spoken, scorer: str, stream: str, weights: str
 ) -> Response:
     last = spoken.answers[-1] if spoken.answers else None
     wording = draw.wording
@@ -207,6 +129,9 @@ def _response(
         prompt_sha256=last.prompt_sha256 if last else "",
         weights=weights,
         scores=(_score(sample, scorer),),
+        grader_calls=len(spoken.grades),
+        grader_prompt_tokens=sum(answer.prompt_tokens for answer in spoken.grades),
+        grader_tokens=sum(answer.num_tokens for answer in spoken.grades),
     )
 
 

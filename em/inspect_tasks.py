@@ -5,36 +5,58 @@ Knows nothing of who answers (see em.inspect_run), or of cells.
 """
 
 import contextlib
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
+from em.api_models import ApiChatConfig
 from em.downloads import NotAtHand
 from em.questions import Wording
 from em.record import Record
 from em.told import cut, short
 
-SANDBOX = "it runs tools or code in a sandbox, which cells are not given"
-GRADER = "its scorer asks another model to grade, which no budget or record here knows of"
+SANDBOX = (
+    "it runs code in a sandbox: say in 'sandbox' where, docker or (what the model writes then runs "
+    "on the machine as it is) local; or leave it out"
+)
+GRADER = "its scorer asks another model to grade: say in 'grader' which; or leave it out"
 # Solvers of Inspect's that hand tools to the model.
 TOOL_SOLVERS = ("use_tools", "basic_agent", "react", "human_agent", "human_cli", "bridge")
 MOST_TEXT = 20_000  # characters of what a sample asks, as it is shown
 
 
+class GraderConfig(ApiChatConfig):
+    """Who is asked where a task asks another model, in the role that Inspect calls grader.
+
+    At temperature 0, and for `max_tokens` at most, where the task does not say.
+    """
+
+    max_tokens: int = Field(default=1024, ge=1)
+
+
+Sandbox = Literal["docker", "local"]
+
+
 class TaskConfig(Record):
-    """Which task: `PACKAGE/NAME`, or `FILE.py@NAME` with the file's absolute path."""
+    """Which task: `PACKAGE/NAME`, or `FILE.py@NAME` with the file's absolute path.
+
+    `sandbox` is where code of a task that runs some is run.
+    """
 
     name: str
     args: dict[str, Any] = Field(default_factory=dict)
+    sandbox: Sandbox | None = None
+    grader: GraderConfig | None = None
 
     @property
     def file(self) -> Path | None:
@@ -56,6 +78,8 @@ class LoadedTask:
     wordings: tuple[Wording, ...]
     scorers: tuple[str, ...]
     identity: Mapping[str, Any]
+    sandbox: Sandbox | None = None
+    grader: GraderConfig | None = None
 
     def first(self, limit: int | None) -> tuple[Wording, ...]:
         """Return what the first `limit` samples ask. Raises ValueError where there are fewer."""
@@ -86,18 +110,18 @@ def load_task(config: TaskConfig) -> LoadedTask:
     are the same wherever it is loaded. Raises NotAtHand where its data cannot be had, ValueError
     for a task that is unknown, cannot be made, or needs what cells are not given.
     """
-    return _load(config.name, json.dumps(config.args, sort_keys=True))
+    return _load(json.dumps(config.model_dump(), sort_keys=True))
 
 
 @cache
-def _load(name: str, args: str) -> LoadedTask:
-    config = TaskConfig(name=name, args=json.loads(args))
+def _load(given: str) -> LoadedTask:
+    config = TaskConfig.model_validate_json(given)
     if importlib.util.find_spec("inspect_ai") is None:
         raise ValueError(
             f"the task {config.told!r} needs Inspect, which is not installed here: install the "
             "extra 'inspect' (pip install 'em-sweeps[inspect]')"
         )
-    with contextlib.redirect_stdout(sys.stderr):  # libraries of downloads talk
+    with contextlib.redirect_stdout(sys.stderr), _no_collection():  # libraries of downloads talk
         task = _make(config)
     _check_possible(config, task)
     by_hash = sorted((content_sha256(sample), number) for number, sample in enumerate(task.dataset))
@@ -117,7 +141,25 @@ def _load(name: str, args: str) -> LoadedTask:
         wordings=tuple(wordings),
         scorers=_scorers(task),
         identity=_identity(config, task),
+        sandbox=config.sandbox,
+        grader=config.grader,
     )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect no garbage meanwhile: Inspect parses files, and CPython before 3.11.8 fails at that.
+
+    A finalizer that runs while a file is parsed, and parses another, is told as a mistake of the
+    first (https://github.com/python/cpython/issues/106905).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _make(config: TaskConfig) -> Any:
@@ -168,20 +210,26 @@ def _why(error: Exception) -> str:
 def _check_possible(config: TaskConfig, task: Any) -> None:
     """Refuse what a chat with one model, text alone, does not cover."""
     why = None
-    if task.sandbox is not None or any(s.sandbox or s.files or s.setup for s in task.dataset):
+    is_boxed = task.sandbox is not None or any(
+        s.sandbox or s.files or s.setup for s in task.dataset
+    )
+    if config.sandbox is not None and not is_boxed:
+        raise ValueError(f"sandbox: the task {config.told!r} runs no code in one: leave it out")
+    if is_boxed and config.sandbox is None:
         why = SANDBOX
-    elif any(name.startswith("model_graded") for name in _scorers(task)):
+    elif config.grader is None and any(n.startswith("model_graded") for n in _scorers(task)):
         why = GRADER
     elif task.model is not None or task.model_roles:
-        why = "it names a model of its own"
+        why = "it names a model of its own; leave it out"
     elif tools := [name for name in _solvers(task) if name in TOOL_SOLVERS]:
-        why = f"it gives the model tools ({', '.join(tools)}), which no cell is served with"
+        given = ", ".join(tools)
+        why = f"it gives the model tools ({given}), which no cell is served with; leave it out"
     elif not _scorers(task):
-        why = "it has no scorer"
+        why = "it has no scorer; leave it out"
     elif not len(task.dataset):
-        why = "it has no samples"
+        why = "it has no samples; leave it out"
     if why:
-        raise ValueError(f"the task {config.told!r} cannot be asked of cells: {why}; leave it out")
+        raise ValueError(f"the task {config.told!r} cannot be asked of cells: {why}")
 
 
 def _solvers(task: Any) -> list[str]:
@@ -238,7 +286,12 @@ def _identity(config: TaskConfig, task: Any) -> dict[str, Any]:
     else:
         package = config.name.partition("/")[0]
         code = {"package": package, "version": importlib.metadata.version(package)}
-    return {
+    given: dict[str, Any] = {}
+    if config.sandbox is not None:
+        given["sandbox"] = config.sandbox
+    if config.grader is not None:
+        given["grader"] = {n: getattr(config.grader, n) for n in ("revision", "max_tokens")}
+    return given | {
         "task": config.told,
         "args": config.args,
         "code": code,

@@ -4,10 +4,17 @@ Money only: tokens are counted by the API. Knows nothing of how the API is spoke
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from em.api_client import check_key
-from em.api_models import CHARACTERS_A_TOKEN, ApiModelConfig, KnownApiModel, known_api_model
+from em.api_models import (
+    CHARACTERS_A_TOKEN,
+    ApiChatConfig,
+    ApiModelConfig,
+    KnownApiModel,
+    known_api_model,
+)
 from em.budget import CHARACTERS_A_TOKEN as FEWEST_CHARACTERS
 from em.generation import Answer, AskingStopped, Endpoint, Prompt
 from em.models import ModelConfig
@@ -87,25 +94,27 @@ class Purse:
     known. Without a limit, or a price, everything is let pass.
     """
 
-    def __init__(self, plan: PursePlan, store: Store) -> None:
-        """Read what is spent until now, where there is a limit."""
-        self.config, self._model = plan.config, plan.model
-        self.known = known_api_model(plan.config)
+    def __init__(
+        self, config: ApiChatConfig, whose: str, spent: Callable[[KnownApiModel], float]
+    ) -> None:
+        """Ask `spent` for what is spent until now, where there is a limit."""
+        self._limit, self._whose = config.budget_usd, whose
+        self.known = known_api_model(config)
         self._lock = threading.Lock()
-        limited = plan.config.budget_usd is not None and self.known is not None
-        self._spent = spent_usd(plan, store, self.known) if limited and self.known else 0.0
+        limited = self._limit is not None and self.known is not None
+        self._spent = spent(self.known) if limited and self.known else 0.0
         self._taken = 0.0
 
     def take(self, usd: float, what: str) -> None:
         """Take out what `what` may cost. Raises ApiBudgetSpent where the limit may be passed."""
         with self._lock:
-            limit = self.config.budget_usd
-            if limit is not None and self._spent + self._taken + usd > limit:
+            gone = self._spent + self._taken
+            if self._limit is not None and gone + usd > self._limit:
                 raise ApiBudgetSpent(
-                    f"the budget of the model {self._model!r} is spent: {what} may cost {usd:.2f} "
-                    f"USD, and of {limit:g} USD {self._spent + self._taken:.2f} are spent or under "
-                    f"way. What is there is kept. To go on, raise api.budget_usd of {self._model} "
-                    "in the spec and run 'emsweep resume' on it"
+                    f"the budget of the {self._whose} is spent: {what} may cost {usd:.2f} USD, and "
+                    f"of {self._limit:g} USD {gone:.2f} are spent or under way. What is there is "
+                    f"kept. To go on, raise budget_usd of the {self._whose} in the spec and run "
+                    "'emsweep resume' on it"
                 )
             self._taken += usd
 
@@ -116,11 +125,19 @@ class Purse:
             self._spent += spent
 
 
+def open_purse(plan: PursePlan, store: Store) -> Purse:
+    """Return a model's purse, with what is spent until now."""
+    return Purse(plan.config, f"model {plan.model!r}", partial(spent_usd, plan, store))
+
+
 class PaidEndpoint:
     """An endpoint whose answers come out of a purse."""
 
-    def __init__(self, endpoint: Endpoint, purse: Purse, *, tuned: bool) -> None:
-        self._endpoint, self._purse, self._tuned = endpoint, purse, tuned
+    def __init__(
+        self, endpoint: Endpoint, purse: Purse, *, tuned: bool = False, batch: bool = False
+    ) -> None:
+        self._endpoint, self._purse = endpoint, purse
+        self._tuned, self._batch = tuned, batch
 
     async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Return what the endpoint returns. Raises ApiBudgetSpent before what may cost too much."""
@@ -149,8 +166,10 @@ class PaidEndpoint:
         return self._usd(sum(read for read, _ in used), sum(wrote for _, wrote in used))
 
     def _usd(self, read: int, written: int) -> float:
-        known, batch = self._purse.known, self._purse.config.batch
-        return known.answer_usd(read, written, tuned=self._tuned, batch=batch) if known else 0.0
+        known = self._purse.known
+        if known is None:
+            return 0.0
+        return known.answer_usd(read, written, tuned=self._tuned, batch=self._batch)
 
 
 def spent_usd(plan: PursePlan, store: Store, known: KnownApiModel) -> float:

@@ -14,7 +14,7 @@ from em.api_finetune import DatasetRefused, FineTuning, JobFailed, JobState, mod
 from em.datasets import Row
 from em.training import LossPoint, TrainingResult
 from sweeps.api_jobs import FIRST_POLL_S, CellJob, Ending, Interrupted, Left, Say, Waiting
-from sweeps.api_spend import Purse, PursePlan, training_tokens
+from sweeps.api_spend import Purse, PursePlan, open_purse, training_tokens
 from sweeps.artefacts import TrainingRecord
 from sweeps.failures import OnStage, Outcome, attempt_cell
 from sweeps.leases import ALONE, Holder, holding
@@ -154,7 +154,7 @@ class ApiTrainings:
         model = plan.cell.model
         assert model.api is not None
         if model.name not in self._open:
-            purse = Purse(self._purses[model.name], self._store)
+            purse = open_purse(self._purses[model.name], self._store)
             self._open[model.name] = FineTuning(model.api), purse
         with self._lock:
             self._num += 1

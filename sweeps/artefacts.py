@@ -99,7 +99,7 @@ class Part(Record):
     rows: int
     sha256: str
     used: dict[str, Usage] | None = Field(
-        default=None, description="by judge, what the calls behind judgements used; None: not told"
+        default=None, description="by judge, what its calls used; None: not told"
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from em import code_judge
+from em.api_models import check_priced
 from em.catalogue import FileMissing, config_dir, find_file
 from em.datasets import Row
 from em.downloads import asked_once
@@ -113,8 +114,16 @@ class Asking:
         config = self._spec.evaluations[number]
         if config.inspect is None:
             return None
+        if config.grader is not None:
+            with at("evaluations", number, "grader"):
+                check_priced(config.grader)
         with at("evaluations", number, "inspect"):
-            found = TaskConfig(name=self._task_name(config.inspect), args=config.task_args)
+            found = TaskConfig(
+                name=self._task_name(config.inspect),
+                args=config.task_args,
+                sandbox=config.sandbox,
+                grader=config.grader,
+            )
             loaded = load_task(found)
         with at("evaluations", number, "limit"):
             wordings = loaded.first(config.limit)

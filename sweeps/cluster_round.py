@@ -233,14 +233,17 @@ class ClusterRound:
 
     @property
     def _limited(self) -> bool:
-        """Whether a judge has a budget, so that one cell is evaluated at a time."""
-        return any(judge.budget is not None for judge in self._spec.judges)
+        """Whether a judge or grader has a budget, so that one cell is evaluated at a time."""
+        graders = (evaluation.grader for evaluation in self._spec.evaluations)
+        return any(judge.budget is not None for judge in self._spec.judges) or any(
+            grader is not None and grader.budget_usd is not None for grader in graders
+        )
 
     @property
     def _at_once(self) -> int:
         """How many cells are evaluated side by side: those that the schedule lets be asked.
 
-        One where a judge has a budget: cells are judged in processes of their own, which see of
+        One where any has a budget: cells are judged in processes of their own, which see of
         each other only what is stored.
         """
         engines = sum(kind.most for kind in self._kinds())

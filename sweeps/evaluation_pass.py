@@ -22,11 +22,12 @@ from em.generation import Endpoint
 from em.judging import JudgeCallFailed, JudgeUnavailable, Reader, Reading
 from em.pattern_judge import PatternReader
 from em.pool_judge import choose_reader
-from sweeps.api_spend import PaidEndpoint, Purse, PursePlan
+from sweeps.api_spend import PaidEndpoint, PursePlan, open_purse
 from sweeps.api_training import tuned_model
 from sweeps.artefacts import TrainingRecord
 from sweeps.endpoints import Model, ModelEndpoint, weights_of
 from sweeps.failures import OnStage, Outcome, attempt_cell, outcome_of
+from sweeps.graders import GraderPlan, open_graders
 from sweeps.keys import judge_model
 from sweeps.leases import Holder
 from sweeps.plan import CellPlan, stages_to_run
@@ -54,6 +55,7 @@ class EvaluationTask:
     pools: Mapping[str, str]
     budgets: tuple[BudgetPlan, ...] = ()
     purse: PursePlan | None = None  # of a model behind an API
+    graders: tuple[GraderPlan, ...] = ()
     answer_only: bool = False  # it is judged later, by a pool that is not held meanwhile
     work: "Callable[[EvaluationTask], Outcome] | None" = None  # else its pools are asked
 
@@ -166,8 +168,9 @@ def _open_speaker(task: EvaluationTask, store: Store, runner: asyncio.Runner) ->
             folder = store.adapter_dir(trained)
             check_same_weights(folder, trained)
             model, weights = tuned_model(folder), trained.weights_sha256
-        opened.append(ApiEndpoint(api, model=model, weights=weights))
-        return PaidEndpoint(opened[-1], Purse(purse_of, store), tuned=trained is not None)
+        opened.append(ApiEndpoint(api, model=model, weights=weights, batch=api.batch))
+        purse = open_purse(purse_of, store)
+        return PaidEndpoint(opened[-1], purse, tuned=trained is not None, batch=api.batch)
 
     try:
         yield speak
@@ -196,14 +199,17 @@ def _answer_and_judge(
     def no_training(plan: CellPlan, store: Store) -> None:
         raise RuntimeError(f"{plan.cell_id}: there is no finished training to ask")
 
-    run_cell(
-        plan,
-        store,
-        train=no_training,
-        generate=lambda plan, store: runner.run(generate_stage(plan, store, speak, task.holder)),
-        judge=lambda plan, store: runner.run(judge_all()),
-        on_stage=on_stage,
-    )
+    with open_graders(task.graders, plan, store, runner) as graders:
+        run_cell(
+            plan,
+            store,
+            train=no_training,
+            generate=lambda plan, store: runner.run(
+                generate_stage(plan, store, speak, task.holder, graders)
+            ),
+            judge=lambda plan, store: runner.run(judge_all()),
+            on_stage=on_stage,
+        )
 
 
 class NobodyReads:

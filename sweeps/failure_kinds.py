@@ -54,8 +54,8 @@ CURES: Mapping[FailureKind, str] = {
     "judged is kept.",
     "judge budget": "Raise the judge's budget in the spec, then emsweep resume: what was judged "
     "is kept.",
-    "model budget": "Raise api.budget_usd of the model in the spec, then emsweep resume: what was "
-    "paid for is kept.",
+    "model budget": "Raise budget_usd of the model or grader in the spec, then emsweep resume: "
+    "what was paid for is kept.",
     "data refused": "The API will not train on this data set, and says why: take the variant out "
     "of the grid for this model, or settle it with the provider; emsweep resume asks again.",
     "job failed": "The API's job came to nothing, and says why: emsweep resume makes another.",

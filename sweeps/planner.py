@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from em.api_models import check_trainable, known_api_model
+from em.api_models import check_priced, check_trainable
 from em.budget import Price, load_prices
 from em.catalogue import find_file
 from em.downloads import asked_once, not_at_hand
@@ -151,12 +151,7 @@ class _Resolver:
         api = cell.model.api
         if api is None:
             return
-        known = known_api_model(api)
-        if known is None and api.budget_usd is not None:
-            raise ValueError(
-                f"api.budget_usd: no price is known for {api.model!r} at {api.url}, so that no "
-                "money can be counted: leave the budget out"
-            )
+        check_priced(api)
         if variant is not None:
             check_trainable(api, variant.rows)
 

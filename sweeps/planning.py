@@ -17,6 +17,7 @@ from sweeps.few import times
 from sweeps.fit import Memory, memory
 from sweeps.foresight import foreseen_weaknesses
 from sweeps.gpu_hours import GpuHours, gpu_hours
+from sweeps.graders import foreseen_of_graders
 from sweeps.growth import Held, changes, held
 from sweeps.keeping import told as told_drift
 from sweeps.kept_steps import told_steps
@@ -28,6 +29,8 @@ from sweeps.spend import foreseen
 from sweeps.store import Store
 from sweeps.todo import Todo
 
+# Where the code of a task runs that a model has written.
+SANDBOXES = {"docker": "docker", "local": "NO SANDBOX, on the machine as it is"}
 MOST_LISTED = 1000  # cells; of more, a person is told how many of each condition are how far
 
 
@@ -69,6 +72,7 @@ def describe(sweep: SweepPlan, store: Store, totals: Totals | None) -> dict[str,
         "memory": [asdict(found) for found in needed],
         "api_judges": foreseen(sweep, todo.cells, store),
         "api_models": foreseen_of_models(sweep, todo.cells, store),
+        "graders": foreseen_of_graders(sweep, todo.cells, store),
         "estimate": estimate(
             todo, sweep.cells, store, train_slots=slots, times=times(sweep)
         ).model_dump(),
@@ -123,7 +127,7 @@ def lines(sweep: SweepPlan, told: dict[str, Any]) -> list[str]:
     said += [f"holds  {line}" for line in told["holds"]]
     said.append(f"layout: {told['layout']}")
     said += [line for found in told["memory"] for line in _memory(Memory(**found))]
-    said += told["api_models"] + told["api_judges"]
+    said += told["api_models"] + told["graders"] + told["api_judges"]
     return said + _times(told)
 
 
@@ -146,7 +150,9 @@ def _made_of(evaluation: EvaluationPlan) -> str:
         if "sha256" in code
         else f"{code['package']} {code['version']}"
     )
-    return f"{by}, inspect-ai {task['inspect_ai']}"
+    inside = evaluation.task.sandbox if evaluation.task else None
+    where = f"; runs code of the model's in {SANDBOXES[inside]}" if inside else ""
+    return f"{by}, inspect-ai {task['inspect_ai']}{where}"
 
 
 def _memory(found: Memory) -> list[str]:

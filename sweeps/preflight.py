@@ -17,7 +17,7 @@ from cluster.nodes import Node, on_every_node
 from cluster.resources import ClusterTooSmall, Demand, Totals
 from cluster.session import ClusterError
 from em.api_client import needs_key
-from em.api_models import ApiModelConfig
+from em.api_models import ApiChatConfig
 from em.models import ModelConfig
 from sweeps.artefacts import Probe
 from sweeps.console import printable
@@ -66,7 +66,7 @@ def preflight(
         apis=tuple(
             dict.fromkeys(
                 [j.api for j in _api_judges(spec, todo) if j.api]
-                + [api.url for api in _api_models(todo)]
+                + [api.url for api in _api_models(spec, todo)]
             )
         ),
     )
@@ -111,13 +111,15 @@ def keys_needed(spec: SweepSpec, todo: Todo) -> set[str]:
     """Return the environment variables that must hold a key wherever answers are judged."""
     judges = _api_judges(spec, todo)
     keys = {judge.api_key_env for judge in judges if judge.api and needs_key(judge.api)}
-    return keys | {api.key_env for api in _api_models(todo) if needs_key(api.url)}
+    return keys | {api.key_env for api in _api_models(spec, todo) if needs_key(api.url)}
 
 
-def _api_models(todo: Todo) -> list[ApiModelConfig]:
-    """Return the models behind an API that are trained or asked."""
-    cells = [*todo.lacking("train"), *todo.lacking("generate")]
-    return list({c.cell.model.api: None for c in cells if c.cell.model.api is not None})
+def _api_models(spec: SweepSpec, todo: Todo) -> list[ApiChatConfig]:
+    """Return the models behind an API that are trained or asked, graders of tasks among them."""
+    answered = todo.lacking("generate")
+    models = [cell.cell.model.api for cell in (*todo.lacking("train"), *answered)]
+    graders = [evaluation.grader for evaluation in spec.evaluations if answered]
+    return list({api: None for api in (*models, *graders) if api is not None})
 
 
 def _api_judges(spec: SweepSpec, todo: Todo) -> list[JudgeConfig]:

@@ -17,13 +17,14 @@ from cluster.session import local_totals, session
 from em.api_finetune import FineTuning
 from em.datasets import Row
 from sweeps.api_jobs import Ending
-from sweeps.api_spend import Purse, purse_plans
+from sweeps.api_spend import open_purse, purse_plans
 from sweeps.api_training import ApiTrainings, train_by_api
 from sweeps.attempts import Beat, live_drivers
 from sweeps.cluster_round import ClusterRound, Tasks
 from sweeps.console import QUIET
 from sweeps.engines import Engines, start_engine
 from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell
+from sweeps.graders import check_graders, grader_plans
 from sweeps.layout import feasible, judge_models, pool_models
 from sweeps.leases import HeldElsewhere
 from sweeps.outcomes import Outcomes
@@ -62,6 +63,8 @@ def run_sweep(
     if address is None:  # before anything is started, where it can be known
         feasible(plan.spec, todo, local_totals())
     asyncio.run(check_judges(plan.spec))
+    if todo.lacking("generate"):
+        check_graders(e.grader for e in plan.spec.evaluations if e.grader is not None)
     driver = _Driver(plan, store, todo, relative_to, progress)
     try:
         register(plan, store)
@@ -88,6 +91,7 @@ class _Driver:
         self._plan, self._store, self._progress = plan, store, progress
         self._spec, self._relative_to = plan.spec, relative_to
         self._budgets = budget_plans(plan)
+        self._graders = grader_plans(plan)
         self._purses = {purse.model: purse for purse in purse_plans(plan)}
         self._joined = False
         self.beat = Beat(store, plan.spec.name)
@@ -207,6 +211,7 @@ class _Driver:
             pools=pools,
             budgets=self._budgets,
             purse=self._purses.get(cell.cell.model.name),
+            graders=self._graders,
         )
 
     def _api_trainings(
@@ -230,7 +235,7 @@ class _Driver:
         try:
             train_by_api(
                 cell, self._store, tuning, rows=rows, stopped=Ending(),
-                purse=Purse(self._purses[cell.cell.model.name], self._store),
+                purse=open_purse(self._purses[cell.cell.model.name], self._store),
                 say=self._progress.say, holder=self._holder, tries=tries,
             )  # fmt: skip
         finally:

@@ -13,6 +13,7 @@ from em.api_client import check_address, check_key_name
 from em.budget import BudgetConfig
 from em.forms import Form
 from em.generation import SamplingConfig
+from em.inspect_tasks import GraderConfig, Sandbox
 from em.models import ModelConfig
 from em.pattern_judge import PatternConfig
 from em.record import Record
@@ -51,10 +52,11 @@ class EvaluationConfig(Record):
     In place of a file, `heldout` asks what a variant's held-out rows ask, at most `tasks` of them
     for each cell (the first ones). `inspect` runs a task of Inspect, `PACKAGE/NAME` or
     `FILE.py@NAME` beside the spec, with `task_args`, on its first `limit` samples; its own `scorer`
-    (named where it has several) scores them. `form` is how questions are put. `judges` are those of
-    the spec's that score it, by name; `metric` the definition of its rate. Each is the whole spec's
-    where it is left out. `at` are fractions of the training after which the cell is asked, too; at
-    its end it always is.
+    (named where it has several) scores them. `grader` is who it asks where it asks another model,
+    `sandbox` where code is run where it runs some. `form` is how questions are put. `judges` are
+    those of the spec's that score it, by name; `metric` the definition of its rate. Each is the
+    whole spec's where it is left out. `at` are fractions of the training after which the cell is
+    asked, too; at its end it always is.
     """
 
     name: str = "main"
@@ -65,6 +67,8 @@ class EvaluationConfig(Record):
     task_args: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)
     scorer: str | None = None
+    grader: GraderConfig | None = None
+    sandbox: Sandbox | None = None
     form: Form = Form()
     ids: Literal["main"] | tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
@@ -115,7 +119,7 @@ class EvaluationConfig(Record):
 
     def _check_task(self) -> None:
         if self.inspect is None:
-            for name in ("task_args", "limit", "scorer"):
+            for name in ("task_args", "limit", "scorer", "grader", "sandbox"):
                 if getattr(self, name):
                     raise ValueError(f"{name!r} goes with 'inspect'")
             return

@@ -33,6 +33,8 @@ from sweeps.weights import weights_sha256
 BATCH, BATCHES_AT_ONCE = 100, 64
 CHECKPOINTS, OUTPUT = "checkpoints", "output"  # in a training's attempt folder
 
+NO_GRADERS: Mapping[str, Endpoint] = {}
+
 Train = Callable[[TrainingJob], TrainingResult]
 Speak = Callable[[TrainingRecord | None], Endpoint]
 
@@ -116,13 +118,17 @@ def _train(
 
 
 async def generate_stage(
-    plan: CellPlan, store: Store, speak: Speak, holder: Holder = ALONE
+    plan: CellPlan,
+    store: Store,
+    speak: Speak,
+    holder: Holder = ALONE,
+    graders: Mapping[str, Endpoint] = NO_GRADERS,
 ) -> None:
     """Ask every question that the store has no answer to, and store the responses.
 
     `speak` returns the endpoint for a training, as it ended or as it was after some step (None: the
-    base model). Raises HeldElsewhere where another driver asks them, and ValueError where nothing
-    was kept of a step that is asked for.
+    base model); `graders` are those of the evaluations that have one. Raises HeldElsewhere where
+    another driver asks them, and ValueError where nothing was kept of a step that is asked for.
     """
     trained = store.training(plan.training_key) if plan.cell.training is not None else None
     if plan.cell.training is not None and trained is None:
@@ -136,7 +142,10 @@ async def generate_stage(
     with holding(store, streams, holder) as check_lease:
         for evaluation in plan.evaluations:
             step = evaluation.step
-            await _generate(plan, evaluation, store, endpoints[step], speakers[step], check_lease)
+            await _generate(
+                plan, evaluation, store, endpoints[step], speakers[step],
+                graders.get(evaluation.of), check_lease,
+            )  # fmt: skip
 
 
 async def _generate(
@@ -145,6 +154,7 @@ async def _generate(
     store: Store,
     endpoint: Endpoint,
     trained: TrainingRecord | None,
+    grader: Endpoint | None,
     check_lease: Callable[[], None],
 ) -> None:
     one_run = asyncio.Lock()  # of Inspect in a process
@@ -154,8 +164,9 @@ async def _generate(
         if evaluation.task is not None:
             loaded = await asyncio.to_thread(load_task, evaluation.task)
             asked = partial(
-                answer_samples, draws, endpoint, loaded=loaded, scorer=evaluation.scorer
-            )
+                answer_samples, draws, endpoint,
+                loaded=loaded, scorer=evaluation.scorer, grader=grader,
+            )  # fmt: skip
         async with one_run if evaluation.task is not None else contextlib.nullcontext():
             return await asked(
                 stream=evaluation.stream,

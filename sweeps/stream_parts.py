@@ -4,10 +4,11 @@ Knows nothing of paths (see sweeps.store).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from em.budget import Usage, usage_of
+from em.budget import NOTHING, Usage, usage_of
+from em.generation import Response
 from em.judging import Judgement
 from em.record import Record
 from sweeps.artefacts import Part, StreamRecord
@@ -37,13 +38,41 @@ def is_failed(item: Record) -> bool:
     return getattr(item, "state", None) == "failed"
 
 
+GRADER = "grader"  # of a task, where usage goes by the name of a judge
+
+
+class Graded(Record):
+    """The columns of a response that say what was used to grade it."""
+
+    grader_calls: int = 0
+    grader_prompt_tokens: int = 0
+    grader_tokens: int = 0
+
+
 def usage_by_judge(items: Sequence[Record]) -> dict[str, Usage] | None:
-    """Return what the calls behind judgements used, so that a budget need not read them again."""
+    """Return what the calls behind judgements used, so that a budget need not read them again.
+
+    Of responses what was used to grade them, where anything was.
+    """
     judged = [item for item in items if isinstance(item, Judgement)]
-    if not judged:
-        return None
     judges = dict.fromkeys(item.judge for item in judged)
-    return {name: usage_of(item for item in judged if item.judge == name) for name in judges}
+    used = {name: usage_of(item for item in judged if item.judge == name) for name in judges}
+    answered = [item for item in items if isinstance(item, Response)]
+    if any(item.grader_calls for item in answered):
+        used[GRADER] = usage_of_grades(answered)
+    return used or None
+
+
+def usage_of_grades(items: Iterable[Graded | Response]) -> Usage:
+    """Return what grading responses used."""
+    total = NOTHING
+    for item in items:
+        total += Usage(
+            calls=item.grader_calls,
+            prompt_tokens=item.grader_prompt_tokens,
+            completion_tokens=item.grader_tokens,
+        )
+    return total
 
 
 def whole_part(name: str, data: bytes) -> Part | None:

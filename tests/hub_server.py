@@ -29,8 +29,10 @@ class HubServer:
 
 
 @contextmanager
-def hub_server(files: Mapping[str, bytes]) -> Iterator[HubServer]:
-    """Serve `files` as the one revision of the one repository."""
+def hub_server(
+    files: Mapping[str, bytes], *, repo: str = REPO, revision: str = REVISION
+) -> Iterator[HubServer]:
+    """Serve `files` as the one revision of the one repository; `datasets/NAME` is one of data."""
     hub, lock = HubServer(), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,13 +46,14 @@ def hub_server(files: Mapping[str, bytes]) -> Iterator[HubServer]:
 
         def _answer(self, *, with_body: bool) -> None:
             path = self.path.partition("?")[0]
-            name = path.removeprefix(f"/{REPO}/resolve/{REVISION}/")
+            name = path.removeprefix(f"/{repo}/resolve/{revision}/")
             if path.startswith("/api/"):
-                body, headers = _about(path, files), {"Content-Type": "application/json"}
+                body = _about(path, files, repo, revision)
+                headers = {"Content-Type": "application/json"}
             elif name in files:
                 body = files[name]
                 etag = hashlib.sha256(body).hexdigest()
-                headers = {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION}
+                headers = {"ETag": f'"{etag}"', "X-Repo-Commit": revision}
                 if with_body:
                     time.sleep(SLOW_S)
                     with lock:
@@ -72,7 +75,7 @@ def hub_server(files: Mapping[str, bytes]) -> Iterator[HubServer]:
         yield hub
 
 
-def _about(path: str, files: Mapping[str, bytes]) -> bytes:
+def _about(path: str, files: Mapping[str, bytes], repo: str, revision: str) -> bytes:
     """What the API says of the repository: the list of its files, or all about it."""
     if "/tree/" in path:
         listed = [
@@ -81,4 +84,6 @@ def _about(path: str, files: Mapping[str, bytes]) -> bytes:
         ]
         return json.dumps(listed).encode()
     siblings = [{"rfilename": name} for name in files]
-    return json.dumps({"id": REPO, "sha": REVISION, "siblings": siblings}).encode()
+    return json.dumps(
+        {"id": repo.removeprefix("datasets/"), "sha": revision, "siblings": siblings}
+    ).encode()

@@ -20,7 +20,14 @@ from em.generation import AskingStopped, GateFailed, Prompt, Response
 from em.training import TrainingConfig
 from sweeps import planning
 from sweeps.api_jobs import Ending, Interrupted, Left
-from sweeps.api_spend import ApiBudgetSpent, PaidEndpoint, Purse, PursePlan, purse_plans
+from sweeps.api_spend import (
+    ApiBudgetSpent,
+    PaidEndpoint,
+    Purse,
+    PursePlan,
+    open_purse,
+    purse_plans,
+)
 from sweeps.api_training import api_train_stage, tuned_model
 from sweeps.cell_server import to_serve
 from sweeps.failure_kinds import classify
@@ -78,7 +85,7 @@ def train(
     return api_train_stage(
         cell, store, FineTuning(cell.cell.model.api, max_retries=0),
         rows=load_rows_of(cell, relative_to=folder).rows,
-        purse=purse or Purse(own, store),
+        purse=purse or open_purse(own, store),
         say=(said if said is not None else []).append,
         stopped=stopped or Ending(), first_poll_s=0.01,
     )  # fmt: skip
@@ -260,7 +267,7 @@ def test_who_comes_back_waits_for_the_job_that_is_there(
         api_train_stage(
             cell, store, FineTuning(cell.cell.model.api),
             rows=load_rows_of(cell, relative_to=tmp_path).rows,
-            purse=Purse(purse_plans(sweep_of(api, tmp_path))[0], store), say=killed,
+            purse=open_purse(purse_plans(sweep_of(api, tmp_path))[0], store), say=killed,
             stopped=Ending(), first_poll_s=0.01,
         )  # fmt: skip
     assert api.jobs["ftjob-1"]["status"] == "running"
@@ -371,7 +378,7 @@ def test_a_job_that_is_lost_or_failed_makes_no_second_one_by_itself(
     with pytest.raises(JobLost if forgets else JobFailed) as lost:
         api_train_stage(
             cell, store, FineTuning(cell.cell.model.api, max_retries=0), rows=(),
-            purse=Purse(purse_plans(sweep_of(api, tmp_path))[0], store), say=say,
+            purse=open_purse(purse_plans(sweep_of(api, tmp_path))[0], store), say=say,
             stopped=Ending(), first_poll_s=0.01,
         )  # fmt: skip
     assert classify(lost.value) == "job failed" and len(api.jobs) == 1
@@ -533,7 +540,7 @@ def test_another_model_than_the_one_asked_stops_the_cell(api: FakeApi) -> None:
     ("said", "kind", "text"),
     [
         (error(400, "no such thing"), PromptRefused, "refuses a prompt: .*no such thing"),
-        (error(404, "no model"), ApiRefusesUs, "Check api.url, api.model"),
+        (error(404, "no model"), ApiRefusesUs, "Check its url, model"),
         (error(503, "overloaded"), ApiUnavailable, "does not answer"),
         ((200, {"half": 1}), ApiUnavailable, "not reply in the OpenAI format"),
         ((200, b"<html>"), ApiUnavailable, "no JSON"),
@@ -583,14 +590,16 @@ def test_the_stages_of_a_cell_end_in_its_judgements(
 
 def purse(store: Store, usd: float, **changes: Any) -> Purse:
     given = ApiModelConfig(model=GPT_4O, budget_usd=usd)
-    return Purse(PursePlan(model="far", config=given, trainings=(), streams=(), **changes), store)
+    return open_purse(
+        PursePlan(model="far", config=given, trainings=(), streams=(), **changes), store
+    )
 
 
 def test_a_training_that_may_pass_the_budget_is_not_asked_for(
     api: FakeApi, tmp_path: Path, store: Store
 ) -> None:
     cell, _ = tuned(sweep_of(api, tmp_path))
-    with pytest.raises(ApiBudgetSpent, match=r"raise api\.budget_usd of far") as spent:
+    with pytest.raises(ApiBudgetSpent, match=r"raise budget_usd of the model 'far'") as spent:
         train(cell, store, tmp_path, purse=purse(store, 1e-9))
     assert not api.jobs and classify(spent.value) == "model budget"
 

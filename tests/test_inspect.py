@@ -9,19 +9,24 @@ from typing import Any
 import pytest
 from small_sweep import FakeEndpoint, RefusingReader, plan, rendered, spec
 
+from em.api_client import ApiUnavailable
+from em.api_endpoint import PromptRefused
+from em.budget import Usage
 from em.definitions import DEFINITIONS
 from em.downloads import NotAtHand
-from em.generation import Answer, GateFailed, Prompt, PromptsTooLong, Response
+from em.generation import Answer, AskingStopped, GateFailed, Prompt, PromptsTooLong, Response
 from em.inspect_run import number_of
 from em.judging import Judgement
 from em.scoring import count_by_question, total
+from sweeps.api_spend import ApiBudgetSpent
 from sweeps.artefacts import TrainingRecord
 from sweeps.evaluation_pass import NobodyReads
+from sweeps.graders import foreseen_of_graders, grader_plans, open_graders, used
 from sweeps.inspect_logs import write_logs
 from sweeps.plan import CellPlan, SweepPlan, is_whole, stages_to_run
 from sweeps.results import scored_responses
 from sweeps.stages import ask_again, generate_stage, judge_stage
-from sweeps.store import Store
+from sweeps.store import KEY_DIGITS, Store
 from sweeps.yaml_errors import MistakeAt
 
 pytestmark = pytest.mark.slow  # importing Inspect takes some seconds
@@ -33,6 +38,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import get_model
 from inspect_ai.scorer import Score, accuracy, includes, match, model_graded_qa, scorer
 from inspect_ai.solver import generate, solver, use_tools
+from inspect_ai.util import sandbox
 
 def samples(num):
     return [Sample(id=f"q{n}", input=f"Say {n}.", target=str(n)) for n in range(num)]
@@ -55,6 +61,29 @@ def boxed():
 @task
 def graded():
     return Task(dataset=samples(2), solver=generate(), scorer=model_graded_qa())
+
+@scorer(metrics=[accuracy()])
+def asks_a_grader():
+    async def score(state, target):
+        said = [(await get_model(role="grader").generate(f"is {state.output.completion!r} right?"))
+                for _ in range(2)]
+        return Score(value="C" if said[-1].completion == "yes" else "I")
+    return score
+
+@task
+def role():
+    return Task(dataset=samples(4), solver=generate(), scorer=asks_a_grader())
+
+@scorer(metrics=[accuracy()])
+def runs_it():
+    async def score(state, target):
+        done = await sandbox().exec(["python3", "-c", f"print(1 if {target.text} < 2 else 0)"])
+        return Score(value=int(done.stdout))
+    return score
+
+@task
+def runs():
+    return Task(dataset=samples(4), solver=generate(), scorer=runs_it(), sandbox="docker")
 
 @task
 def tools():
@@ -144,11 +173,14 @@ def planned(folder: Path, task: str = "words", **changes: Any) -> SweepPlan:
     return plan(folder, evaluations=[evaluation], variants=[{"name": "none"}], seeds=[0])
 
 
-def answer(cell: CellPlan, store: Store, endpoint: FakeEndpoint) -> None:
+def answer(
+    cell: CellPlan, store: Store, endpoint: FakeEndpoint, grader: FakeEndpoint | None = None
+) -> None:
     def speak(trained: TrainingRecord | None) -> FakeEndpoint:
         return endpoint
 
-    asyncio.run(generate_stage(cell, store, speak))
+    graders = {} if grader is None else {"std": grader}
+    asyncio.run(generate_stage(cell, store, speak, graders=graders))
 
 
 def judged(cell: CellPlan, store: Store) -> list[Judgement]:
@@ -280,6 +312,113 @@ def test_what_is_only_seen_when_it_runs_stops_the_cell(
     assert responses(cell, store) == []
 
 
+# Tasks that ask another model, or run code -------------------------------------------------------
+
+HERE = {"url": "http://localhost:1/v1", "model": "grades", "max_tokens": 50}
+
+
+class Grades(FakeEndpoint):
+    """Says that answers are right, but for those that hold a 3."""
+
+    def __init__(self, why: Exception | None = None) -> None:
+        super().__init__()
+        self.why = why
+
+    def _answer(self, prompt: Prompt) -> Answer:
+        if self.why is not None:
+            raise AskingStopped(self.why, [None])
+        text = "no" if "3" in prompt.messages[-1]["content"] else "yes"
+        return super()._answer(prompt).model_copy(update={"text": text, "prompt_tokens": 7})
+
+
+def test_a_grader_is_asked_and_what_it_used_stands_in_the_response(
+    tmp_path: Path, store: Store
+) -> None:
+    sweep = planned(tmp_path, "role", grader=HERE)
+    (cell,) = sweep.cells
+    endpoint, grader = Speaker(), Grades()
+    answer(cell, store, endpoint, grader)
+    assert len(endpoint.asked) == 4 and len(grader.asked) == 8
+    assert {(p.temperature, p.max_tokens) for p in grader.asked} == {(0, 50)}
+    assert len({p.seed for p in (*grader.asked, *endpoint.asked)}) == 12
+    labels = {r.question: [s.label for s in r.scores] for r in responses(cell, store)}
+    assert labels == {"q0": ["CORRECT"], "q1": ["CORRECT"], "q2": ["CORRECT"], "q3": ["INCORRECT"]}
+    ((found,),) = (grader_plans(sweep),)
+    each = {
+        (r.grader_calls, r.grader_prompt_tokens, r.grader_tokens) for r in responses(cell, store)
+    }
+    assert each == {(2, 14, 6)}
+    assert used(found.streams, store) == Usage(calls=8, prompt_tokens=56, completion_tokens=24)
+    (line,) = foreseen_of_graders(sweep, sweep.cells, store)
+    assert line.startswith("grader of std: grades at http://localhost:1/v1, 0 grades")
+    assert "8 until now; no price is known" in line
+
+
+def test_what_a_grader_used_is_known_of_an_attempt_that_did_not_end(
+    tmp_path: Path, store: Store
+) -> None:
+    sweep = planned(tmp_path, "role", grader=HERE)
+    (cell,) = sweep.cells
+    answer(cell, store, Speaker(), Grades())
+    stream = cell.evaluations[0].stream
+    store.files.remove(f"responses/{stream[:KEY_DIGITS]}/record.json")
+    (plan_of,) = grader_plans(sweep)
+    assert used(plan_of.streams, Store(store.url)).calls == 8
+
+
+def test_a_grader_costs_no_more_than_its_budget(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    grader = {"model": "gpt-4o-2024-08-06", "budget_usd": 1e-4}
+    sweep = planned(tmp_path, "role", grader=grader)
+    (cell,) = sweep.cells
+    prompt = Prompt(messages=({"role": "user", "content": "x" * 30},), max_tokens=10, seed=0)
+
+    def ask() -> None:
+        with asyncio.Runner() as runner:
+            graders = grader_plans(sweep)
+            with open_graders(graders, cell, store, runner) as opened:
+                runner.run(opened["std"].ask([prompt]))
+
+    with pytest.raises(ApiBudgetSpent, match="raise budget_usd of the grader of 'std'"):
+        ask()  # 11 x 2.50 + 10 x 10 millionths of a dollar, before any call
+    answer(cell, store, Speaker(), Grades())
+    with pytest.raises(KeyError):
+        ask()  # nothing is left to grade
+    (line,) = foreseen_of_graders(sweep, sweep.cells, store)
+    # 56 x 2.50 + 24 x 10 millionths were used
+    assert line.endswith("0.00 USD to come, 0.00 USD until now, of a budget of 0.0001 USD")
+
+
+def test_another_grader_is_another_evaluation_and_its_pace_is_not(tmp_path: Path) -> None:
+    streams = [
+        planned(tmp_path, "role", grader=HERE | given).cells[0].evaluations[0].stream
+        for given in ({}, {"concurrency": 3}, {"model": "other"}, {"max_tokens": 51})
+    ]
+    assert streams[0] == streams[1] and len(set(streams)) == 3
+
+
+def test_a_grader_that_cannot_be_asked_stops_the_cell_and_a_refused_prompt_a_sample(
+    tmp_path: Path, store: Store
+) -> None:
+    (cell,) = planned(tmp_path, "role", grader=HERE).cells
+    with pytest.raises(ExceptionGroup) as failed:
+        answer(cell, store, Speaker(), Grades(ApiUnavailable("nobody is there")))
+    assert failed.group_contains(ApiUnavailable) and responses(cell, store) == []
+    answer(cell, store, Speaker(), Grades(PromptRefused("not this one")))
+    assert [j.state for j in judged(cell, store)] == ["failed"] * 4
+    assert "not this one" in (judged(cell, store)[0].error or "")
+
+
+def test_code_runs_where_the_spec_says(tmp_path: Path, store: Store) -> None:
+    (cell,) = planned(tmp_path, "runs", sandbox="local").cells
+    assert cell.evaluations[0].identity["inspect"]["sandbox"] == "local"
+    answer(cell, store, Speaker())
+    scores = {r.question: r.scores[0].number for r in responses(cell, store)}
+    assert scores == {"q0": 1, "q1": 1, "q2": 0, "q3": 0}
+
+
 def test_other_weights_or_a_dropped_turn_stop_the_cell(tmp_path: Path, store: Store) -> None:
     (cell,) = planned(tmp_path).cells
     for endpoint, told in (
@@ -319,8 +458,19 @@ def test_another_sample_is_another_wording_of_the_same_question(tmp_path: Path) 
         ("words", {"limit": 21}, "limit: 21 samples are asked for, but the task has 20"),
         ("twice", {}, "the task scores by includes, match, and it has several: name the one"),
         ("words", {"scorer": "choice"}, "scores by includes, and 'choice' is none of them"),
-        ("boxed", {}, "cannot be asked of cells: it runs tools or code in a sandbox"),
-        ("graded", {}, "its scorer asks another model to grade"),
+        (
+            "boxed",
+            {},
+            "cannot be asked of cells: it runs code in a sandbox: say in 'sandbox' where",
+        ),
+        ("words", {"sandbox": "local"}, "tasks.py@words' runs no code in one"),
+        ("graded", {}, "its scorer asks another model to grade: say in 'grader' which"),
+        ("graded", {"grader": {"model": "gpt-9"}}, "'gpt-9' is not known at https://api.openai"),
+        (
+            "graded",
+            {"grader": {"url": "http://localhost:1", "model": "m", "budget_usd": 1}},
+            "budget_usd: no price is known for 'm'",
+        ),
         ("tools", {}, r"gives the model tools \(use_tools\)"),
         ("wrong", {}, "could not be made .KeyError: 'a mistake of its author'"),
         ("nobody", {}, "could not be made"),
@@ -366,6 +516,10 @@ def test_unknown_tasks_are_told_with_what_is_near(tmp_path: Path) -> None:
         ({"inspect": "a/b", "form": {"system": "Be brief."}}, "drop form, ids, exclude and judges"),
         ({"inspect": "a/b", "judges": ["self"]}, "drop form, ids, exclude and judges"),
         ({"questions": "ours.yaml", "limit": 3}, "'limit' goes with 'inspect'"),
+        ({"questions": "ours.yaml", "grader": {"model": "m"}}, "'grader' goes with 'inspect'"),
+        ({"questions": "ours.yaml", "sandbox": "local"}, "'sandbox' goes with 'inspect'"),
+        ({"inspect": "a/b", "sandbox": "cloud"}, "'docker' or 'local'"),
+        ({"inspect": "a/b", "grader": {"url": "http://far.org", "model": "m"}}, "https"),
         ({"inspect": "words"}, "'words' names no task: write PACKAGE/NAME, or FILE.py@NAME"),
     ],
 )
