@@ -73,17 +73,21 @@ class ApiEndpoint:
         model: str,
         weights: str,
         batch: bool = False,
+        who: str = "model",
         max_retries: int = MAX_RETRIES,
         timeout_s: float = TIMEOUT_S,
         batch_poll_s: float = 30.0,
     ) -> None:
-        """Open no connection yet. Raises ValueError where a key is needed and there is none."""
-        check_key(config.url, config.key_env, who="model", setting="key_env")
+        """Open no connection yet. Raises ValueError where a key is needed and there is none.
+
+        `who` it is in the sweep, for errors.
+        """
+        check_key(config.url, config.key_env, who=who, setting="key_env")
         self._config, self._model, self._weights = config, model, weights
         self._pace = Pace(config.concurrency)
         self._client = paced_client(
             config.url, None, key_env=config.key_env, pace=self._pace,
-            max_retries=max_retries, timeout_s=timeout_s, what="a model with 'api'",
+            max_retries=max_retries, timeout_s=timeout_s, what=f"a {who} behind an API",
         )  # fmt: skip
         self._batches = Batches(self._client, poll_s=batch_poll_s) if batch else None
 
@@ -177,7 +181,8 @@ class ApiEndpoint:
         if reply.model != self._model:
             raise GateFailed(
                 f"identity gate: {self._where} was asked for {self._model!r}, and "
-                f"{reply.model!r} answered: name the dated model under api.model, as others move"
+                f"{reply.model!r} answered: name the dated one in its "
+                "settings, as others move"
             )
         (choice, *_) = reply.choices
         text = "\n".join(message["content"] for message in prompt.messages)

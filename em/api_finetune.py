@@ -102,7 +102,7 @@ class FineTuning:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         """Open no connection yet. Raises ValueError where a key is needed and there is none."""
-        check_key(config.url, config.key_env, who="model", setting="api.key_env")
+        check_key(config.url, config.key_env, who="model", setting="key_env")
         try:
             import openai
         except ImportError as error:

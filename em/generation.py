@@ -3,7 +3,7 @@
 Knows nothing of engines, adapters' files or judges: it talks to an `Endpoint`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from pydantic import Field
@@ -173,8 +173,9 @@ async def generate(
     for draw, seed, answer in zip(draws, seeds, answers, strict=True):
         if answer is None:
             continue
-        check_answer(answer, draw.wording, weights)
         wording = draw.wording
+        parts = filter(None, (wording.system, wording.user))
+        check_answer(answer, parts, weights, of=wording.question)
         responses.append(
             Response(
                 key=response_key(stream, wording.key, draw.index),
@@ -200,20 +201,23 @@ async def generate(
     return responses
 
 
-def check_answer(answer: Answer, wording: Wording, weights: str) -> None:
-    """Raise GateFailed where other weights spoke, or the question was not put as written."""
+def check_answer(answer: Answer, parts: Iterable[str], weights: str, *, of: str) -> None:
+    """Raise GateFailed where other weights spoke, or the `parts` were not put as written.
+
+    `of` names what was asked.
+    """
     if answer.weights != weights:
         raise GateFailed(
             f"identity gate: {answer.weights[:12] or 'the base model'} answered, but "
             f"{weights[:12] or 'the base model'} was asked; nothing was stored"
         )
     start = 0
-    for part in filter(None, (wording.system, wording.user)):
+    for part in parts:
         # Templates may trim a turn; they may not change it, nor put the user before the system.
         found = answer.prompt.find(part.strip(), start)
         start = found + len(part.strip())
         if found < 0:
             raise GateFailed(
-                f"question gate: the rendered prompt of {wording.question!r} lacks {part[:60]!r}: "
-                "the model's chat template drops or rewrites it"
+                f"question gate: the rendered prompt of {of!r} lacks {part[:60]!r}: the model's "
+                "chat template drops or rewrites it"
             )

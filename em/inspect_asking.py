@@ -1,12 +1,11 @@
 """What Inspect asks while it runs samples of a task: of the model that is scored, and of a grader.
 
 Each call has a seed that hangs on its sample and its place alone, and is noted with its sample.
-Knows nothing of Inspect's classes (see em.inspect_model), of stores or of cells.
+Knows nothing of Inspect's classes (see em.inspect_model), or of stores.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,70 +18,111 @@ from em.generation import (
     Prompt,
     PromptsTooLong,
     SamplingConfig,
+    check_answer,
 )
 from em.inspect_tasks import turns
 from em.seeds import derive_seed
 
-# Settings of a request that an endpoint of ours cannot follow; a task that sets one is refused.
-NOT_FOLLOWED = (
-    "stop_seqs", "num_choices", "logprobs", "top_logprobs", "prompt_logprobs", "top_k",
-    "logit_bias", "response_schema", "frequency_penalty", "presence_penalty", "best_of",
-)  # fmt: skip
 ROLES = ("system", "user", "assistant")
-
+FOLLOWED = {"temperature", "top_p", "max_tokens"}
+# Settings of a request that Inspect itself carries out, or whose place ours takes (seeds, pace,
+# retries); one that sets any other is refused.
+OF_INSPECT = {
+    "max_retries", "timeout", "attempt_timeout", "stream_idle_timeout", "max_connections",
+    "adaptive_connections", "system_message", "seed", "parallel_tool_calls", "internal_tools",
+    "max_tool_output", "cache", "cache_prompt", "reasoning_history", "batch",
+}  # fmt: skip
 # What a single sample is to blame for; all else ends the run.
 OF_A_SAMPLE = (PromptsTooLong, PromptRefused)
 
-_solving: ContextVar[bool] = ContextVar("solving", default=False)
+Ask = Callable[[Sequence[Any], Sequence[Any], Any], Awaitable[Answer]]
+"""Answers Inspect's messages, tools and settings."""
 
 
-def note_solving(solving: bool) -> None:
-    """Note, in this context, whether what is asked from now on is part of a sample's answer."""
-    _solving.set(solving)
+@dataclass
+class Asked:
+    """What one model was asked for one sample."""
+
+    answers: list[Answer] = field(default_factory=list)
+    calls: int = 0
+
+    def next(self) -> int:
+        """Return the place of the next call, which is taken before its answer is there."""
+        self.calls += 1
+        return self.calls - 1
 
 
 @dataclass
 class Spoken:
-    """What was asked for one sample, whose first call has `seed`."""
+    """One sample, whose first call has `seed`; `solving` while its answer is not there yet."""
 
     seed: int
-    answers: list[Answer] = field(default_factory=list)
-    grades: list[Answer] = field(default_factory=list)
-    calls: int = 0
+    solving: bool = False
+    model: Asked = field(default_factory=Asked)
+    grader: Asked = field(default_factory=Asked)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anybody has answered anything."""
+        return bool(self.model.answers or self.grader.answers)
 
 
 @dataclass
 class Run:
     """One run of Inspect: what was asked for each sample, by its id there, and what has ended it.
 
-    `current` returns the id of the sample that is being worked on.
+    `current` returns the id of the sample that is being worked on, "" outside of all.
     """
 
-    spoken: Mapping[str, Spoken]
+    samples: Mapping[str, Spoken]
     current: Callable[[], str]
     broken: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
-    async def ended_by(self, asking: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Return what `asking` returns; what no sample is to blame for ends the run (`broken`)."""
-        try:
-            if not self.broken.done():
-                return await asking()
-        except OF_A_SAMPLE:
-            raise
-        except Exception as error:
-            if self.broken.done():
+    @property
+    def why(self) -> Exception | None:
+        """What has ended the run."""
+        error = self.broken.exception() if self.broken.done() else None
+        return error if isinstance(error, Exception) else None
+
+    @property
+    def now(self) -> Spoken:
+        """The sample that is being worked on. Raises GateFailed outside of all."""
+        name = self.current()
+        if name not in self.samples:
+            raise GateFailed(
+                "task gate: the task asks a model outside of its samples (a metric may), and its "
+                "cost would belong to no answer: name a task whose scorer asks"
+            )
+        return self.samples[name]
+
+    def note_solving(self, solving: bool) -> None:
+        """Note whether what is asked from now on is part of the current sample's answer."""
+        self.now.solving = solving
+
+    def ending(self, ask: Ask) -> Ask:
+        """Return `ask`, whose errors that no sample is to blame for end the run (`broken`)."""
+
+        async def guarded(messages: Sequence[Any], tools: Sequence[Any], config: Any) -> Answer:
+            try:
+                if not self.broken.done():
+                    return await ask(messages, tools, config)
+            except OF_A_SAMPLE:
                 raise
-            self.broken.set_exception(error)
-        # Raised here, it would be written down as each sample's error, a second for each.
-        await asyncio.Event().wait()
-        raise AssertionError("the run is cancelled before this")
+            except Exception as error:  # noqa: BLE001  (told by who runs it)
+                if not self.broken.done():
+                    self.broken.set_exception(error)
+            # Raised here, it would be written down as each sample's error, a second for each.
+            await asyncio.Event().wait()
+            raise AssertionError("the run is cancelled before this")
+
+        return guarded
 
 
 @dataclass
-class Cell:
-    """The model that is scored, as Inspect asks it; `weights` are those that must answer."""
+class ScoredModel:
+    """The model that is scored; `weights` are those that must answer."""
 
     run: Run
     endpoint: Endpoint
@@ -91,39 +131,21 @@ class Cell:
 
     async def ask(self, messages: Sequence[Any], tools: Sequence[Any], config: Any) -> Answer:
         """Return the answer to Inspect's messages."""
-        return await self.run.ended_by(lambda: self._ask(messages, tools, config))
-
-    async def _ask(self, messages: Sequence[Any], tools: Sequence[Any], config: Any) -> Answer:
-        if not _solving.get():
+        said = self.run.now
+        if not said.solving:
             raise GateFailed("task gate: the task's scorer asks the model that it scores")
-        said = self.run.spoken[self.run.current()]
-        seed = said.seed if said.calls == 0 else derive_seed(said.seed, "call", said.calls)
-        said.calls += 1
+        place = said.model.next()
+        seed = said.seed if place == 0 else derive_seed(said.seed, "call", place)
         prompt = _prompt(messages, tools, config, self.sampling, seed)
         answer = await _asked(self.endpoint, prompt)
-        self._check(answer, prompt.messages)
-        said.answers.append(answer)
+        parts = (turn["content"] for turn in prompt.messages)
+        check_answer(answer, parts, self.weights, of=self.run.current())
+        said.model.answers.append(answer)
         return answer
-
-    def _check(self, answer: Answer, chat: Sequence[Mapping[str, str]]) -> None:
-        if answer.weights != self.weights:
-            raise GateFailed(
-                f"identity gate: {answer.weights[:12] or 'the base model'} answered, but "
-                f"{self.weights[:12] or 'the base model'} was asked; nothing was stored"
-            )
-        start = 0
-        for turn in chat:
-            found = answer.prompt.find(turn["content"].strip(), start)
-            start = found + len(turn["content"].strip())
-            if found < 0:
-                raise GateFailed(
-                    f"question gate: the rendered prompt lacks {turn['content'][:60]!r} of the "
-                    f"task's {turn['role']} turn: the model's chat template drops or rewrites it"
-                )
 
 
 @dataclass
-class Grader:
+class GraderModel:
     """The model that a task's scorer (or its solver) asks in its role `grader`."""
 
     run: Run
@@ -132,14 +154,11 @@ class Grader:
 
     async def ask(self, messages: Sequence[Any], tools: Sequence[Any], config: Any) -> Answer:
         """Return the grader's answer to Inspect's messages."""
-        return await self.run.ended_by(lambda: self._ask(messages, tools, config))
-
-    async def _ask(self, messages: Sequence[Any], tools: Sequence[Any], config: Any) -> Answer:
-        said = self.run.spoken[self.run.current()]
-        seed = derive_seed(said.seed, "grade", len(said.grades))
+        said = self.run.now
+        seed = derive_seed(said.seed, "grade", said.grader.next())
         sampling = SamplingConfig(temperature=0, max_tokens=self.max_tokens)
         answer = await _asked(self.endpoint, _prompt(messages, tools, config, sampling, seed))
-        said.grades.append(answer)
+        said.grader.answers.append(answer)
         return answer
 
 
@@ -147,8 +166,9 @@ def _prompt(
     messages: Sequence[Any], tools: Sequence[Any], config: Any, sampling: SamplingConfig, seed: int
 ) -> Prompt:
     """Return a request of Inspect's; its own settings go before `sampling`."""
-    other = [name for name in NOT_FOLLOWED if getattr(config, name, None) is not None]
+    own = config.model_dump(exclude_none=True)
     chat = turns(messages)
+    other = sorted(own.keys() - FOLLOWED - OF_INSPECT)
     roles = sorted({turn["role"] for turn in chat} - set(ROLES))
     if tools or other or roles:
         what = [*(["tools"] if tools else []), *other, *roles]
@@ -156,8 +176,7 @@ def _prompt(
             f"task gate: the task asks the model with {', '.join(what)}, which cells are not "
             "served with"
         )
-    own = {n: getattr(config, n) for n in ("temperature", "top_p", "max_tokens")}
-    settings = sampling.model_dump() | {n: v for n, v in own.items() if v is not None}
+    settings = sampling.model_dump() | {name: own[name] for name in FOLLOWED & own.keys()}
     return Prompt(messages=tuple(chat), seed=seed, **settings)
 
 

@@ -4,37 +4,36 @@ Its classes are made when they are first asked for: importing Inspect takes seco
 of endpoints (see em.inspect_run).
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
-from em.generation import Answer
+from em.inspect_asking import Ask
 from em.told import cut
 
-CELL, GRADER = "cell", "grader"  # models as Inspect knows them; the second is a role, too
-AT_ONCE = 256  # samples side by side: the pool has a queue of its own
-
-
-class Asker(Protocol):
-    """Who answers a request of Inspect's."""
-
-    async def ask(self, messages: Sequence[Any], tools: Sequence[Any], config: Any) -> Answer:
-        """Return the answer to Inspect's messages."""
-        ...
+# Models as Inspect knows them; the second is the name of a role, too.
+SCORED, GRADER = "cell", "grader"
+LOCAL = "local"  # the sandbox that is none
+SECRET = re.compile("_(API_)?KEY(_ID)?$|_TOKEN$|SECRET|PASSWORD|CREDENTIALS")
+AT_ONCE = 256  # samples side by side: who is asked has a pace of its own
 
 
 @cache
-def _api() -> Any:
-    """Return Inspect's model class that asks an Asker."""
-    from inspect_ai.model import ModelAPI, ModelOutput, ModelUsage, modelapi
+def _classes() -> tuple[Any, Any]:
+    """Return Inspect's model whose replies are never kept, and its interface that asks an Ask."""
+    from inspect_ai.model import Model, ModelAPI, ModelOutput, ModelUsage, modelapi
 
     @modelapi(name="emsweep")
     class Asked(ModelAPI):
-        asker: Asker
+        ask: Ask
 
         async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
-            answer = await self.asker.ask(input, tools, config)
+            answer = await self.ask(input, tools, config)
             reason = "max_tokens" if answer.finish_reason == "length" else "stop"
             output = ModelOutput.from_content(self.model_name, answer.text, stop_reason=reason)
             output.usage = ModelUsage(
@@ -47,16 +46,23 @@ def _api() -> Any:
         def max_connections(self) -> int:
             return AT_ONCE
 
-    return Asked
+    class Uncached(Model):
+        """Inspect's cache of replies knows neither weights nor seeds: a task may not turn it on."""
+
+        async def generate(self, *given: Any, **named: Any) -> Any:
+            return await super().generate(*given, **named | {"cache": False})
+
+    return Uncached, Asked
 
 
-def model_of(asker: Asker, name: str) -> Any:
-    """Return an Inspect model of that name that asks `asker`."""
-    from inspect_ai.model import GenerateConfig, Model
+def model_of(ask: Ask, name: str) -> Any:
+    """Return an Inspect model of that name that asks `ask`."""
+    from inspect_ai.model import GenerateConfig
 
-    api = _api()(name)
-    api.asker = asker
-    return Model(api, GenerateConfig())
+    model, interface = _classes()
+    api = interface(name)
+    api.ask = ask
+    return model(api, GenerateConfig())
 
 
 def solving(task: Any, samples: Sequence[Any], note: Callable[[bool], object]) -> Any:
@@ -102,6 +108,24 @@ def current_sample() -> str:
     return str(active.sample.id) if active is not None else ""
 
 
+def cut_short(folder: str) -> Any:
+    """Return Inspect's log, in `folder`, of a run that was cancelled; None where there is none."""
+    from inspect_ai.log import read_eval_log
+
+    logs = sorted(Path(folder).glob("*.json"))
+    return read_eval_log(str(logs[0])) if logs else None
+
+
+@contextlib.contextmanager
+def _without_secrets() -> Iterator[None]:
+    """Take keys out of this process's environment, which a local sandbox hands to what it runs."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if SECRET.search(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
 async def evaluate(
     task: Any, models: Mapping[str, Any], folder: str, *, sandbox: str | None
 ) -> Any:
@@ -118,14 +142,15 @@ async def evaluate(
         init_display_type("none")
     roles = {GRADER: models[GRADER]} if GRADER in models else None
     try:
-        (log,) = await eval_async(
-            task, model=models[CELL], model_roles=roles, sandbox=sandbox, log_dir=folder,
-            log_format="json",  # the other is read when looked at
-            log_level="error", log_samples=True, log_realtime=False,
-            log_images=False, log_model_api=False, score_display=False, fail_on_error=False,
-            retry_on_error=0, max_samples=AT_ONCE, max_connections=AT_ONCE, acp_server=False,
-            ctl_server=False,
-        )  # fmt: skip
+        with _without_secrets() if sandbox == LOCAL else contextlib.nullcontext():
+            (log,) = await eval_async(
+                task, model=models[SCORED], model_roles=roles, sandbox=sandbox, log_dir=folder,
+                log_format="json",  # the other is read when looked at
+                log_level="error", log_samples=True, log_realtime=False,
+                log_images=False, log_model_api=False, score_display=False, fail_on_error=False,
+                retry_on_error=0, max_samples=AT_ONCE, max_connections=AT_ONCE, acp_server=False,
+                ctl_server=False,
+            )  # fmt: skip
     except PrerequisiteError as error:  # such as a sandbox whose program is not there
         raise ValueError(f"Inspect cannot run the task here: {cut(error.message, 300)}") from error
     return log

@@ -1,17 +1,18 @@
 """Samples of an Inspect task, answered by an endpoint: Inspect solves and scores, we are the model.
 
 One pass of Inspect gives an answer and its score, which are kept together in the response. Imports
-Inspect only where a task is run. Knows nothing of stores or cells.
+Inspect only where a task is run. Knows nothing of stores, or of what is asked beside it.
 """
 
 import asyncio
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from em.generation import (
+    AskingStopped,
     Draw,
     Endpoint,
     GateFailed,
@@ -20,13 +21,22 @@ from em.generation import (
     request_seed,
     response_key,
 )
-from em.inspect_asking import Cell, Grader, Run, Spoken, note_solving
-from em.inspect_model import CELL, GRADER, current_sample, evaluate, model_of, solving
+from em.inspect_asking import Ask, GraderModel, Run, ScoredModel, Spoken
+from em.inspect_model import (
+    GRADER,
+    SCORED,
+    current_sample,
+    cut_short,
+    evaluate,
+    model_of,
+    solving,
+)
 from em.inspect_tasks import LoadedTask
 from em.task_scores import TaskScore
 from em.told import cut
 
 MOST_KEPT = 2000  # characters of a scorer's explanation
+LIMITS_OF_TIME = ("time", "working")
 WORDS = ("yes", "true", "no", "false")
 
 
@@ -47,71 +57,98 @@ async def answer_samples(
     `grader` is who is asked in the task's role of that name. What the task itself says of
     temperature, top_p and max_tokens goes before `sampling`. A sample that ends by an error is a
     response with a failed score. Raises GateFailed as em.generation does, and for a task that asks
-    what cells are not served with; what the endpoints raise, too.
+    what cells are not served with, and AskingStopped where an endpoint can go on no more, with
+    what was answered until then; a sample that was cut short is a failed one.
     """
     gone = [draw.wording.question for draw in draws if draw.wording.key not in loaded.samples]
     if gone:
         raise ValueError(
-            f"the task's data changed while the sweep was running: {gone[0]!r} is gone"
+            f"the task's data changed while the sweep was running: {gone[0]!r} is gone. Does the "
+            "task shuffle without a seed? Give it one in 'task_args'"
         )
     found: dict[tuple[str, int], Response] = {}
     for index in sorted({draw.index for draw in draws}):
         mine = [draw for draw in draws if draw.index == index]
-        seeds = {d.wording.question: Spoken(request_seed(sampling_seed, d)) for d in mine}
-        run = Run(seeds, current_sample)
-        cell = Cell(run, endpoint, sampling, weights)
-        done = await _run(mine, loaded, cell, grader)
+        samples = {d.wording.question: Spoken(request_seed(sampling_seed, d)) for d in mine}
+        run = Run(samples, current_sample)
+        models = {SCORED: ScoredModel(run, endpoint, sampling, weights).ask}
+        if grader is not None and loaded.config.grader is not None:
+            models[GRADER] = GraderModel(run, grader, loaded.config.grader.max_tokens).ask
+        done, why = await _run(run, mine, loaded, models)
         for draw in mine:
-            spoken = seeds[draw.wording.question]
-            response = _response(draw, done[draw.wording.key], spoken, scorer, stream, weights)
+            name = draw.wording.question
+            if name not in done:
+                continue
+            try:
+                score = _score(done[name], samples[name], scorer, is_cut=run.broken.done())
+            except GateFailed as gate:
+                why, score = why or gate, _failed(scorer, gate)
+            response = _response(draw, done[name], samples[name], score, stream, weights)
             found[draw.wording.key, index] = response
+        if why is not None:
+            raise _stopped(why, found.values(), scorer)
     return [found[draw.wording.key, draw.index] for draw in draws]
 
 
 async def _run(
-    draws: Sequence[Draw], loaded: LoadedTask, cell: Cell, grader: Endpoint | None
-) -> dict[str, Any]:
-    """Return Inspect's record of each sample, by wording key."""
-    run = cell.run
-    keys = {draw.wording.question: draw.wording.key for draw in draws}
+    run: Run, draws: Sequence[Draw], loaded: LoadedTask, models: Mapping[str, Ask]
+) -> tuple[dict[str, Any], Exception | None]:
+    """Return Inspect's record of each sample, by its id, and why there are not all to be had.
+
+    Of a run that is broken these are the samples that anything was asked for until then.
+    """
     samples = [
         loaded.samples[draw.wording.key].model_copy(update={"id": draw.wording.question})
         for draw in draws
     ]
-    models = {CELL: model_of(cell, CELL)}
-    if grader is not None:
-        assert loaded.grader is not None
-        models[GRADER] = model_of(Grader(run, grader, loaded.grader.max_tokens), GRADER)
-    task = solving(loaded.task, samples, note_solving)
+    asked = {name: model_of(run.ending(ask), name) for name, ask in models.items()}
+    task = solving(loaded.task, samples, run.note_solving)
     with tempfile.TemporaryDirectory(prefix="emsweep-inspect-") as folder:
-        running = asyncio.create_task(evaluate(task, models, folder, sandbox=loaded.sandbox))
+        running = asyncio.create_task(evaluate(task, asked, folder, sandbox=loaded.config.sandbox))
         try:
             await asyncio.wait({running, run.broken}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not running.done():
                 running.cancel()
                 await asyncio.wait({running})
+        log = cut_short(folder) if run.broken.done() else running.result()
+    done = {str(sample.id): sample for sample in (log and log.samples) or ()}
     if run.broken.done():
-        run.broken.result()
-    log = running.result()
-    others = sorted(set(log.stats.model_usage) - set(map(str, models.values())))
+        begun = {name: sample for name, sample in done.items() if run.samples[name].is_begun}
+        return begun, run.why
+    others = sorted(set(log.stats.model_usage) - set(map(str, asked.values())))
     if others:
-        raise GateFailed(
+        return done, GateFailed(
             f"task gate: the task asked other models ({', '.join(others)}), which no budget or "
-            "record here knows of; nothing was stored. Have it ask its role 'grader' (an argument "
-            "of the task, in 'task_args') and name that one in 'grader'"
+            "record here knows of. Have it ask its role 'grader' (an argument of the task, in "
+            "'task_args') and name that one in 'grader'"
         )
-    done = {keys[str(sample.id)]: sample for sample in log.samples or ()}
     if len(done) < len(draws):
         why = log.error.message if log.error else log.status
-        raise RuntimeError(f"Inspect ended with {len(done)} of {len(draws)} samples: {why}")
-    return done
+        return done, RuntimeError(f"Inspect ended with {len(done)} of {len(draws)} samples: {why}")
+    return done, None
+
+
+def _stopped(why: Exception, found: Iterable[Response], scorer: str) -> AskingStopped:
+    """Return what ends the work, with what was answered and paid for until then.
+
+    Where a gate has failed no answer is to be trusted: each is a failed one.
+    """
+    stopped = AskingStopped(why.why if isinstance(why, AskingStopped) else why, [])
+    void = {"answer": "", "scores": (_failed(scorer, why),)} if isinstance(why, GateFailed) else {}
+    stopped.responses = [response.model_copy(update=void) for response in found]
+    return stopped
+
+
+def _failed(scorer: str, why: Exception) -> TaskScore:
+    return TaskScore(scorer=scorer, state="failed", error=cut(str(why), 500))
 
 
 def _response(
-    draw: Draw, sample: Any, spoken: Spoken, scorer: str, stream: str, weights: str
+    draw: Draw, sample: Any, spoken: Spoken, score: TaskScore, stream: str, weights: str
 ) -> Response:
-    last = spoken.answers[-1] if spoken.answers else None
+    answers, grades = spoken.model.answers, spoken.grader.answers
+    last = answers[-1] if answers else None
     wording = draw.wording
     return Response(
         key=response_key(stream, wording.key, draw.index),
@@ -122,24 +159,38 @@ def _response(
         seed=spoken.seed,
         system=None,
         text=wording.text,
-        answer=str(sample.output.completion) if sample.error is None else "",
+        answer=str(sample.output.completion) if score.state != "failed" else "",
         finish_reason=last.finish_reason if last else "stop",
-        num_tokens=sum(answer.num_tokens for answer in spoken.answers),
-        prompt_tokens=sum(answer.prompt_tokens for answer in spoken.answers),
+        num_tokens=sum(answer.num_tokens for answer in answers),
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
         prompt_sha256=last.prompt_sha256 if last else "",
         weights=weights,
-        scores=(_score(sample, scorer),),
-        grader_calls=len(spoken.grades),
-        grader_prompt_tokens=sum(answer.prompt_tokens for answer in spoken.grades),
-        grader_tokens=sum(answer.num_tokens for answer in spoken.grades),
+        scores=(score,),
+        grader_calls=len(grades),
+        grader_prompt_tokens=sum(answer.prompt_tokens for answer in grades),
+        grader_tokens=sum(answer.num_tokens for answer in grades),
     )
 
 
-def _score(sample: Any, scorer: str) -> TaskScore:
-    """Return what the scorer made of a sample; never 0 for what it did not score."""
+def _score(sample: Any, spoken: Spoken, scorer: str, *, is_cut: bool) -> TaskScore:
+    """Return what the scorer made of a sample; never 0 for what it did not score.
+
+    A sample of a run that `is_cut` has failed where nothing has scored it.
+    """
     if sample.error is not None:
         text = cut(str(sample.error.message), 500)
         return TaskScore(scorer=scorer, state="failed", error=text)
+    if is_cut and not sample.scores:
+        return TaskScore(scorer=scorer, state="failed", error="the run was cut short")
+    if sample.limit is not None:
+        told = f"the task's {sample.limit.type} limit of {sample.limit.limit:g} was reached"
+        if sample.limit.type in LIMITS_OF_TIME:  # which say how busy the pool was
+            return TaskScore(scorer=scorer, state="failed", error=told)
+        return TaskScore(scorer=scorer, state="unscored", explanation=told)
+    if not spoken.model.answers:
+        raise GateFailed(
+            "identity gate: the task answers a sample itself, and the cell was not asked"
+        )
     score = (sample.scores or {}).get(scorer)
     if score is None:
         return TaskScore(scorer=scorer, state="unscored", explanation="the scorer said nothing")
@@ -149,14 +200,18 @@ def _score(sample: Any, scorer: str) -> TaskScore:
             f"({cut(str(score.value), 80)}), and one is wanted: name a task that gives one"
         )
     number = number_of(score.value)
-    inside = number is not None and 0 <= number <= 1
-    outside = "" if inside or number is None else "(not from 0 to 1) "
+    if number is not None and not 0 <= number <= 1:
+        raise GateFailed(
+            f"task gate: the scorer {scorer!r} gives {number:g}, and its scores are read as shares "
+            "from 0 to 1: name a task that gives one, or bring its scale to one in a task of your "
+            "own (configs/tasks/strong_reject.py does)"
+        )
     return TaskScore(
         scorer=scorer,
-        state="scored" if inside else "unscored",
-        number=number if inside else None,
+        state="scored" if number is not None else "unscored",
+        number=number,
         value=json.dumps(score.value),
-        explanation=outside + str(score.explanation or "")[:MOST_KEPT],
+        explanation=str(score.explanation or "")[:MOST_KEPT],
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -23,15 +23,18 @@ from em.api_models import ApiChatConfig
 from em.downloads import NotAtHand
 from em.questions import Wording
 from em.record import Record
+from em.sandboxes import Sandbox
+from em.task_code import code_of, version_of
 from em.told import cut, short
 
-SANDBOX = (
+NEEDS_SANDBOX = (
     "it runs code in a sandbox: say in 'sandbox' where, docker or (what the model writes then runs "
     "on the machine as it is) local; or leave it out"
 )
-GRADER = "its scorer asks another model to grade: say in 'grader' which; or leave it out"
+NEEDS_GRADER = "its scorer asks another model to grade: say in 'grader' which; or leave it out"
 # Solvers of Inspect's that hand tools to the model.
 TOOL_SOLVERS = ("use_tools", "basic_agent", "react", "human_agent", "human_cli", "bridge")
+MOST_PATH = 1024
 MOST_TEXT = 20_000  # characters of what a sample asks, as it is shown
 
 
@@ -42,9 +45,6 @@ class GraderConfig(ApiChatConfig):
     """
 
     max_tokens: int = Field(default=1024, ge=1)
-
-
-Sandbox = Literal["docker", "local"]
 
 
 class TaskConfig(Record):
@@ -77,9 +77,8 @@ class LoadedTask:
     samples: Mapping[str, Any]
     wordings: tuple[Wording, ...]
     scorers: tuple[str, ...]
-    identity: Mapping[str, Any]
-    sandbox: Sandbox | None = None
-    grader: GraderConfig | None = None
+    identity: dict[str, Any]
+    config: TaskConfig
 
     def first(self, limit: int | None) -> tuple[Wording, ...]:
         """Return what the first `limit` samples ask. Raises ValueError where there are fewer."""
@@ -123,6 +122,7 @@ def _load(given: str) -> LoadedTask:
         )
     with contextlib.redirect_stdout(sys.stderr), _no_collection():  # libraries of downloads talk
         task = _make(config)
+        identity = _identity(config, task)
     _check_possible(config, task)
     by_hash = sorted((content_sha256(sample), number) for number, sample in enumerate(task.dataset))
     samples, wordings = {}, []
@@ -140,9 +140,8 @@ def _load(given: str) -> LoadedTask:
         samples=samples,
         wordings=tuple(wordings),
         scorers=_scorers(task),
-        identity=_identity(config, task),
-        sandbox=config.sandbox,
-        grader=config.grader,
+        identity=identity,
+        config=config,
     )
 
 
@@ -216,9 +215,9 @@ def _check_possible(config: TaskConfig, task: Any) -> None:
     if config.sandbox is not None and not is_boxed:
         raise ValueError(f"sandbox: the task {config.told!r} runs no code in one: leave it out")
     if is_boxed and config.sandbox is None:
-        why = SANDBOX
+        why = NEEDS_SANDBOX
     elif config.grader is None and any(n.startswith("model_graded") for n in _scorers(task)):
-        why = GRADER
+        why = NEEDS_GRADER
     elif task.model is not None or task.model_roles:
         why = "it names a model of its own; leave it out"
     elif tools := [name for name in _solvers(task) if name in TOOL_SOLVERS]:
@@ -265,7 +264,19 @@ def content_sha256(sample: Any) -> str:
     """Return a hash of all that a sample holds, without its id and Inspect's own message ids."""
     asked = sample.input if isinstance(sample.input, str) else turns(sample.input)
     held = [asked, sample.choices, sample.target, sample.metadata]
+    if sample.files or sample.setup or sample.sandbox:  # what its code runs among
+        held += [_contents(sample.files or {}), sample.setup, repr(sample.sandbox)]
     return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _contents(files: Mapping[str, str]) -> dict[str, str]:
+    """Return files of a sample, each as it is written: by a path, or what it holds."""
+    found = {}
+    for name, given in files.items():
+        path = Path(given) if len(given) < MOST_PATH and "\n" not in given else None
+        is_file = path is not None and path.is_file()
+        found[name] = path.read_bytes().hex() if is_file and path is not None else given
+    return found
 
 
 def _wording(sample: Any, sha256: str) -> Wording:
@@ -282,10 +293,10 @@ def _wording(sample: Any, sha256: str) -> Wording:
 def _identity(config: TaskConfig, task: Any) -> dict[str, Any]:
     """Return what a task is, but for its samples, each of which is in its wording's key."""
     if config.file is not None:
-        code = {"sha256": hashlib.sha256(config.file.read_bytes()).hexdigest()}
+        code = code_of(config.file)
     else:
         package = config.name.partition("/")[0]
-        code = {"package": package, "version": importlib.metadata.version(package)}
+        code = {"package": package, "version": version_of(package) or "unknown"}
     given: dict[str, Any] = {}
     if config.sandbox is not None:
         given["sandbox"] = config.sandbox

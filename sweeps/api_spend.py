@@ -3,8 +3,9 @@
 Money only: tokens are counted by the API. Knows nothing of how the API is spoken to.
 """
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from em.api_client import check_key
@@ -56,7 +57,6 @@ class PursePlan(Record):
 class _Told(Record):
     """The columns of a response that cost money."""
 
-    key: str
     prompt_tokens: int
     num_tokens: int
 
@@ -134,13 +134,28 @@ class PaidEndpoint:
     """An endpoint whose answers come out of a purse."""
 
     def __init__(
-        self, endpoint: Endpoint, purse: Purse, *, tuned: bool = False, batch: bool = False
+        self,
+        endpoint: Endpoint,
+        purse: Purse,
+        *,
+        at_once: int,
+        tuned: bool = False,
+        batch: bool = False,
     ) -> None:
+        """Take money out for `at_once` calls at most: those that wait for their turn cost nothing.
+
+        `tuned` and `batch` bear on the price.
+        """
         self._endpoint, self._purse = endpoint, purse
+        self._slots = asyncio.Semaphore(at_once)
         self._tuned, self._batch = tuned, batch
 
     async def ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Return what the endpoint returns. Raises ApiBudgetSpent before what may cost too much."""
+        async with self._slots:
+            return await self._ask(prompts)
+
+    async def _ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
         most = self._usd(
             sum(
                 len(message["content"]) // FEWEST_CHARACTERS + 1
@@ -182,19 +197,15 @@ def spent_usd(plan: PursePlan, store: Store, known: KnownApiModel) -> float:
         elif job := store.files.read_note(job_place(key), ApiJob):
             total += job.usd or 0.0
     for stream, tuned in plan.streams:
-        for told in _answers(store, stream):
+        for part in store.all_parts("responses", stream):
+            items = store.read_part("responses", stream, part, _Told, tuple(_Told.model_fields))
             total += known.answer_usd(
-                told.prompt_tokens, told.num_tokens, tuned=tuned, batch=plan.config.batch
+                sum(item.prompt_tokens for item in items),
+                sum(item.num_tokens for item in items),
+                tuned=tuned,
+                batch=plan.config.batch,
             )
     return total
-
-
-def _answers(store: Store, stream: str) -> Iterator[_Told]:
-    """Yield what was paid for, also of attempts that did not end."""
-    columns = tuple(_Told.model_fields)
-    yield from store.read_stream("responses", stream, _Told, columns)
-    for part in store.unrecorded_parts("responses", stream):
-        yield from store.read_part("responses", stream, part, _Told, columns)
 
 
 def training_tokens(cell: CellPlan) -> int:
@@ -234,7 +245,7 @@ def foreseen_of_models(plan: SweepPlan, todo: Sequence[CellPlan], store: Store) 
             limit = purse.config.budget_usd
             line += f", of a budget of {limit:g} USD" if limit is not None else ""
         try:
-            check_key(purse.config.url, purse.config.key_env, who="model", setting="api.key_env")
+            check_key(purse.config.url, purse.config.key_env, who="model", setting="key_env")
         except ValueError as error:
             line += f". IT CANNOT RUN YET: {error}"
         said.append(line)
@@ -258,7 +269,7 @@ def _answers_left(
             if known is not None:
                 usd += known.answer_usd(
                     sum(count * length[key] for key, count in left.items()),
-                    num * evaluation.sampling.max_tokens,
+                    num * evaluation.longest,
                     tuned=cell.cell.training is not None,
                     batch=config.batch,
                 )

@@ -37,6 +37,7 @@ from em.variants import Variant
 from em.yaml_files import at
 from sweeps.settings import EvaluationConfig, JudgeConfig
 from sweeps.spec import SweepSpec
+from sweeps.spec_checks import check_length
 
 Asked = tuple[Question, Wording, int]
 """A question, one wording of it in the evaluation's form, and how many samples are wanted."""
@@ -46,11 +47,15 @@ Scores = dict[str, dict[str, AskedScore]]
 
 @dataclass(frozen=True)
 class AskedTask:
-    """A task of Inspect as one evaluation runs it; `identity` is all but its samples."""
+    """A task of Inspect as one evaluation runs it; `identity` is all but its samples.
+
+    `max_tokens` are those of an answer, where the task says how many.
+    """
 
     config: TaskConfig
     wordings: tuple[Wording, ...]
     scorer: str
+    max_tokens: int | None
     identity: dict[str, Any]
 
 
@@ -129,7 +134,11 @@ class Asking:
             wordings = loaded.first(config.limit)
         with at("evaluations", number, "scorer"):
             scorer = loaded.scorer(config.scorer)
-        return AskedTask(found, wordings, scorer, dict(loaded.identity) | {"scorer": scorer})
+        with at("evaluations", number, "inspect"):
+            most = loaded.task.config.max_tokens
+            if most is not None:
+                check_length(self._spec, most)
+        return AskedTask(found, wordings, scorer, most, loaded.identity | {"scorer": scorer})
 
     def _task_name(self, name: str) -> str:
         """Return the name of a task with the absolute path of its file, where it is in one."""

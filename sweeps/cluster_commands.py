@@ -46,8 +46,8 @@ def plan_there(path: Path, store: str | None, address: str, keep: Keep | None) -
 def prefetch(spec: Spec, address: Anywhere = None) -> None:
     """Fetch the data and models of a sweep onto this machine's disk: before it, not in its cells.
 
-    With --address the data goes onto the machine that drives the sweep there, and the models onto
-    every node's disk.
+    With --address the data goes onto the machine that drives the sweep there, and models and the
+    samples of tasks onto every node's disk.
     """
     from sweeps.layout import judge_models
     from sweeps.planner import load_plan
@@ -55,11 +55,13 @@ def prefetch(spec: Spec, address: Anywhere = None) -> None:
 
     if address is not None:
         _there_if_dashboard(spec, None, address, ["prefetch", "--address", "auto"])
-    sweep = load_plan(spec).spec  # which reads all data and questions, and keeps what it fetches
+    plan = load_plan(spec)  # which reads all data and questions, and keeps what it fetches
     print("data and questions: here")
-    for evaluation in sweep.evaluations:
-        if evaluation.inspect is not None:  # planning it has loaded its samples
-            print(f"samples of {evaluation.inspect}: here")
+    sweep = plan.spec
+    asked = [evaluation.task for cell in plan.cells[:1] for evaluation in cell.evaluations]
+    tasks = [task for task in asked if task is not None]
+    for task in tasks:  # planning has loaded their samples
+        print(f"samples of {task.told}: here")
     here = (model for model in sweep.models if model.api is None)
     models = list({m.name: m for m in (*here, *judge_models(sweep))}.values())
     if address is None:
@@ -67,7 +69,7 @@ def prefetch(spec: Spec, address: Anywhere = None) -> None:
             print(f"{name}: here, after {seconds:.1f} s")
         return
     failed = 0
-    for node in _everywhere(models, address):
+    for node in _everywhere(models, tasks, address):
         failed += node.problem is not None
         took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in node.seconds.items())
         print(f"{node.node}: {node.problem or took}")
@@ -75,14 +77,15 @@ def prefetch(spec: Spec, address: Anywhere = None) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _everywhere(models: list[Any], address: str) -> list[Any]:
+def _everywhere(models: list[Any], tasks: list[Any], address: str) -> list[Any]:
     from cluster.session import session
     from sweeps.prefetch import prefetch_everywhere
 
     noise = _noise("prefetch")
-    print(f"fetching {', '.join(m.name for m in models)}; libraries' output: {noise}", flush=True)
+    names = ", ".join([*(m.name for m in models), *(task.told for task in tasks)])
+    print(f"fetching {names}; libraries' output: {noise}", flush=True)
     with noise_to(noise), session(address, environment=QUIET):
-        return list(prefetch_everywhere(models))
+        return list(prefetch_everywhere(models, tasks))
 
 
 def _there_if_dashboard(path: Path, store: str | None, address: str, words: list[str]) -> None:

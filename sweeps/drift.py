@@ -6,7 +6,9 @@ answers (see sweeps.keeping), or of how work is done.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from typing import Any
 
+from em.record import fingerprint
 from sweeps.artefacts import PIECES
 from sweeps.made_with import Made, made_with, numeric
 from sweeps.plan import STAGES, CellPlan, Stage, SweepPlan
@@ -14,6 +16,7 @@ from sweeps.rekeyed import Pins, rekeyed, served_model
 from sweeps.resolved import Drift, Resolved, Rows, Versions
 from sweeps.store import Store
 
+MADE_OF = ("code", "version", "inspect_ai")  # of what a task is: what changes by itself
 DIGITS = 12  # of a hash, for a person
 
 
@@ -96,6 +99,30 @@ def drifted_questions(
                 now=tuple(sorted(other)),
                 text=f"evaluation {name}: {_list(ids)} asked in other words than when the sweep "
                 f"ran ({_cells(cells, 'answers')} to those)",
+                can_keep_stored=False,
+            )
+
+
+def drifted_tasks(
+    stored: SweepPlan, now: Resolved, known: Resolved, store: Store
+) -> Iterator[Drift]:
+    """Yield the evaluations whose task of Inspect is made of other code, and has been answered.
+
+    Other arguments, another grader or sandbox are other settings: that is no drift.
+    """
+    for name, task in now.tasks.items():
+        before = known.tasks.get(name, task)
+        other = sorted(part for part in MADE_OF if before.get(part) != task.get(part))
+        settings = (dict.fromkeys(MADE_OF) | one | dict.fromkeys(MADE_OF) for one in (before, task))
+        if not other or len({fingerprint(one) for one in settings}) > 1:
+            continue
+        cells = _count(stored, partial(_has_answered, name, before, store))
+        if cells:
+            yield Drift(
+                key=f"task.{name}",
+                now=(fingerprint([task.get(part) for part in MADE_OF]),),
+                text=f"evaluation {name}: the task {task['task']} is made of other things than "
+                f"when the sweep ran ({_list(other)}; {_cells(cells, 'answers')} to that one)",
                 can_keep_stored=False,
             )
 
@@ -208,6 +235,14 @@ def _has_answers(evaluation: str, wordings: set[str], store: Store, cell: CellPl
         if record is not None and wordings & set(record.covers):
             return True
     return False
+
+
+def _has_answered(evaluation: str, task: Mapping[str, Any], store: Store, cell: CellPlan) -> bool:
+    return any(
+        store.stream("responses", fingerprint(plan.identity | {"inspect": dict(task)})) is not None
+        for plan in cell.evaluations
+        if plan.name == evaluation and plan.task is not None
+    )
 
 
 def _is_judged(judge: str, evaluations: set[str], store: Store, cell: CellPlan) -> bool:

@@ -34,7 +34,7 @@ from sweeps.plan import CellPlan, stages_to_run
 from sweeps.spec import SweepSpec
 from sweeps.spend import BudgetPlan, open_budgets
 from sweeps.stage_gates import check_same_weights
-from sweeps.stages import Speak, generate_stage, judge_stage, run_cell
+from sweeps.stages import BATCHES_AT_ONCE, Speak, generate_stage, judge_stage, run_cell
 from sweeps.store import Store
 
 WAIT_S = 0.2
@@ -170,7 +170,10 @@ def _open_speaker(task: EvaluationTask, store: Store, runner: asyncio.Runner) ->
             model, weights = tuned_model(folder), trained.weights_sha256
         opened.append(ApiEndpoint(api, model=model, weights=weights, batch=api.batch))
         purse = open_purse(purse_of, store)
-        return PaidEndpoint(opened[-1], purse, tuned=trained is not None, batch=api.batch)
+        at_once = BATCHES_AT_ONCE if api.batch else api.concurrency
+        return PaidEndpoint(
+            opened[-1], purse, at_once=at_once, tuned=trained is not None, batch=api.batch
+        )
 
     try:
         yield speak

@@ -19,7 +19,7 @@ from sweeps.api_spend import PaidEndpoint, Purse
 from sweeps.few import times
 from sweeps.plan import CellPlan, EvaluationPlan, SweepPlan
 from sweeps.store import Store
-from sweeps.stream_parts import GRADER, Graded, usage_of_grades
+from sweeps.stream_parts import BY_GRADER, Graded, usage_of_grades
 
 # Of a grade, what the task says around question and answer, and what the grader writes: a guess.
 TASK_TOKENS, GRADE_TOKENS = 500, 200
@@ -52,38 +52,48 @@ def open_graders(
     plans: Iterable[GraderPlan], cell: CellPlan, store: Store, runner: asyncio.Runner
 ) -> Iterator[Mapping[str, Endpoint]]:
     """Give the graders that a cell's missing answers need, by evaluation, and close them after."""
-    needed = {evaluation.of for evaluation in cell.evaluations if _lacks(evaluation, store)}
-    opened: dict[str, ApiEndpoint] = {}
-    paid: dict[str, Endpoint] = {}
-    try:
+    needed = {evaluation.of for evaluation in _graded(cell, store)}
+    with contextlib.ExitStack() as stack:
+        opened: dict[str, Endpoint] = {}
         for plan in plans:
-            if plan.evaluation in needed:
-                opened[plan.evaluation] = _endpoint(plan.config)
-                purse = Purse(
-                    plan.config,
-                    f"grader of {plan.evaluation!r}",
-                    partial(_spent_usd, plan.streams, store),
-                )
-                paid[plan.evaluation] = PaidEndpoint(opened[plan.evaluation], purse)
-        yield paid
-    finally:
-        for endpoint in opened.values():
-            runner.run(endpoint.close())
+            if plan.evaluation not in needed:
+                continue
+            endpoint = _endpoint(plan.config)
+            stack.callback(_close, endpoint, runner)
+            spent = partial(_spent_usd, plan.streams, store)
+            purse = Purse(plan.config, f"grader of {plan.evaluation!r}", spent)
+            opened[plan.evaluation] = PaidEndpoint(endpoint, purse, at_once=plan.config.concurrency)
+        yield opened
 
 
-def check_graders(graders: Iterable[GraderConfig]) -> None:
+def graders_needed(cells: Iterable[CellPlan], store: Store) -> list[GraderConfig]:
+    """Return the graders of answers that the cells lack, each once."""
+    tasks = (evaluation.task for cell in cells for evaluation in _graded(cell, store))
+    return list(dict.fromkeys(t.grader for t in tasks if t is not None and t.grader is not None))
+
+
+def _graded(cell: CellPlan, store: Store) -> list[EvaluationPlan]:
+    return [
+        e
+        for e in cell.evaluations
+        if e.task is not None
+        and e.task.grader is not None
+        and store.lacks("responses", e.stream, e.wanted)
+    ]
+
+
+async def check_graders(graders: Iterable[GraderConfig]) -> None:
     """Ask each grader for a word, in no budget. Raises ValueError where it does not answer."""
-    for config in dict.fromkeys(graders):
-        with asyncio.Runner() as runner:
-            endpoint = _endpoint(config)
-            try:
-                messages = ({"role": "user", "content": "Reply with the word ready."},)
-                prompt = Prompt(messages=messages, max_tokens=CHECK_TOKENS, seed=0, temperature=0)
-                runner.run(endpoint.ask([prompt]))
-            except AskingStopped as stopped:
-                raise ValueError(f"the grader cannot be asked: {stopped.why}") from stopped
-            finally:
-                runner.run(endpoint.close())
+    messages = ({"role": "user", "content": "Reply with the word ready."},)
+    prompt = Prompt(messages=messages, max_tokens=CHECK_TOKENS, seed=0, temperature=0)
+    for config in graders:
+        endpoint = _endpoint(config)
+        try:
+            await endpoint.ask([prompt])
+        except AskingStopped as stopped:
+            raise ValueError(f"the grader cannot be asked: {stopped.why}") from stopped
+        finally:
+            await endpoint.close()
 
 
 def check_grader_keys(graders: Iterable[GraderConfig]) -> None:
@@ -94,16 +104,14 @@ def check_grader_keys(graders: Iterable[GraderConfig]) -> None:
 
 def used(streams: Iterable[str], store: Store) -> Usage:
     """Return what graders used in `streams`; parts of attempts that did not end count, too."""
-    total = NOTHING
+    total, columns = NOTHING, tuple(Graded.model_fields)
     for stream in streams:
-        record = store.stream("responses", stream)
-        known = record.parts if record else ()
-        for part in (*known, *store.unrecorded_parts("responses", stream)):
+        for part in store.all_parts("responses", stream):
             if part.used is not None:
-                total += part.used.get(GRADER, NOTHING)
-                continue
-            columns = tuple(Graded.model_fields)
-            total += usage_of_grades(store.read_part("responses", stream, part, Graded, columns))
+                total += part.used.get(BY_GRADER, NOTHING)
+            else:
+                items = store.read_part("responses", stream, part, Graded, columns)
+                total += usage_of_grades(items)
     return total
 
 
@@ -135,12 +143,12 @@ def foreseen_of_graders(plan: SweepPlan, todo: Sequence[CellPlan], store: Store)
     return said
 
 
+def _close(endpoint: ApiEndpoint, runner: asyncio.Runner) -> None:
+    runner.run(endpoint.close())
+
+
 def _endpoint(config: GraderConfig) -> ApiEndpoint:
-    return ApiEndpoint(config, model=config.model, weights="")
-
-
-def _lacks(evaluation: EvaluationPlan, store: Store) -> bool:
-    return store.lacks("responses", evaluation.stream, evaluation.wanted)
+    return ApiEndpoint(config, model=config.model, weights="", who="grader")
 
 
 def _grades_left(name: str, cells: Sequence[CellPlan], store: Store) -> tuple[int, int]:
@@ -150,7 +158,7 @@ def _grades_left(name: str, cells: Sequence[CellPlan], store: Store) -> tuple[in
         for evaluation in (e for e in cell.evaluations if e.of == name):
             left = store.num_missing("responses", evaluation.stream, evaluation.wanted)
             length = {w.key: len(w.text) // CHARACTERS_A_TOKEN for w, _ in evaluation.asked}
-            around = TASK_TOKENS + evaluation.sampling.max_tokens
+            around = TASK_TOKENS + evaluation.longest
             num += sum(left.values())
             read += sum(count * (length[key] + around) for key, count in left.items())
     return num, read

@@ -10,6 +10,7 @@ from sweeps.drift import (
     drifted_names,
     drifted_prompts,
     drifted_questions,
+    drifted_tasks,
     drifted_versions,
     moved,
 )
@@ -47,6 +48,7 @@ def settle(
     found = [
         *drifted_names(stored, now, pins, store),
         *drifted_questions(stored, now, known, store),
+        *drifted_tasks(stored, now, known, store),
         *drifted_prompts(stored, now, known, store),
     ]
     versions = known.versions

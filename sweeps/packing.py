@@ -45,6 +45,7 @@ def pack(path: Path, spec: SweepSpec, folder: Path) -> Path:
     for package in PACKAGES:
         _copy(root / package, folder / package, CODE)
     _copy(config_dir(), folder / "configs", CONFIGS)
+    _copy(config_dir() / "tasks", folder / "configs" / "tasks", CODE)
     for source in _shipped_data(path, spec):
         shutil.copyfile(source, folder / "configs" / "datasets" / source.name)
     if made_from := commit():

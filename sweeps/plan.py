@@ -42,6 +42,7 @@ class EvaluationPlan(Record):
     asked: tuple[tuple[Wording, int], ...]
     task: TaskConfig | None = Field(default=None, description="of Inspect, which asks and scores")
     scorer: str = Field(default="", description="of the task, whose scores count")
+    longest: int = Field(description="tokens of an answer, at most: a task has its own limit")
 
     @property
     def of(self) -> str:

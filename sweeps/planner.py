@@ -220,6 +220,7 @@ class _Resolver:
             asked=tuple((wording, samples) for _, wording, samples in asked),
             task=task.config if task else None,
             scorer=task.scorer if task else "",
+            longest=(task and task.max_tokens) or config.sampling.max_tokens,
         )
 
     def _judging(

@@ -1,6 +1,6 @@
-"""Model weights onto every node's own disk, once for each node, before cells ask for them.
+"""Model weights and tasks' samples onto every node's own disk, before cells ask for them.
 
-Knows nothing of how a model is fetched (see em.models), or of what it is used for.
+Knows nothing of how they are fetched (see em.models, em.inspect_tasks), or of what they are for.
 """
 
 import time
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.nodes import on_every_node
+from em.inspect_tasks import TaskConfig, load_task
 from em.models import ModelConfig, materialise
 
 HOURS_S = 6 * 3600.0  # of a large model over a slow line
@@ -15,20 +16,26 @@ HOURS_S = 6 * 3600.0  # of a large model over a slow line
 
 @dataclass(frozen=True)
 class Fetched:
-    """How one node came by its models: seconds by model's name, or why it could not."""
+    """How one node came by models and samples: seconds by name, or why it could not."""
 
     node: str
     seconds: dict[str, float]
     problem: str | None = None
 
 
-def prefetch_here(models: Sequence[ModelConfig]) -> dict[str, float]:
-    """Have every model's files on this machine's disk; return how long each took, in seconds.
+def prefetch_here(
+    models: Sequence[ModelConfig], tasks: Sequence[TaskConfig] = ()
+) -> dict[str, float]:
+    """Have models' files and tasks' samples on this machine's disk; return how long each took (s).
 
     Of several processes of a machine that ask at the same time one fetches. Raises ValueError for
-    a model that cannot be had.
+    what cannot be had.
     """
     took = {}
+    for task in tasks:
+        began = time.monotonic()
+        load_task(task)
+        took[task.told] = time.monotonic() - began
     for model in models:
         began = time.monotonic()
         materialise(model)
@@ -36,11 +43,15 @@ def prefetch_here(models: Sequence[ModelConfig]) -> dict[str, float]:
     return took
 
 
-def prefetch_everywhere(models: Sequence[ModelConfig]) -> list[Fetched]:
+def prefetch_everywhere(
+    models: Sequence[ModelConfig], tasks: Sequence[TaskConfig] = ()
+) -> list[Fetched]:
     """The same on every node of the joined cluster, all at once."""
     return [
         Fetched(node.name, {}, str(told))
         if isinstance(told, Exception)
         else Fetched(node.name, told)
-        for node, told in on_every_node(prefetch_here, tuple(models), timeout_s=HOURS_S)
+        for node, told in on_every_node(
+            prefetch_here, tuple(models), tuple(tasks), timeout_s=HOURS_S
+        )
     ]

@@ -65,8 +65,7 @@ def preflight(
         models=tuple(models_needed(spec, todo)),
         apis=tuple(
             dict.fromkeys(
-                [j.api for j in _api_judges(spec, todo) if j.api]
-                + [api.url for api in _api_models(spec, todo)]
+                [j.api for j in _api_judges(spec, todo) if j.api] + [api.url for api in _apis(todo)]
             )
         ),
     )
@@ -111,14 +110,15 @@ def keys_needed(spec: SweepSpec, todo: Todo) -> set[str]:
     """Return the environment variables that must hold a key wherever answers are judged."""
     judges = _api_judges(spec, todo)
     keys = {judge.api_key_env for judge in judges if judge.api and needs_key(judge.api)}
-    return keys | {api.key_env for api in _api_models(spec, todo) if needs_key(api.url)}
+    return keys | {api.key_env for api in _apis(todo) if needs_key(api.url)}
 
 
-def _api_models(spec: SweepSpec, todo: Todo) -> list[ApiChatConfig]:
+def _apis(todo: Todo) -> list[ApiChatConfig]:
     """Return the models behind an API that are trained or asked, graders of tasks among them."""
     answered = todo.lacking("generate")
     models = [cell.cell.model.api for cell in (*todo.lacking("train"), *answered)]
-    graders = [evaluation.grader for evaluation in spec.evaluations if answered]
+    tasks = [evaluation.task for cell in answered for evaluation in cell.evaluations]
+    graders = [task.grader for task in tasks if task is not None]
     return list({api: None for api in (*models, *graders) if api is not None})
 
 

@@ -3,6 +3,8 @@
 Records alone: they are written by sweeps.registry and compared by sweeps.drift.
 """
 
+from typing import Any
+
 from pydantic import Field
 
 from em.record import Record
@@ -35,6 +37,9 @@ class Resolved(Record):
     )
     questions: dict[str, dict[str, tuple[str, ...]]] = Field(
         default_factory=dict, description="evaluation → question id → keys of its wordings"
+    )
+    tasks: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="evaluation → what its task of Inspect is"
     )
     prompts: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="judge → evaluation/question/score → hash of its prompt"

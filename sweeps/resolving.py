@@ -1,7 +1,7 @@
 """What the names in a resolved sweep stand for, as the store keeps it. Knows nothing of stores."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from em.record import fingerprint
 from sweeps.plan import CellPlan, JudgingPlan, SweepPlan, at_the_end
@@ -17,6 +17,7 @@ def resolve(sweep: SweepPlan) -> Resolved:
         models=_models(sweep),
         variants=_variants(sweep),
         questions=_questions(sweep),
+        tasks=_tasks(sweep),
         prompts=_prompts(sweep),
     )
 
@@ -28,6 +29,7 @@ def merged(old: Resolved, new: Resolved) -> Resolved:
             "models": old.models | new.models,
             "variants": _deep(old.variants, new.variants),
             "questions": _deep(old.questions, new.questions),
+            "tasks": old.tasks | new.tasks,
             "prompts": _deep(old.prompts, new.prompts),
         }
     )
@@ -73,6 +75,11 @@ def _questions(sweep: SweepPlan) -> dict[str, dict[str, tuple[str, ...]]]:
             for wording, _ in evaluation.asked:
                 of[wording.question] = (*of.get(wording.question, ()), wording.key)
     return found
+
+
+def _tasks(sweep: SweepPlan) -> dict[str, dict[str, Any]]:
+    evaluations = (e for cell in sweep.cells[:1] for e in at_the_end(cell).evaluations)
+    return {e.name: e.identity["inspect"] for e in evaluations if e.task is not None}
 
 
 def _prompts(sweep: SweepPlan) -> dict[str, dict[str, str]]:

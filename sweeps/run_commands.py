@@ -69,7 +69,7 @@ def _run(
     keep: Keep | None, retry_failed: bool, only: list[str], stage: Any = None,
 ) -> None:  # fmt: skip
     from em.api_client import check_key
-    from sweeps.graders import check_grader_keys
+    from sweeps.graders import check_grader_keys, graders_needed
     from sweeps.keeping import check_possible
     from sweeps.registry import known, register
     from sweeps.selection import cells_named, cells_to_do
@@ -82,11 +82,10 @@ def _run(
     for asked in sweep.spec.judges if todo else ():  # before anything is written
         if asked.api is not None:
             check_key(asked.api, asked.api_key_env)
-    if todo:
-        check_grader_keys(e.grader for e in sweep.spec.evaluations if e.grader is not None)
+    check_grader_keys(graders_needed(todo, store))
     for model in {cell.cell.model for cell in todo}:
         if model.api is not None:
-            check_key(model.api.url, model.api.key_env, who="model", setting="api.key_env")
+            check_key(model.api.url, model.api.key_env, who="model", setting="key_env")
     # What `keep` answers holds from now on, also where nothing is left to do; and a sweep whose
     # cells other sweeps have made is known from now on.
     if keep is not None or not (todo or known(sweep, store)):

@@ -16,6 +16,7 @@ from cluster.resources import Totals
 from cluster.session import local_totals, session
 from em.api_finetune import FineTuning
 from em.datasets import Row
+from em.sandboxes import check_sandboxes
 from sweeps.api_jobs import Ending
 from sweeps.api_spend import open_purse, purse_plans
 from sweeps.api_training import ApiTrainings, train_by_api
@@ -24,7 +25,7 @@ from sweeps.cluster_round import ClusterRound, Tasks
 from sweeps.console import QUIET
 from sweeps.engines import Engines, start_engine
 from sweeps.evaluation_pass import EvaluationTask, check_judges, evaluate_cell
-from sweeps.graders import check_graders, grader_plans
+from sweeps.graders import check_graders, grader_plans, graders_needed
 from sweeps.layout import feasible, judge_models, pool_models
 from sweeps.leases import HeldElsewhere
 from sweeps.outcomes import Outcomes
@@ -62,9 +63,10 @@ def run_sweep(
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     if address is None:  # before anything is started, where it can be known
         feasible(plan.spec, todo, local_totals())
+        answered = (e for cell in todo.lacking("generate") for e in cell.evaluations)
+        check_sandboxes(e.task.sandbox for e in answered if e.task is not None)
     asyncio.run(check_judges(plan.spec))
-    if todo.lacking("generate"):
-        check_graders(e.grader for e in plan.spec.evaluations if e.grader is not None)
+    asyncio.run(check_graders(graders_needed(todo.cells, store)))
     driver = _Driver(plan, store, todo, relative_to, progress)
     try:
         register(plan, store)

@@ -13,10 +13,11 @@ from em.api_client import check_address, check_key_name
 from em.budget import BudgetConfig
 from em.forms import Form
 from em.generation import SamplingConfig
-from em.inspect_tasks import GraderConfig, Sandbox
+from em.inspect_tasks import GraderConfig
 from em.models import ModelConfig
 from em.pattern_judge import PatternConfig
 from em.record import Record
+from em.sandboxes import Sandbox
 from em.scoring import DEFINITIONS
 from em.seeds import FACTORS
 from sweeps.cards import check_card

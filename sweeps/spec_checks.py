@@ -128,14 +128,20 @@ def _check_api_models(spec: "SweepSpec") -> None:
 
 
 def _check_length(spec: "SweepSpec", place: int, evaluation: EvaluationConfig) -> None:
+    try:
+        check_length(spec, evaluation.sampling.max_tokens)
+    except ValueError as error:
+        raise MistakeAt(("evaluations", place, "sampling", "max_tokens"), str(error)) from error
+
+
+def check_length(spec: "SweepSpec", max_tokens: int) -> None:
+    """Raise ValueError where such answers leave a model that is served no room for a question."""
     for model in (model for model in spec.models if model.api is None):
         length = spec.for_model(model.name).serving.max_model_len
-        if evaluation.sampling.max_tokens >= length:
-            raise MistakeAt(
-                ("evaluations", place, "sampling", "max_tokens"),
-                f"{evaluation.sampling.max_tokens} new tokens leave no room for a question in "
-                f"serving.max_model_len {length} (of {model.name}): raise that, or ask for "
-                "fewer",
+        if max_tokens >= length:
+            raise ValueError(
+                f"{max_tokens} new tokens leave no room for a question in serving.max_model_len "
+                f"{length} (of {model.name}): raise that, or ask for fewer"
             )
 
 

@@ -106,13 +106,8 @@ class Spending:
         return sum((self._part_sums(stream) for stream in streams), start=NOTHING)
 
     def _part_sums(self, stream: str) -> Usage:
-        record = self._store.stream("judgements", stream)
-        parts = [
-            *(record.parts if record else ()),
-            *self._store.unrecorded_parts("judgements", stream),
-        ]
         total = NOTHING
-        for part in parts:
+        for part in self._store.all_parts("judgements", stream):
             if part.used is not None:
                 total += part.used.get(self._judge, NOTHING)
                 continue

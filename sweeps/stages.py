@@ -5,7 +5,6 @@ work as an argument, and knows nothing of Ray, of the grid, or of other cells.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from em.datasets import Row
 from em.generation import Draw, Endpoint, Response, generate
 from em.inspect_run import answer_samples
-from em.inspect_tasks import load_task
+from em.inspect_tasks import LoadedTask, load_task
 from em.judging import Item, Judgement, Reader, fill, judge, place_of
 from em.models import ModelIdentity
 from em.snapshots import snapshot_dir, whole_snapshots
@@ -157,37 +156,56 @@ async def _generate(
     grader: Endpoint | None,
     check_lease: Callable[[], None],
 ) -> None:
-    one_run = asyncio.Lock()  # of Inspect in a process
+    missing = store.missing("responses", evaluation.stream, evaluation.wanted)
+    if not missing:
+        return
+    gates = {}
+    if trained is not None:
+        gates["adapter"] = await adapter_gate(trained, evaluation, endpoint)
+    batched = plan.cell.model.api is not None and plan.cell.model.api.batch
+    cut, asked = AS_EVER, partial(generate, endpoint=endpoint)
+    if batched:
+        cut = Cut(size=1, at_once=BATCHES_AT_ONCE)
+    if evaluation.task is not None:
+        loaded = await asyncio.to_thread(_load_planned, evaluation)
+        cut = Cut(at_once=1)  # one run of Inspect in a process
+        asked = partial(
+            answer_samples, endpoint=endpoint, loaded=loaded, scorer=evaluation.scorer,
+            grader=grader,
+        )  # fmt: skip
 
     async def answer(draws: Sequence[Draw]) -> list[Response]:
-        asked = partial(generate, draws, endpoint)
-        if evaluation.task is not None:
-            loaded = await asyncio.to_thread(load_task, evaluation.task)
-            asked = partial(
-                answer_samples, draws, endpoint,
-                loaded=loaded, scorer=evaluation.scorer, grader=grader,
-            )  # fmt: skip
-        async with one_run if evaluation.task is not None else contextlib.nullcontext():
-            return await asked(
-                stream=evaluation.stream,
-                sampling=evaluation.sampling,
-                sampling_seed=plan.cell.seeds.sampling,
-                weights=trained.weights_sha256 if trained else "",
-            )
+        return await asked(
+            draws,
+            stream=evaluation.stream,
+            sampling=evaluation.sampling,
+            sampling_seed=plan.cell.seeds.sampling,
+            weights=trained.weights_sha256 if trained else "",
+        )
 
-    batched = plan.cell.model.api is not None and plan.cell.model.api.batch
-    missing = store.missing("responses", evaluation.stream, evaluation.wanted)
-    gates = {}
-    if missing and trained is not None:
-        gates["adapter"] = await adapter_gate(trained, evaluation, endpoint)
     await fill_stream(
         store, "responses", evaluation.stream, evaluation.identity,
         work=draws_for(evaluation, missing), place=lambda draw: (draw.wording.key, draw.index),
         found=lambda response: (response.wording_key, response.index),
         do=answer, model=Response, gates=gates, check_lease=check_lease,
         together=lambda draw: (draw.wording.key, draw.index // (BATCH if batched else 1)),
-        cut=Cut(size=1, at_once=BATCHES_AT_ONCE) if batched else AS_EVER,
+        cut=cut,
     )  # fmt: skip
+
+
+def _load_planned(evaluation: EvaluationPlan) -> LoadedTask:
+    """Return an evaluation's task. Raises ValueError where it is another than the planned one."""
+    assert evaluation.task is not None
+    loaded = load_task(evaluation.task)
+    planned, now = evaluation.identity["inspect"], loaded.identity | {"scorer": evaluation.scorer}
+    if now != planned:
+        other = ", ".join(sorted(k for k in now if now[k] != planned.get(k))) or "its parts"
+        raise ValueError(
+            f"the task {evaluation.task.told!r} is another here than when the sweep was planned "
+            f"({other}): its file was changed meanwhile, or this node has other packages. Have it "
+            "as it was, or start the run again"
+        )
+    return loaded
 
 
 async def judge_stage(

@@ -289,6 +289,11 @@ class Store:
             found += [part] if part else []
         return found
 
+    def all_parts(self, kind: StreamKind, key: str) -> list[Part]:
+        """Return the parts that a record lists, and those of `unrecorded_parts`."""
+        record = self.stream(kind, key)
+        return [*(record.parts if record else ()), *self.unrecorded_parts(kind, key)]
+
     def read_part(
         self,
         kind: StreamKind,

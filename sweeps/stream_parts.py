@@ -38,7 +38,7 @@ def is_failed(item: Record) -> bool:
     return getattr(item, "state", None) == "failed"
 
 
-GRADER = "grader"  # of a task, where usage goes by the name of a judge
+BY_GRADER = "grader"  # where usage goes by the name of a judge
 
 
 class Graded(Record):
@@ -59,7 +59,7 @@ def usage_by_judge(items: Sequence[Record]) -> dict[str, Usage] | None:
     used = {name: usage_of(item for item in judged if item.judge == name) for name in judges}
     answered = [item for item in items if isinstance(item, Response)]
     if any(item.grader_calls for item in answered):
-        used[GRADER] = usage_of_grades(answered)
+        used[BY_GRADER] = usage_of_grades(answered)
     return used or None
 
 

@@ -449,7 +449,9 @@ def test_a_key_is_sent_and_never_told(
 
 def asked(api: ApiModelConfig, prompts: list[Prompt], model: str = "tunable-1") -> Any:
     async def ask() -> Any:
-        endpoint = ApiEndpoint(api, model=model, weights="w", max_retries=0, batch_poll_s=0.01)
+        endpoint = ApiEndpoint(
+            api, model=model, weights="w", batch=api.batch, max_retries=0, batch_poll_s=0.01
+        )
         try:
             return await endpoint.ask(prompts)
         finally:
@@ -503,7 +505,9 @@ def test_who_comes_back_to_a_stream_takes_up_its_batches(
 
     def speak(trained: object) -> ApiEndpoint:
         assert cell.cell.model.api is not None
-        return ApiEndpoint(cell.cell.model.api, model="tunable-1", weights="", batch_poll_s=0.01)
+        return ApiEndpoint(
+            cell.cell.model.api, model="tunable-1", weights="", batch=True, batch_poll_s=0.01
+        )
 
     with pytest.raises(ExceptionGroup):
         asyncio.run(generate_stage(cell, store, speak))
@@ -608,7 +612,7 @@ def test_answers_come_out_of_the_purse_at_what_they_used(api: FakeApi, store: St
     async def ask(of: Purse) -> None:
         endpoint = ApiEndpoint(config(api), model="tunable-1", weights="")
         try:
-            await PaidEndpoint(endpoint, of, tuned=True).ask([PROMPT])
+            await PaidEndpoint(endpoint, of, at_once=1, tuned=True).ask([PROMPT])
         finally:
             await endpoint.close()
 

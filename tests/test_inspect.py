@@ -1,6 +1,7 @@
 """Tasks of Inspect as evaluations: planned, answered by a cell, scored by themselves."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from small_sweep import FakeEndpoint, RefusingReader, plan, rendered, spec
 
+from em import inspect_tasks
 from em.api_client import ApiUnavailable
 from em.api_endpoint import PromptRefused
 from em.budget import Usage
@@ -16,14 +18,18 @@ from em.definitions import DEFINITIONS
 from em.downloads import NotAtHand
 from em.generation import Answer, AskingStopped, GateFailed, Prompt, PromptsTooLong, Response
 from em.inspect_run import number_of
+from em.inspect_tasks import content_sha256
 from em.judging import Judgement
 from em.scoring import count_by_question, total
+from em.task_code import code_of
 from sweeps.api_spend import ApiBudgetSpent
 from sweeps.artefacts import TrainingRecord
 from sweeps.evaluation_pass import NobodyReads
 from sweeps.graders import foreseen_of_graders, grader_plans, open_graders, used
 from sweeps.inspect_logs import write_logs
+from sweeps.keeping import settle
 from sweeps.plan import CellPlan, SweepPlan, is_whole, stages_to_run
+from sweeps.registry import register
 from sweeps.results import scored_responses
 from sweeps.stages import ask_again, generate_stage, judge_stage
 from sweeps.store import KEY_DIGITS, Store
@@ -33,6 +39,7 @@ pytestmark = pytest.mark.slow  # importing Inspect takes some seconds
 
 TASKS = """
 import os
+import anyio
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import get_model
@@ -75,6 +82,17 @@ def role():
     return Task(dataset=samples(4), solver=generate(), scorer=asks_a_grader())
 
 @scorer(metrics=[accuracy()])
+def grades_of_ten():
+    async def score(state, target):
+        await get_model(role="grader").generate("how good?")
+        return Score(value=10)
+    return score
+
+@task
+def role_of_ten():
+    return Task(dataset=samples(2), solver=generate(), scorer=grades_of_ten())
+
+@scorer(metrics=[accuracy()])
 def runs_it():
     async def score(state, target):
         done = await sandbox().exec(["python3", "-c", f"print(1 if {target.text} < 2 else 0)"])
@@ -84,6 +102,45 @@ def runs_it():
 @task
 def runs():
     return Task(dataset=samples(4), solver=generate(), scorer=runs_it(), sandbox="docker")
+
+@task
+def cached():
+    return Task(dataset=samples(3), solver=generate(cache=True), scorer=includes())
+
+@solver
+def says_it_itself():
+    async def solve(state, generate):
+        state.output.completion = "it is " + state.target.text
+        return state
+    return solve
+
+@task
+def itself():
+    return Task(dataset=samples(2), solver=says_it_itself(), scorer=includes())
+
+@solver
+def sleeps():
+    async def solve(state, generate):
+        await anyio.sleep(5)
+        return state
+    return solve
+
+@task
+def late():
+    return Task(
+        dataset=samples(2), solver=[generate(), sleeps()], scorer=includes(), time_limit=1
+    )
+
+@scorer(metrics=[accuracy()])
+def tells_keys():
+    async def score(state, target):
+        done = await sandbox().exec(["env"])
+        return Score(value=1, explanation=done.stdout)
+    return score
+
+@task
+def snoops():
+    return Task(dataset=samples(1), solver=generate(), scorer=tells_keys(), sandbox="local")
 
 @task
 def tools():
@@ -105,8 +162,18 @@ def wrong():
 @scorer(metrics=[accuracy()])
 def by_length():
     async def score(state, target):
-        return Score(value={"0": 1.0, "1": 0.25, "2": float("nan"), "3": 7.0}[target.text])
+        return Score(value={"0": 1.0, "1": 0.25, "2": float("nan"), "3": "?"}[target.text])
     return score
+
+@scorer(metrics=[accuracy()])
+def of_ten():
+    async def score(state, target):
+        return Score(value=7)
+    return score
+
+@task
+def tens():
+    return Task(dataset=samples(2), solver=generate(), scorer=of_ten())
 
 @task
 def lengths():
@@ -167,8 +234,8 @@ class Speaker(FakeEndpoint):
         return super()._answer(prompt).model_copy(update={"text": text})
 
 
-def planned(folder: Path, task: str = "words", **changes: Any) -> SweepPlan:
-    (folder / "tasks.py").write_text(TASKS)
+def planned(folder: Path, task: str = "words", *, text: str = TASKS, **changes: Any) -> SweepPlan:
+    (folder / "tasks.py").write_text(text)
     evaluation = {"name": "std", "inspect": f"tasks.py@{task}", **changes}
     return plan(folder, evaluations=[evaluation], variants=[{"name": "none"}], seeds=[0])
 
@@ -187,6 +254,10 @@ def judged(cell: CellPlan, store: Store) -> list[Judgement]:
     asyncio.run(judge_stage(cell, store, {"scorer": NobodyReads()}))
     (judging,) = cell.judgings
     return store.read_stream("judgements", judging.stream, Judgement)
+
+
+def is_answered(cell: CellPlan, store: Store) -> bool:
+    return "generate" not in stages_to_run(cell, store)
 
 
 def responses(cell: CellPlan, store: Store) -> list[Response]:
@@ -299,6 +370,8 @@ def test_values_are_read_as_inspect_reads_them_or_not_at_all(
     [
         ("asking", "task gate: the task's scorer asks the model that it scores"),
         ("many", "task gate: the scorer 'several' gives several values"),
+        ("tens", "task gate: the scorer 'of_ten' gives 7, and its scores are read as shares"),
+        ("itself", "identity gate: the task answers a sample itself"),
         ("stops", "task gate: the task asks the model with stop_seqs"),
     ],
 )
@@ -320,12 +393,12 @@ HERE = {"url": "http://localhost:1/v1", "model": "grades", "max_tokens": 50}
 class Grades(FakeEndpoint):
     """Says that answers are right, but for those that hold a 3."""
 
-    def __init__(self, why: Exception | None = None) -> None:
+    def __init__(self, why: Exception | None = None, *, after: int = 0) -> None:
         super().__init__()
-        self.why = why
+        self.why, self.after = why, after
 
     def _answer(self, prompt: Prompt) -> Answer:
-        if self.why is not None:
+        if self.why is not None and len(self.asked) > self.after:
             raise AskingStopped(self.why, [None])
         text = "no" if "3" in prompt.messages[-1]["content"] else "yes"
         return super()._answer(prompt).model_copy(update={"text": text, "prompt_tokens": 7})
@@ -370,25 +443,22 @@ def test_a_grader_costs_no_more_than_its_budget(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    grader = {"model": "gpt-4o-2024-08-06", "budget_usd": 1e-4}
-    sweep = planned(tmp_path, "role", grader=grader)
-    (cell,) = sweep.cells
+    grader = {"model": "gpt-4o-2024-08-06"}
     prompt = Prompt(messages=({"role": "user", "content": "x" * 30},), max_tokens=10, seed=0)
 
-    def ask() -> None:
-        with asyncio.Runner() as runner:
-            graders = grader_plans(sweep)
-            with open_graders(graders, cell, store, runner) as opened:
-                runner.run(opened["std"].ask([prompt]))
+    def ask(budget: float) -> None:
+        sweep = planned(tmp_path, "role", grader=grader | {"budget_usd": budget})
+        with (
+            asyncio.Runner() as runner,
+            open_graders(grader_plans(sweep), sweep.cells[0], store, runner) as opened,
+        ):
+            runner.run(opened["std"].ask([prompt]))
 
     with pytest.raises(ApiBudgetSpent, match="raise budget_usd of the grader of 'std'"):
-        ask()  # 11 x 2.50 + 10 x 10 millionths of a dollar, before any call
-    answer(cell, store, Speaker(), Grades())
-    with pytest.raises(KeyError):
-        ask()  # nothing is left to grade
-    (line,) = foreseen_of_graders(sweep, sweep.cells, store)
-    # 56 x 2.50 + 24 x 10 millionths were used
-    assert line.endswith("0.00 USD to come, 0.00 USD until now, of a budget of 0.0001 USD")
+        ask(1e-4)  # 11 x 2.50 + 10 x 10 millionths of a dollar: 127.5, before any call
+    answer(planned(tmp_path, "role", grader=grader, limit=2).cells[0], store, Speaker(), Grades())
+    with pytest.raises(ApiBudgetSpent, match=r"of 0\.00031 USD 0\.00 are spent"):
+        ask(3.1e-4)  # 28 x 2.50 + 12 x 10 millionths were used: 190
 
 
 def test_another_grader_is_another_evaluation_and_its_pace_is_not(tmp_path: Path) -> None:
@@ -406,9 +476,51 @@ def test_a_grader_that_cannot_be_asked_stops_the_cell_and_a_refused_prompt_a_sam
     with pytest.raises(ExceptionGroup) as failed:
         answer(cell, store, Speaker(), Grades(ApiUnavailable("nobody is there")))
     assert failed.group_contains(ApiUnavailable) and responses(cell, store) == []
+    assert stages_to_run(cell, store) == ["generate", "judge"]
     answer(cell, store, Speaker(), Grades(PromptRefused("not this one")))
     assert [j.state for j in judged(cell, store)] == ["failed"] * 4
     assert "not this one" in (judged(cell, store)[0].error or "")
+
+
+def test_what_was_paid_for_is_kept_and_counted_when_a_grader_goes_away(
+    tmp_path: Path, store: Store
+) -> None:
+    sweep = planned(tmp_path, "role", grader=HERE)
+    (cell,) = sweep.cells
+    (found,) = grader_plans(sweep)
+    grader = Grades(ApiUnavailable("gone"), after=5)
+    with pytest.raises(ExceptionGroup) as failed:
+        answer(cell, store, Speaker(), grader)
+    assert failed.group_contains(ApiUnavailable)
+    assert used(found.streams, store).calls == 5
+    again, endpoint = Grades(), Speaker()
+    answer(cell, store, endpoint, again)
+    assert len(again.asked) == 2 * len(endpoint.asked) < 8  # some sample was graded whole
+    assert used(found.streams, store).calls == 5 + len(again.asked)
+    assert len(responses(cell, store)) == 4 and is_answered(cell, store)
+
+
+def test_what_was_paid_for_is_counted_where_a_gate_fails(tmp_path: Path, store: Store) -> None:
+    sweep = planned(tmp_path, "role_of_ten", grader=HERE)
+    (cell,) = sweep.cells
+    with pytest.raises(ExceptionGroup) as failed:
+        answer(cell, store, Speaker(), Grades())
+    assert failed.group_contains(GateFailed, match="read as shares")
+    assert used(grader_plans(sweep)[0].streams, store).calls == 2
+    assert responses(cell, store) == [] and not is_answered(cell, store)
+
+
+def test_a_local_sandbox_is_given_no_keys(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {"OPENAI_API_KEY": "abc1", "HF_TOKEN": "abc2", "AWS_SECRET_ACCESS_KEY": "abc3"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    (cell,) = planned(tmp_path, "snoops", sandbox="local").cells
+    answer(cell, store, Speaker())
+    told = responses(cell, store)[0].scores[0].explanation
+    assert "PATH=" in told and not any(value in told for value in secrets.values())
+    assert {name: os.environ[name] for name in secrets} == secrets
 
 
 def test_code_runs_where_the_spec_says(tmp_path: Path, store: Store) -> None:
@@ -417,6 +529,74 @@ def test_code_runs_where_the_spec_says(tmp_path: Path, store: Store) -> None:
     answer(cell, store, Speaker())
     scores = {r.question: r.scores[0].number for r in responses(cell, store)}
     assert scores == {"q0": 1, "q1": 1, "q2": 0, "q3": 0}
+
+
+def test_nothing_is_answered_from_a_cache(tmp_path: Path, store: Store) -> None:
+    (cell,) = planned(tmp_path, "cached", samples=2).cells
+    for name in ("one", "other"):
+        endpoint, own = Speaker(), Store(f"{store.url}-{name}")
+        answer(cell, own, endpoint)
+        assert len(endpoint.asked) == 6 and len({prompt.seed for prompt in endpoint.asked}) == 6
+
+
+def test_a_sample_that_ran_out_of_time_has_failed_and_is_not_wrong(
+    tmp_path: Path, store: Store
+) -> None:
+    (cell,) = planned(tmp_path, "late").cells
+    answer(cell, store, Speaker())
+    found = judged(cell, store)
+    assert [j.state for j in found] == ["failed"] * 2
+    assert "time limit of 1 was reached" in (found[0].error or "")
+
+
+def test_a_task_that_is_another_than_the_planned_one_is_not_asked(
+    tmp_path: Path, store: Store
+) -> None:
+    (cell,) = planned(tmp_path).cells
+    task = tmp_path / "tasks.py"
+    task.write_text(task.read_text() + "# changed meanwhile")
+    load = inspect_tasks._load
+    load.cache_clear()  # as in another process
+    endpoint = Speaker()
+    with pytest.raises(ValueError, match=r"is another here than when.*planned .code."):
+        answer(cell, store, endpoint)
+    assert endpoint.asked == []
+
+
+def test_a_changed_task_is_told_as_drift_and_other_arguments_are_not(
+    tmp_path: Path, store: Store
+) -> None:
+    def settled(**changes: Any) -> SweepPlan:
+        return settle(planned(tmp_path, **changes), store, installed=None)
+
+    before = settled(limit=3)
+    register(before, store)
+    answer(before.cells[0], store, Speaker())
+    assert settled(limit=3, task_args={"num": 9}).drifts == ()
+    changed = TASKS + "# changed"
+    inspect_tasks._load.cache_clear()
+    (drift,) = settled(limit=3, text=changed).drifts
+    assert "evaluation std: the task tasks.py@words is made of other things" in drift.text
+    assert "(code; 1 cell has answers to that one)" in drift.text
+
+
+def test_code_that_a_task_imports_and_files_that_its_samples_hold_are_part_of_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "helper.py").write_text("import pydantic\n")
+    (tmp_path / "own.py").write_text("from helper import x\nimport json, inspect_evals.mmlu\n")
+    found = code_of(tmp_path / "own.py")
+    assert set(found) == {"sha256", "beside", "packages"} and set(found["beside"]) == {"helper.py"}
+    assert set(found["packages"]) == {"inspect_evals", "pydantic"}
+    (tmp_path / "helper.py").write_text("import pydantic  # changed\n")
+    other = code_of(tmp_path / "own.py")
+    assert other["beside"] != found["beside"] and other["sha256"] == found["sha256"]
+    from inspect_ai.dataset import Sample
+
+    (tmp_path / "data.txt").write_text("1")
+    hashes = [content_sha256(Sample(input="q", files={"f": given})) for given in ("1", "2")]
+    hashes += [content_sha256(Sample(input="q", files={"f": str(tmp_path / "data.txt")}))]
+    assert len({*hashes, content_sha256(Sample(input="q"))}) == 4
 
 
 def test_other_weights_or_a_dropped_turn_stop_the_cell(tmp_path: Path, store: Store) -> None:
