@@ -18,6 +18,9 @@ TIMEOUT_S = 60.0
 NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
 TOO_MANY = 429
 NO_MONEY = "insufficient_quota"  # OpenAI's code, of an account that must pay first
+# Keys that clients have, by their variable's name: the variable may be out of the environment when
+# a server repeats one (see em.inspect_model, of code that a model has written).
+_given: dict[str, str] = {}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -81,12 +84,15 @@ def check_key(url: str, key_env: str, *, who: str = "judge", setting: str = "api
 
 def key_for(key_env: str) -> str:
     """Return the key that the client is given."""
-    return os.environ.get(key_env) or NO_KEY
+    key = os.environ.get(key_env)
+    if key:
+        _given[key_env] = key
+    return key or NO_KEY
 
 
 def safe(error: Exception, key_env: str) -> str:
     """Return what the server said without the key, which it may have repeated."""
-    key = os.environ.get(key_env)
+    key = os.environ.get(key_env) or _given.get(key_env)
     return cut(str(error).replace(key, "***") if key else str(error))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from judge_server import KEY_ENV, FakeServer, Reply, completion, costing, says
 
+from em.api_client import key_for, safe
 from em.api_judge import TOP_LOGPROBS, ApiReader, JudgeRefusesUs
 from em.budget import Budget, BudgetConfig, BudgetSpent, Price, Usage
 from em.judging import JudgeCallFailed, JudgeUnavailable, Reading, score
@@ -376,3 +377,12 @@ def test_a_server_elsewhere_is_not_asked_without_a_key(
     with pytest.raises(ValueError, match=f"the environment variable {KEY_ENV} is not set"):
         ApiReader(url="https://judge.example/v1", api_version=version, **settings)
     assert ApiReader(url="http://127.0.0.1:9/v1", api_version=version, **settings)
+
+
+def test_a_key_is_hidden_though_its_variable_is_gone_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ANOTHER_API_KEY", "abc123")
+    assert key_for("ANOTHER_API_KEY") == "abc123"
+    monkeypatch.delenv("ANOTHER_API_KEY")
+    assert safe(ValueError("no such key: abc123"), "ANOTHER_API_KEY") == "no such key: ***"
