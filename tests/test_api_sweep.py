@@ -136,6 +136,7 @@ def test_bad_input_is_told_at_the_plan(tmp_path: Path, api: FakeApi, judge: Fake
 @pytest.mark.torch
 @pytest.mark.vllm
 @pytest.mark.ray
+@pytest.mark.faults
 def test_local_cells_and_cells_of_an_api_end_in_one_report(tmp_path: Path, api: FakeApi) -> None:
     """On a Ray of its own, with real training and engine; the driver is killed once meanwhile."""
     base = tiny_spec(tiny_model(tmp_path / "model"))
