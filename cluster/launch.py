@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from cluster.requests import EngineConfig
+from cluster.tiles import UseTiles
 from cluster.watch import WatchParent
 
 
@@ -71,7 +72,7 @@ def start(config: EngineConfig) -> Any:
         extension = WorkerExtension
         arguments["worker_extension_cls"] = f"{extension.__module__}.{extension.__qualname__}"
     settings = AsyncEngineArgs(**arguments).create_engine_config()
-    settings.watch_parent = WatchParent()
+    settings.watch_parent, settings.use_tiles = WatchParent(), UseTiles()
     return AsyncLLM.from_vllm_config(settings, disable_log_stats=True)
 
 
