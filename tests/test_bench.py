@@ -21,9 +21,9 @@ from tests.benchmarks.comparisons import (
 )
 from tests.benchmarks.parts import PartFailed, Parts, since_start
 from tests.benchmarks.rows import ROWS
-from tests.benchmarks.rows.p2_training import LOSS_NOISE, loss_apart, step_rate
 from tests.benchmarks.stand_in import ALLOWED_A_SECOND, BURST, Bucket
 from tests.benchmarks.standing import Code
+from tests.benchmarks.trainings import LOSS_NOISE, loss_apart, step_rate
 
 Git = Callable[..., None]
 

@@ -7,6 +7,7 @@ is such a process. Knows nothing of rows.
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -36,11 +37,16 @@ class Parts:
         """Keep logs in `folder`, which every part is told as the place for its files."""
         self._folder = folder
         self._said: dict[str, dict[str, Any]] = {}
+        self._numbers = itertools.count()
         self.asked: dict[str, Any] = {}  # since `begin`
 
     def begin(self) -> None:
         """Begin a row: `asked` then holds what this row's parts said."""
         self.asked = {}
+
+    def forget(self) -> None:
+        """Ask anew what was asked before: the files that it was about have changed."""
+        self._said = {}
 
     def __call__(self, function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
         """Return what `function(folder, **arguments)` returns in a process of its own.
@@ -51,7 +57,7 @@ class Parts:
         label = f"{name}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
         known = json.dumps([function.__module__, function.__name__, arguments], sort_keys=True)
         if known not in self._said:
-            self._said[known] = self._run(function, arguments, len(self._said))
+            self._said[known] = self._run(function, arguments, next(self._numbers))
         self.asked[label] = self._said[known]
         return self._said[known]
 
