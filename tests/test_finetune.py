@@ -560,6 +560,18 @@ def test_a_real_model_learns_on_a_gpu(make_job):
         assert load_file(job.output_dir / "adapter_model.safetensors")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none is visible")
+def test_one_job_gives_the_same_bytes_on_a_gpu_each_time(make_job):
+    folder = materialise(ModelConfig(name="smollm2", bundled="smollm2-135m"))
+    base, found = BaseModel(), set()
+    for number in range(5):
+        job = make_job(f"again-{number}").model_copy(update={"model_dir": folder})
+        finetune(job, base=base if number % 2 else None)
+        found.add((job.output_dir / "adapter_model.safetensors").read_bytes())
+    assert len(found) == 1
+
+
 def test_a_full_fine_tune_that_changed_nothing_is_no_result(tmp_path: Path) -> None:
     base, same, other = (tmp_path / name for name in ("base", "same", "other"))
     for folder, value in ((base, 1.0), (same, 1.0), (other, 2.0)):
