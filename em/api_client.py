@@ -1,7 +1,9 @@
 """A server with OpenAI's API: whether it needs a key, and a connection that keeps to its pace.
 
 Calls are tried again by the client alone, which waits as the server asks (Retry-After, up to a
-minute) or longer each time, with jitter. Knows nothing of what is asked: see em.api_judge for
+minute) or longer each time, with jitter; but a chat that was one too many is not: it gives its
+place back and waits for its turn (em.pacing), or those that are refused would ask again and again
+at the pace that the server is too slow for. Knows nothing of what is asked: see em.api_judge for
 judges, em.api_endpoint for models that answer, em.api_finetune for trainings.
 """
 
@@ -13,10 +15,11 @@ from typing import Any
 from em.pacing import Pace
 from em.told import cut
 
-MAX_RETRIES = 5  # by the client, with growing waits, for 408, 409, 429, 5xx and broken connections
+MAX_RETRIES = 5  # with growing waits, for 408, 409, 429, 5xx and broken connections
 TIMEOUT_S = 60.0
 NO_KEY = "none"  # for servers that need no key; the client refuses an empty one
 TOO_MANY = 429
+CHATS = "/chat/completions"
 NO_MONEY = "insufficient_quota"  # OpenAI's code, of an account that must pay first
 # Keys that clients have, by their variable's name: the variable may be out of the environment when
 # a server repeats one (see em.inspect_model, of code that a model has written).
@@ -137,6 +140,8 @@ def paced_client(
         """See every reply, those that the client tries again, too."""
         if response.status_code == TOO_MANY:
             pace.slow_down(_wait_asked(response.headers))
+            if response.request.url.path.endswith(CHATS):
+                response.headers["x-should-retry"] = "false"  # to the client of the SDK
         elif response.is_success:
             pace.went_well()
 

@@ -16,6 +16,7 @@ from em.api_batches import Batches
 from em.api_client import (
     MAX_RETRIES,
     TIMEOUT_S,
+    ApiBusy,
     ApiRefusesUs,
     ApiUnavailable,
     check_key,
@@ -84,6 +85,7 @@ class ApiEndpoint:
         """
         check_key(config.url, config.key_env, who=who, setting="key_env")
         self._config, self._model, self._weights = config, model, weights
+        self._tries = max_retries + 1
         self._pace = Pace(config.concurrency)
         self._client = paced_client(
             config.url, None, key_env=config.key_env, pace=self._pace,
@@ -103,10 +105,12 @@ class ApiEndpoint:
 
         async def one(place: int) -> None:
             try:
-                async with self._pace.slot():
-                    if not any(map(_stops_all, why)):
-                        body = await self._reply(requests[place])
-                        answers[place] = self._answer(prompts[place], body)
+                body = await self._pace.in_turn(
+                    lambda: self._reply_unless(why, requests[place]),
+                    busy=ApiBusy, tries=self._tries,
+                )  # fmt: skip
+                if body is not None:
+                    answers[place] = self._answer(prompts[place], body)
             except STOPS as error:  # calls under way are paid for: they go on to their end
                 why.append(error)
 
@@ -153,6 +157,9 @@ class ApiEndpoint:
             "top_p": prompt.top_p,
             "seed": prompt.seed,
         }
+
+    async def _reply_unless(self, why: Sequence[Exception], request: Mapping[str, Any]) -> Any:
+        return None if any(map(_stops_all, why)) else await self._reply(request)
 
     async def _reply(self, request: Mapping[str, Any]) -> Any:
         raw = await self._guarded(self._client.chat.completions.with_raw_response.create(**request))

@@ -1,6 +1,6 @@
 """A judge behind an OpenAI-compatible address: the first token's probabilities, as published.
 
-Calls are tried again by the client alone (em.api_client); how many are under way follows the
+Calls are tried again by the client (em.api_client); how many are under way follows the
 server's refusals (em.pacing); a budget stops them (em.budget). Knows nothing of what is judged, and
 nothing of servers that this project starts.
 """
@@ -9,7 +9,7 @@ import asyncio
 import copy
 from collections.abc import Sequence
 
-from em.api_client import MAX_RETRIES, TIMEOUT_S, check_key, paced_client, safe
+from em.api_client import MAX_RETRIES, NO_MONEY, TIMEOUT_S, check_key, paced_client, safe
 from em.budget import Budget, BudgetSpent, Usage, guess
 from em.chat_replies import Completion, is_split, numbers_of, parse_reply
 from em.judging import (
@@ -30,6 +30,10 @@ CHECK_TOKENS = 4
 
 class JudgeReplyBad(JudgeUnavailable):
     """One reply is not in the format; a judge that answers so at the start is none."""
+
+
+class JudgeBusy(JudgeUnavailable):
+    """The judge refused a call as one too many."""
 
 
 class JudgeRefusesUs(JudgingStopped, ValueError):
@@ -77,7 +81,10 @@ class ApiReader:
         """
         asked = "Repeat this number exactly and write nothing else: 100"
         try:
-            completion = await self._call(asked, CHECK_TOKENS, START_RETRIES)
+            completion = await self._pace.in_turn(
+                lambda: self._call(asked, CHECK_TOKENS, START_RETRIES),
+                busy=JudgeBusy, tries=min(START_RETRIES + 1, self._tries),
+            )  # fmt: skip
         except JudgeCallFailed as error:
             raise ValueError(
                 f"the judge {self._model} at {self._url} refuses a request for log-probabilities: "
@@ -146,17 +153,21 @@ class ApiReader:
         await self._client.close()
 
     async def _read_one(self, prompt: str) -> Reading | JudgeCallFailed:
-        async with self._pace.slot():
-            wanted = guess(prompt, WORD_TOKENS)
-            if self._budget is None:
-                return (await self._read_call(prompt, wanted))[0]
-            self._budget.reserve(wanted)
-            used = None
-            try:
-                reading, used = await self._read_call(prompt, wanted)
-            finally:
-                self._budget.settle(wanted, used)
-            return reading
+        return await self._pace.in_turn(
+            lambda: self._paid_for(prompt), busy=JudgeBusy, tries=self._tries
+        )
+
+    async def _paid_for(self, prompt: str) -> Reading | JudgeCallFailed:
+        wanted = guess(prompt, WORD_TOKENS)
+        if self._budget is None:
+            return (await self._read_call(prompt, wanted))[0]
+        self._budget.reserve(wanted)
+        used = None
+        try:
+            reading, used = await self._read_call(prompt, wanted)
+        finally:
+            self._budget.settle(wanted, used)
+        return reading
 
     async def _read_call(
         self, prompt: str, wanted: Usage
@@ -214,7 +225,8 @@ class ApiReader:
                 f"'api', 'api_model' and the key in the environment variable {self._key_env}"
             ) from error
         except openai.OpenAIError as error:
-            raise JudgeUnavailable(
+            too_many = isinstance(error, openai.RateLimitError) and error.code != NO_MONEY
+            raise (JudgeBusy if too_many else JudgeUnavailable)(
                 f"the judge {self._model} at {self._url} does not answer after "
                 f"{tries} tries: {self._safe(error)}"
             ) from error

@@ -7,20 +7,29 @@ called; the caller says how a call ended.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 START = 4  # calls at once before anything is known of the server
 LEAST_PAUSE_S = 1.0  # one burst of refusals is one sign, not many
 MOST_PAUSE_S = 60.0  # a server that asks for more is asked again after this
+# Where a server does not say how long to wait: doubled with each burst of refusals.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
+
+T = TypeVar("T")
 
 
 class Pace:
-    """A limit on calls under way, from 1 to `most`."""
+    """A limit on calls under way, from 1 to `most`.
+
+    `refusals` are bursts of them since the last call that was answered.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.limit = float(min(START, most))
         self.under_way = 0
+        self.refusals = 0
         self._free = asyncio.Condition()
         self._not_before = 0.0
         self._slowed_until = 0.0
@@ -40,16 +49,38 @@ class Pace:
                 self.under_way -= 1
                 self._free.notify_all()
 
+    async def in_turn(
+        self, call: Callable[[], Awaitable[T]], *, busy: type[Exception], tries: int
+    ) -> T:
+        """Make a call in its turn, and again in a later turn where it raised `busy`: "too many".
+
+        A server that answers others meanwhile is not away, however often it refuses this one.
+        Raises `busy` once it has refused in `tries` bursts and answered nothing in between.
+        """
+        while True:
+            async with self.slot():
+                try:
+                    return await call()
+                except busy:
+                    if self.refusals >= tries:
+                        raise
+
     def went_well(self) -> None:
         """A call was answered: one more at once for each round of calls that went well."""
+        self.refusals = 0
         self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
     def slow_down(self, wait_s: float | None) -> None:
         """The server refused a call as one too many, and said to wait `wait_s` seconds (or not)."""
         now = time.monotonic()
-        pause = min(MOST_PAUSE_S, max(0.0, wait_s or 0.0))
+        burst_began = now >= self._slowed_until  # others were under way when it was slowed
+        if burst_began:
+            self.refusals += 1
+            self.limit = max(1.0, self.limit / 2)
+        if wait_s is None:
+            pause = min(LAST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.refusals - 1))
+        else:
+            pause = min(MOST_PAUSE_S, max(0.0, wait_s))
         self._not_before = max(self._not_before, now + pause)
-        if now < self._slowed_until:  # calls that were under way when it was slowed
-            return
-        self.limit = max(1.0, self.limit / 2)
-        self._slowed_until = now + max(pause, LEAST_PAUSE_S)
+        if burst_began:
+            self._slowed_until = now + max(pause, LEAST_PAUSE_S)

@@ -110,6 +110,29 @@ def test_too_many_requests_are_waited_for(server: FakeServer) -> None:
     assert len(server.requests) == 3
 
 
+def test_a_server_that_takes_few_is_not_away(server: FakeServer) -> None:
+    """Refused more often in a row than a call is tried, while the server answers others."""
+    answered_at = [0.0]
+
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        if time.monotonic() < answered_at[0] + 0.05:
+            return 429, {"error": {"message": "slow down"}}
+        answered_at[0] = time.monotonic()
+        return says({"64": 1.0})
+
+    server.reply, server.headers = reply, {"Retry-After-Ms": "2"}
+    found = using(server, lambda r: r.read([str(n) for n in range(40)]), max_retries=1)
+    assert len(found) == 40 and all(isinstance(reading, Reading) for reading in found)
+    assert len(server.requests) > 2 * 40
+
+
+def test_a_server_that_takes_nothing_is_unavailable(server: FakeServer) -> None:
+    server.reply = lambda request, number: (429, {"error": {"message": "slow down"}})
+    with pytest.raises(JudgeUnavailable, match="slow down"):
+        using(server, lambda r: r.read(list("abcdef")), max_retries=1)
+    assert len(server.requests) < 20
+
+
 def test_a_server_that_only_fails_is_unavailable(server: FakeServer) -> None:
     server.reply = lambda request, number: (500, {"error": {"message": "broken"}})
     with pytest.raises(JudgeUnavailable, match=r"does not answer after 3 tries.*broken"):

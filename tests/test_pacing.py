@@ -74,3 +74,30 @@ def test_a_call_that_is_cancelled_gives_its_place_back() -> None:
             return pace.under_way
 
     assert asyncio.run(run()) == 1
+
+
+class Busy(Exception):
+    """A server's "too many"."""
+
+
+def test_a_call_that_was_one_too_many_has_another_turn_while_others_are_answered() -> None:
+    async def run(answers_between: bool) -> int:
+        pace, calls = Pace(2), 0
+
+        async def call() -> str:
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                return "done"
+            if answers_between:
+                pace.went_well()
+            pace._slowed_until = 0.0  # each refusal a burst of its own
+            pace.slow_down(0.0)
+            raise Busy
+
+        assert await pace.in_turn(call, busy=Busy, tries=2) == "done"
+        return calls
+
+    assert asyncio.run(run(answers_between=True)) == 5
+    with pytest.raises(Busy):
+        asyncio.run(run(answers_between=False))

@@ -24,6 +24,7 @@ from cluster.session import end
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 3600.0  # a part that hangs fails its row; the longest should take a third of it
 LAST_LINES = 15
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
 class PartFailed(RuntimeError):
@@ -89,8 +90,9 @@ class Parts:
 
 def environment() -> dict[str, str]:
     """Return the environment of a part: this tree's code, no network, nothing sent to W&B."""
-    ours = {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
-    return {name: v for name, v in os.environ.items() if name != "EMSWEEP_STORE"} | ours
+    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    ours = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "WANDB_MODE": "offline"}
+    return {name: v for name, v in os.environ.items() if name != "EMSWEEP_STORE"} | ours | OFFLINE
 
 
 def since_start() -> float:
