@@ -15,6 +15,7 @@ LEAST_PAUSE_S = 1.0  # one burst of refusals is one sign, not many
 MOST_PAUSE_S = 60.0  # a server that asks for more is asked again after this
 # Where a server does not say how long to wait: doubled with each burst of refusals.
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
+STEP_S = 0.01  # longer with each refusal in a row, of a server that says to wait for nothing
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class Pace:
         self.limit = float(min(START, most))
         self.under_way = 0
         self.refusals = 0
+        self._refused = 0  # calls, since the last that was answered
         self._free = asyncio.Condition()
         self._not_before = 0.0
         self._slowed_until = 0.0
@@ -67,20 +69,21 @@ class Pace:
 
     def went_well(self) -> None:
         """A call was answered: one more at once for each round of calls that went well."""
-        self.refusals = 0
+        self.refusals = self._refused = 0
         self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
     def slow_down(self, wait_s: float | None) -> None:
         """The server refused a call as one too many, and said to wait `wait_s` seconds (or not)."""
         now = time.monotonic()
         burst_began = now >= self._slowed_until  # others were under way when it was slowed
+        self._refused += 1
         if burst_began:
             self.refusals += 1
             self.limit = max(1.0, self.limit / 2)
         if wait_s is None:
             pause = min(LAST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.refusals - 1))
         else:
-            pause = min(MOST_PAUSE_S, max(0.0, wait_s))
+            pause = min(MOST_PAUSE_S, max(STEP_S * self._refused, wait_s))
         self._not_before = max(self._not_before, now + pause)
         if burst_began:
             self._slowed_until = now + max(pause, LEAST_PAUSE_S)
