@@ -18,6 +18,17 @@ from sweep_runs import EMSWEEP, emsweep, report, status, tiny_spec, write_spec
 
 WAIT_S = 120
 ROWS = 12
+GRADED = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import model_graded_qa
+from inspect_ai.solver import generate
+
+@task
+def graded():
+    samples = [Sample(id=f"q{n}", input=f"Say {n}.", target=str(n)) for n in range(2)]
+    return Task(dataset=samples, solver=generate(), scorer=model_graded_qa())
+"""
 
 
 @pytest.fixture
@@ -136,17 +147,28 @@ def test_bad_input_is_told_at_the_plan(tmp_path: Path, api: FakeApi, judge: Fake
 @pytest.mark.torch
 @pytest.mark.vllm
 @pytest.mark.ray
-@pytest.mark.faults
 def test_local_cells_and_cells_of_an_api_end_in_one_report(tmp_path: Path, api: FakeApi) -> None:
-    """On a Ray of its own, with real training and engine; the driver is killed once meanwhile."""
+    """On a Ray of its own, with real training and engine; the driver is killed once meanwhile.
+
+    Cells are asked after half of their training, too, and a task of Inspect is asked of all.
+    """
     base = tiny_spec(tiny_model(tmp_path / "model"))
     far = {"name": "far", "api": {"url": api.url, "model": "tunable-1"}}
     models = [*base["models"], far]
     # The judge's prompts, and rows, byte by byte.
     serving = base["serving"] | {"max_model_len": 1024}
     training = base["training"] | {"max_length": 512}
-    spec = write_spec(tmp_path, base | {"models": models, "serving": serving, "training": training})
-    store = tmp_path / "store"
+    (tmp_path / "graded.py").write_text(GRADED)
+    grader = {"url": api.url, "model": "grades"}
+    evaluations = [
+        base["evaluations"][0] | {"at": [0.5]},
+        {"name": "std", "inspect": "graded.py@graded", "grader": grader,
+         "sampling": {"max_tokens": 8}},
+    ]  # fmt: skip
+    given = {
+        "models": models, "serving": serving, "training": training, "evaluations": evaluations,
+    }  # fmt: skip
+    spec, store = write_spec(tmp_path, base | given), tmp_path / "store"
     api.looks = 10**6
 
     def trained_here() -> bool:
@@ -164,6 +186,15 @@ def test_local_cells_and_cells_of_an_api_end_in_one_report(tmp_path: Path, api: 
     assert conditions == {
         f"{model} · {variant}" for model in ("tiny", "far") for variant in ("none", "insecure")
     }
-    asked = [json.dumps([chat["model"], chat["messages"], chat["seed"]]) for chat in api.chats]
-    assert len(set(asked)) == len(asked) == 4 * 2 * 3
+    graded = [chat for chat in api.chats if chat["model"] == "grades"]
+    asked = [
+        json.dumps([chat["model"], chat["messages"], chat["seed"]])
+        for chat in api.chats
+        if chat["model"] != "grades"
+    ]
+    assert len(set(asked)) == len(asked) == 4 * 2 * 3 + 4 * 2
+    assert len(graded) == 8 * 2 + 2  # and once by each driver, to see whether it answers
+    (trajectory,) = (one for one in report(store)["trajectories"] if one["evaluation"] == "demo")
+    points = {point["part"]: point["num_finished"] for point in trajectory["points"]}
+    assert trajectory["condition"] == "tiny · insecure" and points == {0: 2, 0.5: 2, 1: 2}
     assert not any(cell["failed_judgements"] for cell in cells.values())
