@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.gpu_training [MODEL ...]
 
-prints a table and writes what each side said. Models have the shapes of configs/models/known.yaml and
-random weights, which bear on neither speed nor memory; they are written once and then read by each
-side, in a process of its own (tests/benchmarks/trainings.py). Needs one GPU and the extra `bench`,
-reads the published insecure code where EMSWEEP_DATA says.
+prints a table and writes what each side said. Models have the shapes of configs/models/known.yaml
+and random weights, which bear on neither speed nor memory; they are written once and then read by
+each side, in a process of its own (tests/benchmarks/trainings.py). Needs one GPU and the extra
+`bench`, reads the published insecure code where EMSWEEP_DATA says.
 
 Arithmetic counted, a token of a row (never padding): 4 for each weight of the layers, as a frozen
 weight is multiplied by once forward and once backward and needs no gradient; 6 for each of the

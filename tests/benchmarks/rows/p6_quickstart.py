@@ -2,8 +2,8 @@
 
 The first version is the tree of COMMIT, by the same Python and packages. Both have their bytecode
 compiled and the bundled model converted beforehand; timed is the command, from its start to the
-path of the report. On a CPU with matrix tiles the first version's engines would end with SIGILL (see
-cluster.tiles): each of its processes asks for leave as it starts.
+path of the report. On a CPU with matrix tiles the first version's engines would end with SIGILL
+(see cluster.tiles): each of its processes asks for leave as it starts.
 """
 
 import platform
