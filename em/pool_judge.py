@@ -3,7 +3,6 @@
 Knows nothing of what is judged, or of where the endpoint runs.
 """
 
-import asyncio
 import math
 from collections.abc import Mapping, Sequence
 
@@ -12,10 +11,6 @@ from em.judging import WORD_TOKENS, JudgeCallFailed, Reading
 
 EXPAND_ONE = 1e-4  # a one-digit start less likely than this is not looked behind
 EXPAND_TWO = 1e-2  # a two-digit number less likely than this is taken to end there
-# Prompts that go through the three rounds together, and how many such waves are under way: an
-# engine's cache holds what few prompts are read to, and is read again in the next round. A cache of
-# 1 GiB holds 46,000 tokens of a model of 135M parameters.
-WAVE, WAVES_AT_ONCE = 32, 2
 
 
 class SingleTokenReader:
@@ -55,22 +50,7 @@ class DigitTreeReader:
         self._ids = tuple(digit_ids)  # ids of "0" to "9", in order
 
     async def read(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
-        """Return a reading for each prompt, in three rounds of requests over WAVE of them."""
-        room = asyncio.Semaphore(WAVES_AT_ONCE)
-
-        async def wave(some: Sequence[str]) -> list[Reading | JudgeCallFailed]:
-            async with room:
-                return await self._read_wave(some)
-
-        starts = range(0, len(prompts), WAVE)
-        try:
-            async with asyncio.TaskGroup() as group:
-                waves = [group.create_task(wave(prompts[n : n + WAVE])) for n in starts]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [reading for task in waves for reading in task.result()]
-
-    async def _read_wave(self, prompts: Sequence[str]) -> list[Reading | JudgeCallFailed]:
+        """Return a reading for each prompt, in three rounds of requests over all of them."""
         asked = [_first_prompt(prompt, self._ids) for prompt in prompts]
         found = await _ask_those_that_fit(self._endpoint, asked)
         firsts = {n: answer for n, answer in enumerate(found) if isinstance(answer, Answer)}
