@@ -72,7 +72,9 @@ def start(config: EngineConfig) -> Any:
         extension = WorkerExtension
         arguments["worker_extension_cls"] = f"{extension.__module__}.{extension.__qualname__}"
     settings = AsyncEngineArgs(**arguments).create_engine_config()
-    settings.watch_parent, settings.use_tiles = WatchParent(), UseTiles()
+    settings.watch_parent = WatchParent()
+    if on_cpu and config.dtype == "bfloat16":  # for others vLLM does not use them
+        settings.use_tiles = UseTiles()
     return AsyncLLM.from_vllm_config(settings, disable_log_stats=True)
 
 

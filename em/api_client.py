@@ -1,13 +1,15 @@
 """A server with OpenAI's API: whether it needs a key, and a connection that keeps to its pace.
 
-Calls are tried again by the client alone, which waits as the server asks (Retry-After, up to a
-minute) or longer each time, with jitter; but a chat that was one too many is not: it gives its
-place back and waits for its turn (em.pacing), or those that are refused would ask again and again
-at the pace that the server is too slow for. Knows nothing of what is asked: see em.api_judge for
+Calls are tried again by the client alone, which waits as the server asks (Retry-After) or longer
+each time, with jitter; but a chat that was one too many is not: it gives its place back and waits
+for its turn (em.pacing), or those that are refused would ask again and again at the pace that the
+server is too slow for. Knows nothing of what is asked: see em.api_judge for
 judges, em.api_endpoint for models that answer, em.api_finetune for trainings.
 """
 
+import email.utils
 import os
+import time
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
@@ -157,10 +159,14 @@ def paced_client(
 
 
 def _wait_asked(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that the server asks to wait; None where it names none, or a date."""
+    """Return the seconds that the server asks to wait, or until the date that it names; or None."""
     for name, parts in (("retry-after-ms", 1000), ("retry-after", 1)):
         try:
             return float(headers[name]) / parts
         except (KeyError, ValueError):
             continue
-    return None
+    try:
+        until = email.utils.parsedate_to_datetime(headers["retry-after"])
+        return until.timestamp() - time.time()
+    except (KeyError, ValueError):
+        return None

@@ -105,12 +105,10 @@ class ApiEndpoint:
 
         async def one(place: int) -> None:
             try:
-                body = await self._pace.in_turn(
-                    lambda: self._reply_unless(why, requests[place]),
+                answers[place] = await self._pace.in_turn(
+                    lambda: self._answered_unless(why, prompts[place], requests[place]),
                     busy=ApiBusy, tries=self._tries,
                 )  # fmt: skip
-                if body is not None:
-                    answers[place] = self._answer(prompts[place], body)
             except STOPS as error:  # calls under way are paid for: they go on to their end
                 why.append(error)
 
@@ -158,8 +156,12 @@ class ApiEndpoint:
             "seed": prompt.seed,
         }
 
-    async def _reply_unless(self, why: Sequence[Exception], request: Mapping[str, Any]) -> Any:
-        return None if any(map(_stops_all, why)) else await self._reply(request)
+    async def _answered_unless(
+        self, why: Sequence[Exception], prompt: Prompt, request: Mapping[str, Any]
+    ) -> Answer | None:
+        if any(map(_stops_all, why)):
+            return None
+        return self._answer(prompt, await self._reply(request))
 
     async def _reply(self, request: Mapping[str, Any]) -> Any:
         raw = await self._guarded(self._client.chat.completions.with_raw_response.create(**request))

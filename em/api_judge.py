@@ -225,10 +225,12 @@ class ApiReader:
                 f"'api', 'api_model' and the key in the environment variable {self._key_env}"
             ) from error
         except openai.OpenAIError as error:
-            too_many = isinstance(error, openai.RateLimitError) and error.code != NO_MONEY
-            raise (JudgeBusy if too_many else JudgeUnavailable)(
-                f"the judge {self._model} at {self._url} does not answer after "
-                f"{tries} tries: {self._safe(error)}"
+            who = f"the judge {self._model} at {self._url}"
+            if isinstance(error, openai.RateLimitError):
+                kind = JudgeUnavailable if error.code == NO_MONEY else JudgeBusy
+                raise kind(f"{who} takes no more for now: {self._safe(error)}") from error
+            raise JudgeUnavailable(
+                f"{who} does not answer after {tries} tries: {self._safe(error)}"
             ) from error
         # The client builds its types without checking them.
         try:

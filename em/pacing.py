@@ -12,7 +12,7 @@ from typing import TypeVar
 
 START = 4  # calls at once before anything is known of the server
 LEAST_PAUSE_S = 1.0  # one burst of refusals is one sign, not many
-MOST_PAUSE_S = 60.0  # a server that asks for more is asked again after this
+MOST_PAUSE_S = 60.0  # a server that asks for more is not waited for
 # Where a server does not say how long to wait: doubled with each burst of refusals.
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
 STEP_S = 0.01  # longer with each refusal in a row, of a server that says to wait for nothing
@@ -32,6 +32,7 @@ class Pace:
         self.under_way = 0
         self.refusals = 0
         self._refused = 0  # calls, since the last that was answered
+        self._asks_too_much = False
         self._free = asyncio.Condition()
         self._not_before = 0.0
         self._slowed_until = 0.0
@@ -57,19 +58,24 @@ class Pace:
         """Make a call in its turn, and again in a later turn where it raised `busy`: "too many".
 
         A server that answers others meanwhile is not away, however often it refuses this one.
-        Raises `busy` once it has refused in `tries` bursts and answered nothing in between.
+        Raises `busy` once it has refused in `tries` bursts and answered nothing in between, or asks
+        to wait for longer than MOST_PAUSE_S.
         """
         while True:
             async with self.slot():
                 try:
                     return await call()
                 except busy:
-                    if self.refusals >= tries:
+                    if self.refusals >= tries or self._asks_too_much:
                         raise
+            await asyncio.sleep(
+                0
+            )  # those that wait go first: else its place would be its own again
 
     def went_well(self) -> None:
         """A call was answered: one more at once for each round of calls that went well."""
         self.refusals = self._refused = 0
+        self._asks_too_much = False
         self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
     def slow_down(self, wait_s: float | None) -> None:
@@ -77,6 +83,7 @@ class Pace:
         now = time.monotonic()
         burst_began = now >= self._slowed_until  # others were under way when it was slowed
         self._refused += 1
+        self._asks_too_much = (wait_s or 0.0) > MOST_PAUSE_S
         if burst_began:
             self.refusals += 1
             self.limit = max(1.0, self.limit / 2)

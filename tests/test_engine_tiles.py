@@ -18,12 +18,12 @@ import torch
 
 def allowed():
     mask = ctypes.c_uint64(0)
-    assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(mask)) == 0
-    return mask.value >> 18 & 1
+    known = ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(mask)) == 0  # from Linux 5.16 on
+    return known and mask.value >> 18 & 1
 
 before = allowed()
 pickle.load(sys.stdin.buffer)
-print(before, allowed(), int(torch.cpu._is_amx_tile_supported()))
+print(int(before), int(allowed()), int(torch.cpu._is_amx_tile_supported()))
 """
 
 
@@ -38,4 +38,6 @@ def test_a_process_may_use_the_tiles_that_its_cpu_has_once_it_unpickles_the_wish
         input=pickle.dumps(UseTiles()), capture_output=True, check=True, cwd=ROOT,
     )  # fmt: skip
     before, after, supported = map(int, done.stdout.split())
-    assert before == 0 and after == supported
+    if not supported:
+        pytest.skip("this CPU has no tiles")
+    assert before == 0 and after == 1

@@ -1,5 +1,6 @@
 import asyncio
 import time
+from functools import partial
 
 import pytest
 
@@ -74,6 +75,40 @@ def test_a_call_that_is_cancelled_gives_its_place_back() -> None:
             return pace.under_way
 
     assert asyncio.run(run()) == 1
+
+
+def test_a_refused_call_lets_those_go_first_that_wait() -> None:
+    async def run() -> list[int]:
+        pace, order = Pace(1), []
+
+        async def call(number: int) -> None:
+            order.append(number)
+            if number == 0 and len(order) < 7:
+                pace.slow_down(0.0)
+                raise Busy
+            pace.went_well()
+
+        async with asyncio.timeout(10):
+            calls = [pace.in_turn(partial(call, n), busy=Busy, tries=2) for n in range(6)]
+            await asyncio.gather(*calls)
+        return order
+
+    assert asyncio.run(run()) == [0, 1, 2, 3, 4, 5, 0]
+
+
+def test_a_server_that_asks_to_wait_for_an_hour_is_not_waited_for() -> None:
+    async def run() -> None:
+        pace = Pace(1)
+
+        async def call() -> None:
+            pace.slow_down(3600.0)
+            raise Busy
+
+        async with asyncio.timeout(10):
+            await pace.in_turn(call, busy=Busy, tries=6)
+
+    with pytest.raises(Busy):
+        asyncio.run(run())
 
 
 class Busy(Exception):

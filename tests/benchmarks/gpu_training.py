@@ -26,7 +26,7 @@ from typing import Any
 
 from em.footprint import training_footprint
 from em.model_shape import ModelShape, known_models, shape_from_config
-from tests.benchmarks.comparisons import demand_same
+from tests.benchmarks.comparisons import NotTheSame, demand_same
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.trainings import (
     CONFIG,
@@ -128,12 +128,15 @@ def lines(found: dict[str, Any], of_card: dict[str, Any]) -> list[str]:
     for name, said in sides.items():
         rate = step_rate(said)
         reached = work["flop"] / work["tokens"] * rate
-        apart = loss_apart(sides["em-sweeps"]["losses"], said["losses"])
+        try:
+            apart = f"{loss_apart(sides['em-sweeps']['losses'], said['losses']):.2%} apart"
+        except NotTheSame as error:
+            apart = f"NOT THE SAME WORK: {error}"
         told.append(
             f"  {name:20} {rate:9,.0f} tokens/s {own / rate:6.2f} x {reached / 1e12:6.0f} TFLOP/s "
             f"{reached / of_card['flop_s']:6.1%} {said['peak_bytes'] / GIB:6.1f} GiB "
             f"{said['all_s']:6.0f} s  loss {said['losses'][0]:.2f} to {said['losses'][-1]:.2f}, "
-            f"{apart:.2%} apart"
+            f"{apart}"
         )
     expected = training_footprint(shape, CONFIG).total / GIB
     told.append(f"  em.footprint expects {expected:.1f} GiB, every row being as long as allowed")
@@ -166,8 +169,8 @@ def main(arguments: Sequence[str]) -> int:
         for model in given.models:
             found = measured(model, tokenizer, parts, folder)
             results["models"].append(found)
-            print("\n".join(lines(found, of_card)), flush=True)
             given.out.write_text(json.dumps(results, indent=1) + "\n")
+            print("\n".join(lines(found, of_card)), flush=True)
     return 0
 
 
