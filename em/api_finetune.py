@@ -6,7 +6,7 @@ that who comes back after a crash makes no second one. Knows nothing of cells or
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -139,14 +139,19 @@ class FineTuning:
         )
         return str(found.id)
 
-    def find(self, tag: str) -> JobState | None:
-        """Return the newest job with this tag of which a model came, or may still come."""
+    def find(self, tag: str, *, told: Collection[str] | None = None) -> JobState | None:
+        """Return the newest job with this tag of which a model came, or may still come.
+
+        Where there is none and `told` is given: the newest that failed and is none of these.
+        """
 
         def there() -> Iterator[Any]:
             return iter(self._client.fine_tuning.jobs.list(limit=100, metadata={TAG: tag}))
 
         jobs = [_state(job) for job in self._all(there) if _has_tag(job, tag)]
         mine = [job for job in jobs if job.status not in USELESS]
+        if not mine and told is not None:
+            mine = [job for job in jobs if job.status == "failed" and job.id not in told]
         return max(mine, key=lambda job: job.created_at, default=None)
 
     def create(self, file_id: str, *, tag: str, seed: int | None) -> JobState:

@@ -152,12 +152,14 @@ class CellJob:
 
         Where one was about to be made a moment ago it is looked for until it must be listed.
         """
-        found = self._tuning.find(self._tag)
-        while found is None and noted is not None and noted.job_id is None:
+        was_about_to = noted is not None and noted.job_id is None
+        told = noted.over if noted is not None and was_about_to else None
+        found = self._tuning.find(self._tag, told=told)
+        while found is None and noted is not None and was_about_to:
             if not 0 <= time.time() - noted.started < LISTED_WITHIN_S:
                 break
             self._wait()
-            found = self._tuning.find(self._tag)
+            found = self._tuning.find(self._tag, told=told)
         return found
 
     def _make(self, rows: Sequence[Row]) -> JobState:
@@ -196,5 +198,9 @@ class CellJob:
         return self._store.files.read_note(job_place(self._plan.training_key), ApiJob)
 
     def _note(self, job_id: str | None) -> None:
-        job = ApiJob(job_id=job_id, usd=self._usd, started=time.time())
+        before = self._noted()
+        over = before.over if before is not None else ()
+        if before is not None and before.job_id is not None and before.job_id != job_id:
+            over += (before.job_id,)
+        job = ApiJob(job_id=job_id, usd=self._usd, started=time.time(), over=over)
         self._store.write_record(job_place(self._plan.training_key), job)

@@ -33,13 +33,15 @@ class ApiJob(Record):
     """A job that was asked of an API for a training; `job_id` is None while it is being made.
 
     `usd` is about what it costs, None where no price is known. `told` says that its end without a
-    model has been told as the cell's failure: who asks again wants another job.
+    model has been told as the cell's failure: who asks again wants another job. `over` are the
+    cell's jobs before it.
     """
 
     job_id: str | None
     usd: float | None
     started: float
     told: bool = False
+    over: tuple[str, ...] = ()
 
 
 class PursePlan(Record):

@@ -302,6 +302,24 @@ def test_a_lost_reply_and_a_listing_that_is_late_make_no_second_job(
     assert len(api.jobs) == 1
 
 
+def test_a_job_whose_reply_was_lost_and_that_failed_is_told_before_another_is_made(
+    api: FakeApi, tmp_path: Path, store: Store
+) -> None:
+    cell, _ = tuned(sweep_of(api, tmp_path))
+    for made in (1, 2):  # the second after a resume: the first one is told, and no news
+        api.looks, api.dies_after_create = 10**6, True
+        with pytest.raises(ApiUnavailable):
+            train(cell, store, tmp_path)
+        api.dies_after_create = False
+        api.jobs[f"ftjob-{made}"] |= {"status": "failed", "error": REFUSED}
+        with pytest.raises(DatasetRefused):
+            train(cell, store, tmp_path)
+        assert len(api.jobs) == made
+    api.looks = 0
+    train(cell, store, tmp_path)
+    assert len(api.jobs) == 3
+
+
 def test_a_job_that_failed_while_nobody_looked_is_told_before_another_is_made(
     api: FakeApi, tmp_path: Path, store: Store
 ) -> None:
