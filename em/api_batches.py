@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from em.api_client import ApiUnavailable
@@ -21,6 +22,14 @@ WINDOW = "24h"  # the only one that OpenAI offers
 ENDED = ("completed", "expired", "cancelled")
 NO_ROOM = "token_limit_exceeded"  # OpenAI's code where as much waits as an account may have
 LEAST_PAUSE_S = 60.0  # before a batch is made again for which there was no room
+REFUSES = (400, 422)  # of one request: asked again, it would be refused again
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What the API said of a request that it does not take."""
+
+    why: str
 
 
 class Batches:
@@ -30,12 +39,12 @@ class Batches:
         """Look every `poll_s` seconds."""
         self._client, self._poll_s = client, poll_s
 
-    async def ask(self, requests: Sequence[Mapping[str, Any]]) -> list[Any | None]:
-        """Return the body of the reply to each request, in order; None where none came.
+    async def ask(self, requests: Sequence[Mapping[str, Any]]) -> list[Any | Refused | None]:
+        """Return the body of the reply to each request, in order, or Refused; None where none came.
 
-        What earlier batches of the same requests have answered is not asked again; what is left
-        is asked in one new batch. Raises ApiUnavailable where it is refused as a whole; what the
-        client raises is passed on.
+        What earlier batches of the same requests have answered or refused is not asked again; what
+        is left is asked in one new batch. Raises ApiUnavailable where it is refused as a whole;
+        what the client raises is passed on.
         """
         tag = fingerprint(list(requests))[:32]
         bodies: dict[int, Any] = {}
@@ -72,15 +81,18 @@ class Batches:
         await asyncio.sleep(min(LEAST_PAUSE_S, 100 * self._poll_s))
 
     async def _replies(self, batch: Any) -> dict[int, Any]:
-        """Return the bodies of those that were answered, by the request's place."""
-        found = {}
+        """Return the bodies of those that were answered, or Refused, by the request's place."""
+        found: dict[int, Any] = {}
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self._client.files.content(file_id)
             for line in filter(None, content.text.splitlines()):
                 reply = json.loads(line)
                 response = reply.get("response") or {}
-                if response.get("status_code") == 200:
-                    found[int(reply["custom_id"])] = response["body"]
+                place, status = int(reply["custom_id"]), response.get("status_code")
+                if status == 200:
+                    found[place] = response["body"]
+                elif status in REFUSES:
+                    found[place] = Refused(cut(json.dumps(response.get("body"))))
         return found
 
     async def _find(self, tag: str) -> Any | None:

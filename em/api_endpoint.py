@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from em.api_batches import Batches
+from em.api_batches import Batches, Refused
 from em.api_client import (
     MAX_RETRIES,
     TIMEOUT_S,
@@ -134,13 +134,18 @@ class ApiEndpoint:
         try:
             bodies = await self._guarded(self._batches.ask(requests))
             for place, body in enumerate(bodies):
-                if body is not None:
+                if body is not None and not isinstance(body, Refused):
                     answers[place] = self._answer(prompts[place], body)
         except STOPS as error:
             return [error]
         num = bodies.count(None)
         text = f"{self._where} came to nothing with {num} of {len(bodies)} requests of a batch"
-        return [ApiUnavailable(text)] if num else []
+        away: list[Exception] = [ApiUnavailable(text)] if num else []
+        return away + [
+            PromptRefused(f"{self._where} refuses a prompt: {body.why}")
+            for body in bodies
+            if isinstance(body, Refused)
+        ]
 
     async def close(self) -> None:
         """Close the connections."""

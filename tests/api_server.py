@@ -48,6 +48,7 @@ class FakeApi:
     forgets: bool = False  # jobs are not found any more
     lists_late: int = 0  # listings in which no job is yet
     breaks: set[int] = field(default_factory=set)  # requests, by their number, that batches fail
+    refuses: set[int] = field(default_factory=set)  # such requests, too, that batches refuse
     answered: int = 0  # requests of batches
     dies_after_create: bool = False  # a job is made, and the reply is lost
     speaks_as: str | None = None  # another model than the one asked
@@ -179,9 +180,13 @@ class FakeApi:
             requests = [
                 json.loads(line) for line in self.content[batch["input_file_id"]].splitlines()
             ]
-            lines = []
+            lines, refused = [], []
             for request in reversed(requests):
                 self.answered += 1
+                if self.answered in self.refuses:
+                    said = {"status_code": 400, "body": {"error": {"message": "not this"}}}
+                    refused.append({"id": "r", "custom_id": request["custom_id"], "response": said})
+                    continue
                 failed = self.answered in self.breaks
                 body = {"error": "x"} if failed else self.completion(request["body"])
                 lines.append({
@@ -190,6 +195,9 @@ class FakeApi:
                 })  # fmt: skip
             data = "\n".join(map(json.dumps, lines)).encode()
             batch["output_file_id"] = self.take_file("out", "batch_output", data)["id"]
+            if refused:
+                data = "\n".join(map(json.dumps, refused)).encode()
+                batch["error_file_id"] = self.take_file("err", "batch_output", data)["id"]
             batch["status"] = "completed"
         return batch
 

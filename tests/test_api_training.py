@@ -513,6 +513,15 @@ def test_what_failed_in_a_batch_is_asked_in_another_and_the_rest_is_not(api: Fak
     assert len(api.batches) == 3 and api.answered == 6
 
 
+def test_what_a_batch_refuses_is_told_as_such_and_not_asked_again(api: FakeApi) -> None:
+    api.refuses = {2}
+    prompts = [PROMPT.model_copy(update={"seed": seed}) for seed in range(4)]
+    for _ in range(2):
+        with pytest.raises(PromptRefused, match="not this"):
+            asked(config(api, batch=True), prompts)
+    assert len(api.batches) == 1 and api.answered == 4
+
+
 def test_who_comes_back_to_a_stream_takes_up_its_batches(
     api: FakeApi, tmp_path: Path, store: Store
 ) -> None:
