@@ -14,9 +14,8 @@ def told_steps(sweep: SweepPlan) -> list[str]:
     """Return a line on what is asked before the end, of the cell that it adds most to."""
     wanted = any(e.at and e.at != (1.0,) for e in sweep.spec.evaluations)
     far = [model.name for model in sweep.spec.models if model.api is not None and wanted]
-    said = [f"{', '.join(far)}: asked at the end alone, as an API keeps no earlier step"] * bool(
-        far
-    )
+    end_alone = "asked at the end alone: what an API keeps of earlier steps is not asked"
+    said = [f"{', '.join(far)}: {end_alone}"] if far else []
     cells = [cell for cell in sweep.cells if cell.snapshots]
     if not cells:
         return said

@@ -159,7 +159,7 @@ class _Resolver:
         self, cell: Cell, variant: Variant | None
     ) -> list[tuple[EvaluationConfig, int | None]]:
         """Return which evaluations ask the cell after which steps of its training, step by step."""
-        config = cell.local_training  # an API keeps no earlier step
+        config = cell.local_training  # what an API keeps of earlier steps is not asked
         if config is None or variant is None:
             return []
         total = num_steps(
