@@ -36,7 +36,13 @@ from sweeps.spec import SweepSpec
 from sweeps.store import Store
 from sweeps.training_pass import Trainings, TrainTask
 
-pytestmark = [pytest.mark.slow, pytest.mark.torch, pytest.mark.vllm, pytest.mark.ray]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.torch,
+    pytest.mark.vllm,
+    pytest.mark.ray,
+    pytest.mark.faults,
+]
 
 POOL = "shared"
 CPUS = 1.0  # of the engine, which waits while cells train: the other is for them
