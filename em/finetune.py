@@ -20,7 +20,7 @@ from typing import Any
 # Torch reads it once. Threads that spin while they wait make a training five times slower as soon
 # as anything else (a serving engine, another trial) runs on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# cuBLAS reads it at its first product; without it, sums of one GPU differ from run to run
+# cuBLAS reads it at its first product; torch's deterministic algorithms refuse to go without it
 # (https://docs.nvidia.com/cuda/cublas/index.html#results-reproducibility).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -141,8 +141,8 @@ def _quiet() -> Iterator[None]:
 def _deterministic() -> Iterator[None]:
     """On a GPU, have torch add up in one order; on a CPU it does so anyway.
 
-    Without this one job gave three different adapters in ten runs on an H100: the gradient of
-    attention is summed in whatever order its blocks end.
+    Without this one job gave three different adapters in eleven runs on an H100, most likely by the
+    gradient of attention, whose default there is not deterministic, as torch warns.
     """
     if not torch.cuda.is_available():
         yield

@@ -68,9 +68,8 @@ class Pace:
                 except busy:
                     if self.refusals >= tries or self._asks_too_much:
                         raise
-            await asyncio.sleep(
-                0
-            )  # those that wait go first: else its place would be its own again
+            # Those that wait go first: else its place would be its own again.
+            await asyncio.sleep(0)
 
     def went_well(self) -> None:
         """A call was answered: one more at once for each round of calls that went well."""

@@ -465,11 +465,14 @@ def test_a_key_is_sent_and_never_told(
 # Answers ----------------------------------------------------------------------------------------
 
 
-def asked(api: ApiModelConfig, prompts: list[Prompt], model: str = "tunable-1") -> Any:
+def asked(
+    api: ApiModelConfig, prompts: list[Prompt], model: str = "tunable-1", max_retries: int = 0
+) -> Any:
     async def ask() -> Any:
         endpoint = ApiEndpoint(
-            api, model=model, weights="w", batch=api.batch, max_retries=0, batch_poll_s=0.01
-        )
+            api, model=model, weights="w", batch=api.batch, max_retries=max_retries,
+            batch_poll_s=0.01,
+        )  # fmt: skip
         try:
             return await endpoint.ask(prompts)
         finally:
@@ -511,6 +514,19 @@ def test_what_failed_in_a_batch_is_asked_in_another_and_the_rest_is_not(api: Fak
         asked(config(api, batch=True), prompts)
     assert len(asked(config(api, batch=True), prompts)) == 4
     assert len(api.batches) == 3 and api.answered == 6
+
+
+def test_answers_that_are_refused_as_too_many_have_another_turn(api: FakeApi) -> None:
+    prompts = [PROMPT.model_copy(update={"seed": seed}) for seed in range(6)]
+    seen: list[int] = []
+
+    def busy(request: dict[str, Any]) -> Any:
+        seen.append(request["seed"])
+        return error(429, "slow down") if len(seen) in (2, 3) else None
+
+    api.on_chat = busy
+    assert len(asked(config(api), prompts, max_retries=3)) == 6
+    assert sorted(seen) != list(range(6)) and len(seen) == 8 and set(seen) == set(range(6))
 
 
 def test_what_a_batch_refuses_is_told_as_such_and_not_asked_again(api: FakeApi) -> None:
